@@ -1,0 +1,158 @@
+"""Checkpoints: one directory holds everything that ``load`` or a resumed run needs.
+
+::
+
+    DIR/config.json      the model (fusion mode and all)
+    DIR/run.json         the training run, where there was one
+    DIR/source.json      what the weights came from, with hashes
+    DIR/tokenizer/       an ordinary Hugging Face tokenizer directory
+    DIR/weights/         flat path -> array (orbax); or
+    DIR/steps/N/         training state of step N (orbax): trainables, frozen, optimiser, rng, input position
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from earthmind_jax.config import EarthMindConfig, from_dict, to_json
+from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.models import earthmind
+from earthmind_jax.types import Params
+
+CONFIG, RUN, SOURCE, TOKENIZER, WEIGHTS, STEPS = "config.json", "run.json", "source.json", "tokenizer", "weights", "steps"
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn failures of the file system into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(f"Could not write {directory}: {error.strerror or error}; free space or choose another place.") from error
+    except ValueError as error:  # tensorstore reports a full disk this way
+        if any(s in str(error) for s in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC", "Error writing", "fail")):
+            raise WorkError(f"Could not write {directory}: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save(directory: str | Path, config: EarthMindConfig, params: Params, tokenizer: Any, source: dict[str, Any]) -> None:
+    """Write a checkpoint directory beside its place and rename it there at the end.
+
+    Raises:
+      UserError: ``directory`` exists and is not empty.
+      WorkError: it could not be written (a full disk); nothing is left behind.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} exists already; choose another place or remove it first.")
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        try:
+            write_text(temporary / CONFIG, to_json(config))
+            write_text(temporary / SOURCE, json.dumps(source, indent=2))
+            if tokenizer is not None:
+                tokenizer.save(temporary / TOKENIZER)
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / WEIGHTS, params)
+            if directory.exists():
+                directory.rmdir()
+            os.replace(temporary, directory)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def read_config(directory: str | Path) -> EarthMindConfig:
+    """The model's configuration.
+
+    Raises:
+      UserError: the directory is missing, or is not a checkpoint.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        raise UserError(f"Checkpoint {directory} does not exist.")
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UserError(f"{directory} is not a checkpoint: it has no {CONFIG}.")
+    try:
+        return from_dict(EarthMindConfig, json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from error
+
+
+def load(directory: str | Path) -> tuple[EarthMindConfig, Params]:
+    """Configuration and weights of a checkpoint or of a training run (its latest whole step).
+
+    Raises:
+      UserError: not a checkpoint, or the weights do not fit the configuration.
+    """
+    directory = Path(directory).absolute()
+    config = read_config(directory)
+    wanted = earthmind.shapes(config)
+    if (directory / WEIGHTS).is_dir():
+        return config, _restore(directory / WEIGHTS, wanted, directory)
+    if (directory / STEPS).is_dir():
+        with ocp.CheckpointManager(directory / STEPS) as steps:
+            step = steps.latest_step()
+            if step is not None:
+                with damaged(directory):
+                    state = steps.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+                params = {**state["frozen"], **state["trainable"]}
+                return config, _checked(params, wanted, directory)
+    raise UserError(f"{directory} holds no weights: neither {WEIGHTS}/ nor a finished step in {STEPS}/.")
+
+
+def _restore(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Params:
+    with damaged(directory), ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.metadata(path).item_metadata
+        found = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in dict(found).items()}
+        _checked(found, wanted, directory)
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {p: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding) for p, m in found.items()}
+        return checkpointer.restore(path, target)
+
+
+def _checked(params: Any, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Any:
+    missing, extra = sorted(set(wanted) - set(params)), sorted(set(params) - set(wanted))
+    shapes = [p for p in set(wanted) & set(params) if tuple(params[p].shape) != tuple(wanted[p].shape)]
+    if missing or extra or shapes:
+        first = (missing or extra or shapes)[0]
+        raise UserError(
+            f"{directory} does not fit its {CONFIG}: {len(missing)} weights missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape (first: {first})."
+        )
+    return params
+
+
+@contextlib.contextmanager
+def damaged(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"The weights in {directory} cannot be read: {str(error).splitlines()[0]}") from error

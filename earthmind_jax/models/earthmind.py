@@ -1,0 +1,316 @@
+"""The composition: encode -> fuse -> embed -> language model -> [SEG] -> masks, as pure functions over flat parameters.
+
+Each function runs one published component through :mod:`earthmind_jax.models.api`; together they are EarthMind's
+forward pass. Inference calls them one by one (each its own jit), training calls :func:`forward`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from earthmind_jax.config import EarthMindConfig
+from earthmind_jax.models import api
+from earthmind_jax.models.decoder import Decoder
+from earthmind_jax.models.fusion import Fusion
+from earthmind_jax.models.intern_vit import InternViT
+from earthmind_jax.models.projector import Projector, TextHiddenFcs
+from earthmind_jax.models.pyramid import MAPPED_MODES, PyramidMaps
+from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
+from earthmind_jax.ops import fusion as fusion_ops
+from earthmind_jax.ops import tokens as token_ops
+from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params
+
+
+@struct.dataclass
+class ForwardOutput:
+    """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, and the two
+    sensors' tokens before fusion (for the sensor loss)."""
+
+    hidden: Array
+    fused: Fused | None
+    masks: MaskOutput | None
+    sensor_tokens: tuple[Array, Array] | None
+
+
+def encode(cfg: EarthMindConfig, params: Params, tiles: Array) -> Array:
+    """Tiles [B I H W 3] -> visual tokens [B I N D] (InternViT, pixel shuffle, mlp1: ``extract_feature``)."""
+    batch, count = tiles.shape[:2]
+    flat = tiles.reshape(batch * count, *tiles.shape[2:])
+    patches = api.apply_module(vision_module(cfg), params, "vision", flat).features
+    tokens = api.apply_module(projector_module(cfg), params, "projector", patches)
+    return tokens.reshape(batch, count, *tokens.shape[1:])
+
+
+def fuse(
+    cfg: EarthMindConfig,
+    params: Params,
+    optical: Array | None,
+    sar: Array | None,
+    optical_valid: Array | None,
+    sar_valid: Array | None,
+    text: Array,
+    text_valid: Array,
+) -> Fused:
+    """Combine the sensors' tokens [B I N D]; a sensor that is None is missing from every sample.
+
+    Args:
+      text: embeddings of the tokens that guide fusion [B L D]; ``text_valid`` bool [B L].
+    """
+    given = optical if optical is not None else sar
+    assert given is not None
+    missing = jnp.zeros(given.shape[:3], bool)
+    return api.apply_module(
+        fusion_module(cfg),
+        params,
+        "fusion",
+        optical if optical is not None else jnp.zeros_like(given),
+        sar if sar is not None else jnp.zeros_like(given),
+        optical_valid if optical is not None and optical_valid is not None else (missing | (optical is not None)),
+        sar_valid if sar is not None and sar_valid is not None else (missing | (sar is not None)),
+        text,
+        text_valid,
+    )
+
+
+def embed(cfg: EarthMindConfig, params: Params, tokens: Array) -> Array:
+    """Token embeddings [B T] -> [B T D]."""
+    return api.apply_module(decoder_module(cfg), params, "lm", tokens, method="embed")
+
+
+def place(text: Array, visual: Array | None, index: Array) -> Array:
+    """Put visual rows [B R D] at the positions that ``index`` [B T] names (``inputs_embeds``)."""
+    return text if visual is None else token_ops.place_visual(text, visual.astype(text.dtype), index)
+
+
+def language(
+    cfg: EarthMindConfig,
+    params: Params,
+    embeds: Array,
+    lengths: Array | None = None,
+    *,
+    cache: KVCache | None = None,
+    fresh: bool = False,
+    dropout: Array | None = None,
+    states: bool = False,
+    attention: bool = False,
+) -> LmOutput:
+    """The language model over right-padded [B T D]; the arguments are those of :class:`Decoder`."""
+    rngs = None if dropout is None else {"dropout": dropout}
+    options = {"cache": cache, "fresh": fresh, "states": states, "attention": attention}
+    return api.apply_module(decoder_module(cfg), params, "lm", embeds, lengths=lengths, rngs=rngs, **options)
+
+
+def logits(cfg: EarthMindConfig, params: Params, hidden: Array) -> Array:
+    """Vocabulary logits, float32, [B T V]."""
+    return api.apply_module(decoder_module(cfg), params, "lm", hidden, method="logits")
+
+
+def head_kernel(cfg: EarthMindConfig, params: Params) -> Array:
+    """The vocabulary head [D V], adapters included (the transposed embedding table where tied)."""
+    return api.apply_module(decoder_module(cfg), params, "lm", method="head")
+
+
+def seg_prompt(cfg: EarthMindConfig, params: Params, states: Array) -> Array:
+    """Language-model states at ``[SEG]`` [B M D] -> language prompt of the mask decoder [B M d] (text_hidden_fcs)."""
+    return api.apply_module(seg_module(cfg), params, "text_hidden_fcs", states)
+
+
+def image_features(
+    cfg: EarthMindConfig,
+    params: Params,
+    optical: Array | None,
+    sar: Array | None,
+    optical_valid: Array | None = None,
+    sar_valid: Array | None = None,
+    weights: Array | None = None,
+) -> ImageFeatures:
+    """SAM2 features of the grounding image(s) [B G G 3], by ``cfg.fusion.grounding``.
+
+    ``fused`` encodes both and blends the pyramids with the fusion weights [B N 2] of one token grid, brought onto each
+    level; ``optical`` / ``sar`` encode one, falling back to the other where a sample lacks it.
+    """
+    assert cfg.grounding is not None
+    if optical is None or sar is None:
+        image = optical if optical is not None else sar
+        assert image is not None
+        mark = jnp.full((image.shape[0],), optical is not None)
+        return _mapped(cfg, params, _image_encoder(cfg, params, image), mark)
+    has_optical = jnp.ones(len(optical), bool) if optical_valid is None else optical_valid
+    has_sar = jnp.ones(len(sar), bool) if sar_valid is None else sar_valid
+    if cfg.fusion.grounding != "fused":
+        use_optical = has_optical if cfg.fusion.grounding == "optical" else ~has_sar
+        image = jnp.where(use_optical[:, None, None, None], optical, sar)
+        return _mapped(cfg, params, _image_encoder(cfg, params, image), use_optical)
+    both = _image_encoder(cfg, params, jnp.concatenate([optical, sar]))
+    kind = jnp.concatenate([jnp.ones(len(optical), bool), jnp.zeros(len(sar), bool)])
+    both = _mapped(cfg, params, both, kind)
+    presence = jnp.stack([has_optical, has_sar], -1).astype(jnp.float32)[:, None]
+    weights = presence if weights is None else weights * presence
+    total = weights.sum(-1, keepdims=True)
+    # A token invalid in both sensors says nothing: share it between the sensors that are there.
+    weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), presence / presence.sum(-1, keepdims=True))
+    side = round(weights.shape[1] ** 0.5)
+
+    def blend(features: Array) -> Array:
+        first, second = jnp.split(features, 2)
+        w = fusion_ops.weights_to_grid(weights, (side, side), features.shape[1:3]).astype(features.dtype)
+        return first * w[..., :1] + second * w[..., 1:]
+
+    return ImageFeatures(embed=blend(both.embed), high=tuple(blend(x) for x in both.high))
+
+
+def grounding_weights(fused: Fused) -> Array:
+    """Weights [B N 2] of the tile that shows the whole image: the thumbnail, which is the last valid tile (or the only one)."""
+    shown = fused.weights.sum(-1).max(-1) > 0  # [B I]
+    count = shown.shape[1]
+    last = jnp.max(jnp.where(shown, jnp.arange(count), 0), axis=1)
+    return jnp.take_along_axis(fused.weights, last[:, None, None, None], axis=1)[:, 0]
+
+
+def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompts: Array) -> MaskOutput:
+    """One mask per language prompt [B M d]: the mask of highest predicted IoU, logits [B M h w] float32."""
+    return api.apply_module(mask_module(cfg), params, "grounding", features, prompts, method="ground")
+
+
+def forward(cfg: EarthMindConfig, params: Params, batch: Batch, *, dropout: Array | None = None) -> ForwardOutput:
+    """Teacher-forced pass over a training batch."""
+    text = embed(cfg, params, batch.tokens)
+    fused, sensor_tokens, visual = None, None, None
+    if batch.optical is not None or batch.sar is not None:
+        optical, sar = _encode_sensors(cfg, params, batch.optical, batch.sar)
+        fused = fuse(cfg, params, optical, sar, batch.optical_valid, batch.sar_valid, text, batch.question)
+        visual = fused.tokens.reshape(fused.tokens.shape[0], -1, fused.tokens.shape[-1])
+        if optical is not None and sar is not None:
+            sensor_tokens = (sar, optical)
+    embeds = place(text, visual, batch.visual_index)
+    hidden = language(cfg, params, embeds, batch.lengths, dropout=dropout).hidden
+    masks = None
+    if cfg.grounding is not None and batch.seg_index is not None:
+        features = image_features(
+            cfg,
+            params,
+            batch.ground_optical,
+            batch.ground_sar,
+            batch.ground_optical_valid,
+            batch.ground_sar_valid,
+            None if fused is None else grounding_weights(fused),
+        )
+        prompts = seg_prompt(cfg, params, token_ops.gather_rows(hidden, batch.seg_index))
+        masks = ground(cfg, params, features, prompts)
+    return ForwardOutput(hidden, fused, masks, sensor_tokens)
+
+
+def init(cfg: EarthMindConfig, key: Array) -> Params:
+    """New parameters of the whole model, flat. Wrap in ``jax.jit`` with output shardings to create them in place."""
+    params: Params = {}
+    for i, (prefix, module, dummy) in enumerate(_components(cfg)):
+        params |= api.add_prefix(api.init_module(module, jax.random.fold_in(key, i), *dummy), prefix)
+    return params
+
+
+def param_axes(cfg: EarthMindConfig) -> dict[str, tuple[str | None, ...]]:
+    """Logical axis names of every parameter, by path."""
+    axes: dict[str, tuple[str | None, ...]] = {}
+    for prefix, module, dummy in _components(cfg):
+        axes |= api.add_prefix(api.module_axes(module, *dummy), prefix)
+    return axes
+
+
+@functools.lru_cache(maxsize=32)
+def shapes(cfg: EarthMindConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter, by path; allocates nothing."""
+    return jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+
+
+def _components(cfg: EarthMindConfig) -> list[tuple[str, nn.Module, tuple[Any, ...]]]:
+    """(path prefix, module, arguments to trace it with) of every component."""
+    v, width = cfg.vision, cfg.lm.width
+    tokens = jnp.zeros((1, 1, v.tokens, width))
+    parts: list[tuple[str, nn.Module, tuple[Any, ...]]] = [
+        ("vision", vision_module(cfg), (jnp.zeros((1, v.image_size, v.image_size, 3)),)),
+        ("projector", projector_module(cfg), (jnp.zeros((1, v.patches, v.patches, v.width)),)),
+        ("lm", decoder_module(cfg), (jnp.zeros((1, 1), jnp.int32),)),
+        ("fusion", fusion_module(cfg), (tokens, tokens)),
+    ]
+    if cfg.grounding is not None:
+        g = cfg.grounding
+        features = ImageFeatures(
+            embed=jnp.zeros((1, g.image_size // 16, g.image_size // 16, g.width)),
+            high=tuple(
+                jnp.zeros((1, g.image_size // stride, g.image_size // stride, g.width // narrow))
+                for stride, narrow in ((4, 8), (8, 4))
+            ),
+        )
+        parts += [
+            ("text_hidden_fcs", seg_module(cfg), (jnp.zeros((1, width)),)),
+            ("grounding", encoder_module(cfg), (jnp.zeros((1, g.image_size, g.image_size, 3)),)),
+            ("grounding", mask_module(cfg), (features, jnp.zeros((1, 1, g.width)))),
+        ]
+        if _has_pyramid_maps(cfg):
+            parts.append(("pyramid", PyramidMaps(cfg.precision), (features, jnp.zeros((1,), bool))))
+    return parts
+
+
+def vision_module(cfg: EarthMindConfig) -> InternViT:
+    return InternViT(cfg.vision, cfg.precision)
+
+
+def projector_module(cfg: EarthMindConfig) -> Projector:
+    return Projector(cfg.lm.width, cfg.vision.downsample, cfg.vision.pixel_shuffle_version, cfg.precision)
+
+
+def decoder_module(cfg: EarthMindConfig) -> Decoder:
+    return Decoder(cfg.lm, cfg.precision)
+
+
+def fusion_module(cfg: EarthMindConfig) -> Fusion:
+    return Fusion(cfg.fusion, cfg.lm.width, cfg.precision)
+
+
+def seg_module(cfg: EarthMindConfig) -> TextHiddenFcs:
+    assert cfg.grounding is not None
+    return TextHiddenFcs(cfg.grounding.width, cfg.precision)
+
+
+def encoder_module(cfg: EarthMindConfig) -> ImageEncoder:
+    assert cfg.grounding is not None
+    return ImageEncoder(cfg.grounding, cfg.precision)
+
+
+def mask_module(cfg: EarthMindConfig) -> MaskHead:
+    assert cfg.grounding is not None
+    return MaskHead(cfg.grounding, cfg.precision)
+
+
+def _encode_sensors(
+    cfg: EarthMindConfig, params: Params, optical: Array | None, sar: Array | None
+) -> tuple[Array | None, Array | None]:
+    if optical is None or sar is None or optical.shape != sar.shape:
+        return (
+            None if optical is None else encode(cfg, params, optical),
+            None if sar is None else encode(cfg, params, sar),
+        )
+    # Both sensors share encoder and projector, so one larger call serves both.
+    first, second = jnp.split(encode(cfg, params, jnp.concatenate([optical, sar])), 2)
+    return first, second
+
+
+def _image_encoder(cfg: EarthMindConfig, params: Params, image: Array) -> ImageFeatures:
+    return api.apply_module(encoder_module(cfg), params, "grounding", image)
+
+
+def _mapped(cfg: EarthMindConfig, params: Params, features: ImageFeatures, optical: Array) -> ImageFeatures:
+    if not _has_pyramid_maps(cfg):
+        return features
+    return api.apply_module(PyramidMaps(cfg.precision), params, "pyramid", features, optical)
+
+
+def _has_pyramid_maps(cfg: EarthMindConfig) -> bool:
+    return cfg.fusion.mode in MAPPED_MODES and cfg.fusion.grounding == "fused"

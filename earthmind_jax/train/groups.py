@@ -1,0 +1,100 @@
+"""Which parameters learn: the freeze table, and the optimiser it implies."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from earthmind_jax.config import Group, OptimConfig, nearest
+from earthmind_jax.errors import UserError
+from earthmind_jax.types import Params
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Path -> index of the first group whose pattern matches it."""
+
+    groups: tuple[Group, ...]
+    index: Mapping[str, int]
+
+    def trainable(self, path: str) -> bool:
+        return self.groups[self.index[path]].learning_rate is not None
+
+    def table(self, shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array]) -> list[tuple[str, str, int, int]]:
+        """Rows (pattern, 'frozen' or learning-rate factor, arrays, parameters), one for each group."""
+        rows = []
+        for i, group in enumerate(self.groups):
+            paths = [p for p, j in self.index.items() if i == j]
+            state = "frozen" if group.learning_rate is None else f"lr x {group.learning_rate:g}"
+            rows.append((group.pattern, state, len(paths), sum(math.prod(shapes[p].shape) for p in paths)))
+        return rows
+
+
+def assign(paths: Sequence[str], groups: Sequence[Group]) -> Assignment:
+    """Give every parameter path its group; first match wins.
+
+    Raises:
+      UserError: a path that no pattern covers, or a pattern that matches nothing.
+    """
+    compiled = []
+    for group in groups:
+        try:
+            compiled.append(re.compile(group.pattern))
+        except re.error as error:
+            raise UserError(f"Freeze pattern '{group.pattern}' is not a regular expression: {error}.") from error
+    index: dict[str, int] = {}
+    for path in paths:
+        for i, pattern in enumerate(compiled):
+            if pattern.match(path):
+                index[path] = i
+                break
+        else:
+            raise UserError(f"No freeze pattern covers parameter '{path}'; add a last group with pattern '.*'.")
+    for i, group in enumerate(groups):
+        if i not in index.values() and not any(compiled[i].match(p) for p in paths):
+            hint = nearest(group.pattern, {p.rpartition("/")[0] for p in paths})
+            raise UserError(f"Freeze pattern '{group.pattern}' matches no parameter.{hint}")
+    return Assignment(tuple(groups), index)
+
+
+def split(params: Params, assignment: Assignment, frozen_dtype: jnp.dtype) -> tuple[Params, Params]:
+    """(trainable in their own dtype, frozen in the compute dtype)."""
+    trainable = {p: x for p, x in params.items() if assignment.trainable(p)}
+    frozen = {
+        p: x.astype(frozen_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for p, x in params.items()
+        if not assignment.trainable(p)
+    }
+    return trainable, frozen
+
+
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine to ``final`` times the peak (the released configuration: 5 % and 0)."""
+    warm = max(1, round(config.warmup * steps))
+    return optax.warmup_cosine_decay_schedule(
+        config.learning_rate / warm, config.learning_rate, warm, max(steps, warm + 1), config.learning_rate * config.final
+    )
+
+
+def optimiser(config: OptimConfig, assignment: Assignment, steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW with each group's learning-rate factor and weight decay; trainables only."""
+    rate = schedule(config, steps)
+    labels = {p: str(i) for p, i in assignment.index.items() if assignment.trainable(p)}
+
+    def group_tx(group: Group) -> optax.GradientTransformation:
+        factor = group.learning_rate or 0.0
+        return optax.chain(
+            optax.scale_by_adam(*config.betas, eps=config.eps),
+            optax.add_decayed_weights(group.weight_decay) if group.weight_decay else optax.identity(),
+            optax.scale_by_learning_rate(lambda count: rate(count) * factor),
+        )
+
+    used = sorted(set(labels.values()))
+    transforms = {i: group_tx(assignment.groups[int(i)]) for i in used}
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(transforms, labels))

@@ -1,0 +1,126 @@
+"""The training loop: resume, step, report, save. Nothing in the loop body waits for the device but the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from earthmind_jax.checkpoint import writing
+from earthmind_jax.config import RunConfig
+from earthmind_jax.distributed.sharding import put_batch
+from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.models import earthmind
+from earthmind_jax.train import checkpoint
+from earthmind_jax.train.state import TrainState, assignment, create, state_shardings
+from earthmind_jax.train.step import compile_step
+from earthmind_jax.types import Batch, Params
+
+
+class Source(Protocol):
+    """Batches with a position that can be saved and restored exactly."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+def check_batch(config: RunConfig, mesh: Mesh) -> None:
+    """Raise a UserError unless the batch divides over the mesh."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.batch_size % ways:
+        raise UserError(f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp).")
+
+
+def freeze_table(config: RunConfig) -> Table:
+    """The freeze table for printing: pattern, state, arrays, parameters."""
+    table = Table("pattern", "state", "arrays", "parameters", title="parameters by group")
+    for pattern, state, arrays, count in assignment(config).table(earthmind.shapes(config.model)):
+        table.add_row(pattern, state, str(arrays), f"{count:,}")
+    return table
+
+
+def fit(
+    config: RunConfig,
+    directory: str | Path,
+    source: Source,
+    tokenizer: Any,
+    mesh: Mesh,
+    *,
+    params: Params | None = None,
+    console: Console | None = None,
+    report_every: int = 10,
+    until: int | None = None,
+    on_report: Callable[[int, dict[str, float]], None] | None = None,
+) -> TrainState:
+    """Train to ``config.steps`` (or ``until``), resuming from the latest whole step in ``directory``.
+
+    Progress (loss terms, samples/s, time left) goes to ``console``; every report is a line of ``metrics.jsonl``.
+
+    Raises:
+      UserError: the batch does not divide over the mesh, or the directory belongs to another run.
+      WorkError: a loss is not finite, or a checkpoint could not be written.
+    """
+    console = console or Console(stderr=True)
+    directory = Path(directory)
+    check_batch(config, mesh)
+    checkpoint.start_run(directory, config, tokenizer)
+    console.print(freeze_table(config))
+    last = min(config.steps, until or config.steps)
+    with jax.set_mesh(mesh), checkpoint.manager(directory, config.keep) as steps:
+        done = steps.latest_step()
+        if done is None:
+            state, shardings = create(config, mesh, params)
+            done = 0
+        else:
+            abstract, shardings = state_shardings(config, mesh)
+            state, position = checkpoint.restore_step(steps, done, abstract, shardings)
+            source.set_state(position)
+            console.print(f"Resumed after step {done}.")
+        step_fn = compile_step(config, mesh, shardings)
+        with _progress(console) as progress, writing(directory), open(directory / "metrics.jsonl", "a") as log:
+            task = progress.add_task("training", total=last, completed=done, terms="compiling", rate="")
+            clock, counted = time.perf_counter(), done
+            metrics: dict[str, jax.Array] = {}
+            for step in range(done + 1, last + 1):
+                state, metrics = step_fn(state, put_batch(next(source), mesh))
+                if step % report_every == 0 or step == last:
+                    values = {k: float(v) for k, v in metrics.items()}
+                    if not math.isfinite(values["loss"]):
+                        raise WorkError(f"The loss is not finite at step {step}; lower optim.learning_rate or check the data.")
+                    now = time.perf_counter()
+                    rate = (step - counted) * config.data.batch_size / (now - clock)
+                    clock, counted = now, step
+                    log.write(json.dumps({"step": step, "samples_per_s": round(rate, 2), **values}) + "\n")
+                    log.flush()
+                    terms = " ".join(f"{k} {v:.3f}" for k, v in values.items())
+                    progress.update(task, completed=step, terms=terms, rate=f"{rate:.1f} samples/s")
+                    if on_report:
+                        on_report(step, values)
+                if step % config.checkpoint_every == 0 or step == last:
+                    checkpoint.save_step(steps, state, step, source.get_state())
+            steps.wait_until_finished()
+            steps.check_for_errors()
+    return state
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[terms]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,77 @@
+"""Training state: gradients, optimiser moments and masters exist for the trainable parameters only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+
+from earthmind_jax.config import RunConfig
+from earthmind_jax.distributed.sharding import param_shardings, replicated
+from earthmind_jax.models import earthmind
+from earthmind_jax.train.groups import Assignment, assign, optimiser, split
+from earthmind_jax.types import Params
+
+
+@struct.dataclass
+class TrainState:
+    """``trainable`` in the parameter dtype, ``frozen`` in the compute dtype, both flat path-keyed dicts."""
+
+    step: jax.Array
+    trainable: Params
+    frozen: Params
+    opt: optax.OptState
+    rng: jax.Array
+
+    @property
+    def params(self) -> Params:
+        return {**self.frozen, **self.trainable}
+
+
+def assignment(config: RunConfig) -> Assignment:
+    """The freeze table of a run: every parameter of the model has exactly one group."""
+    return assign(sorted(earthmind.shapes(config.model)), config.optim.groups)
+
+
+def build(config: RunConfig, params: Params) -> TrainState:
+    """State at step 0 from initialised or converted parameters (traceable)."""
+    table = assignment(config)
+    trainable, frozen = split(params, table, jnp.dtype(config.model.precision.compute))
+    tx = optimiser(config.optim, table, config.steps)
+    rng = jax.random.key_data(jax.random.key(config.seed + 1))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), rng)
+
+
+def state_shardings(config: RunConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """(abstract state, sharding of every leaf): optimiser moments are sharded as the parameters they belong to."""
+    abstract = jax.eval_shape(lambda: build(config, earthmind.init(config.model, jax.random.key(0))))
+    shardings = param_shardings({**abstract.frozen, **abstract.trainable}, earthmind.param_axes(config.model), mesh)
+    whole = replicated(mesh)
+
+    def of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for key in reversed(path):
+            name = getattr(key, "key", None)
+            if name in shardings:
+                return shardings[name]
+        return whole
+
+    return abstract, jax.tree_util.tree_map_with_path(of, abstract)
+
+
+def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple[TrainState, TrainState]:
+    """(state placed on the mesh, its shardings). Random weights are born sharded: no host ever holds them whole.
+
+    Args:
+      params: weights to start from (flat); random ones from ``config.seed`` where None.
+    """
+    _, shardings = state_shardings(config, mesh)
+    if params is None:
+        make = jax.jit(
+            lambda seed: build(config, earthmind.init(config.model, jax.random.key(seed))), out_shardings=shardings
+        )
+        return make(config.seed), shardings
+    return jax.jit(lambda p: build(config, p), out_shardings=shardings)(params), shardings

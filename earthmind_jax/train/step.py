@@ -1,0 +1,85 @@
+"""One optimiser step: forward, the published losses, gradients of the trainables, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from earthmind_jax.config import RunConfig
+from earthmind_jax.distributed.sharding import batch_sharding, replicated
+from earthmind_jax.models import earthmind
+from earthmind_jax.ops import losses
+from earthmind_jax.train.groups import optimiser
+from earthmind_jax.train.state import TrainState, assignment
+from earthmind_jax.types import Batch, Params
+
+Metrics = dict[str, jax.Array]
+
+
+def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Weighted sum of the losses and each term, float32 scalars.
+
+    Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
+    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors' tokens.
+    """
+    weights = config.loss
+    drop, points = jax.random.split(key)
+    out = earthmind.forward(config.model, params, batch, dropout=drop)
+    head = earthmind.head_kernel(config.model, params)
+    targets = jnp.roll(batch.tokens, -1, axis=1)
+    wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
+    total, count = losses.token_cross_entropy(out.hidden, head, targets, wanted, chunk=weights.vocab_chunk)
+    text = total / jnp.maximum(count, 1)
+    metrics = {"text": text}
+    loss = text
+    if out.masks is not None and batch.masks is not None and batch.mask_valid is not None:
+        size = out.masks.logits.shape[-2:]
+        logits = out.masks.logits.reshape(-1, *size).astype(jnp.float32)
+        target = batch.masks.reshape(-1, *size).astype(jnp.float32)
+        valid = batch.mask_valid.reshape(-1)
+        if weights.points:
+            coords = losses.sample_points(
+                points, jax.lax.stop_gradient(logits), weights.points, weights.oversample, weights.importance
+            )
+            logits, target = losses.point_sample(logits, coords), losses.point_sample(target, coords)
+        else:
+            logits, target = logits.reshape(len(logits), -1), target.reshape(len(target), -1)
+        bce, dice = losses.mask_bce(logits, target, valid), losses.mask_dice(logits, target, valid)
+        loss = loss + weights.mask_bce * bce + weights.mask_dice * dice
+        metrics |= {"bce": bce, "dice": dice}
+    if weights.sensor_mse and out.sensor_tokens is not None:
+        mse = losses.sensor_mse(*out.sensor_tokens)
+        loss = loss + weights.sensor_mse * mse
+        metrics["sensor_mse"] = mse
+    return loss, metrics | {"loss": loss}
+
+
+def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """Pure update. Frozen parameters ride along untouched; donation aliases them through."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+    def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
+        return loss_terms(config, {**state.frozen, **trainable}, batch, key)
+
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+    tx = optimiser(config.optim, assignment(config), config.steps)
+    updates, opt = tx.update(grads, state.opt, state.trainable)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    trainable = optax.apply_updates(state.trainable, updates)
+    return state.replace(step=state.step + 1, trainable=trainable, opt=opt), metrics
+
+
+def compile_step(
+    config: RunConfig, mesh: Mesh, shardings: TrainState
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted step with pinned input and output shardings (what pjit has become) and the state donated."""
+    return jax.jit(
+        lambda state, batch: train_step(config, state, batch),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
