@@ -1,0 +1,196 @@
+"""The published losses, each without its weight, all float32.
+
+Language: next-token cross entropy. Masks: binary cross entropy and dice on points drawn where the prediction is
+uncertain. Auxiliary: the match of ``[SEG]`` attention with the mask, and of the two sensors' tokens.
+Axis letters: B batch, T positions, V vocabulary, M masks, H W mask rows and columns, n sampled points.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from earthmind_jax.ops import resize
+
+
+def token_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of -log p(target) where ``mask`` is true, and the number of such positions; ``targets`` elsewhere are free.
+
+    ``hidden[b, t]`` predicts ``targets[b, t]`` (shift before the call). Logits exist for about ``chunk`` tokens at a
+    time: ``chunk // B`` positions of every sample (at least one), so that samples stay on their device; the backward
+    pass computes them again. They are the product in ``hidden.dtype``, accumulated in float32; a float32 ``head`` also
+    accumulates its gradient in float32.
+    """
+    if chunk < 1:
+        raise ValueError(f"Cross entropy needs chunks of at least one token, not {chunk}.")
+    batch, length, _ = hidden.shape
+    step = min(max(1, chunk // batch), max(1, length))
+    count = -(-length // step)
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, count * step - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, count, step, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(hidden: Array, targets: Array, mask: Array, head: Array) -> Array:
+        logits = jnp.einsum("BTD,DV->BTV", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        # A comparison rather than a gather: it needs no exchange where the vocabulary is split over devices.
+        chosen = jnp.arange(head.shape[1])[None, None] == targets[..., None]
+        picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+        return jnp.sum(jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0))
+
+    def body(total: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + one(*xs, head), None
+
+    total, _ = jax.lax.scan(body, jnp.float32(0), (chunks(hidden), chunks(targets), chunks(mask)))
+    return total, jnp.sum(mask, dtype=jnp.float32)
+
+
+def mask_bce(
+    logits: Float[Array, "*masks n"],
+    targets: Float[Array, "*masks n"],
+    valid: Bool[Array, "*masks"] | None = None,
+    *,
+    eps: float = 1e-4,
+) -> Float[Array, ""]:
+    """Binary cross entropy summed over the points of valid masks, divided by their number + ``eps``.
+
+    Targets lie in 0..1 and may be soft. No valid mask at all gives 0. Source: ``loss_mask`` of EarthMind (mmdet
+    ``CrossEntropyLoss(use_sigmoid=True)`` with ``avg_factor`` = points + 1e-4); ``eps=0`` is the plain mean.
+    """
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    each = jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return _mean(jnp.sum(each, axis=-1), valid, logits.shape[-1], eps)
+
+
+def mask_dice(
+    logits: Float[Array, "*masks n"],
+    targets: Float[Array, "*masks n"],
+    valid: Bool[Array, "*masks"] | None = None,
+    *,
+    smooth: float = 1.0,
+    eps: float = 1e-4,
+    squared: bool = False,
+) -> Float[Array, ""]:
+    """1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), p = sigmoid(logits), averaged over valid masks + ``eps``.
+
+    Source: ``loss_dice`` of EarthMind (mmdet ``DiceLoss(naive_dice=True)``, ``avg_factor`` = masks + 1e-4).
+    ``squared`` is its other form (V-Net): 1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 2 smooth).
+    """
+    share, targets = jax.nn.sigmoid(logits.astype(jnp.float32)), targets.astype(jnp.float32)
+    overlap = 2 * jnp.sum(share * targets, axis=-1)
+    if squared:
+        extent = jnp.sum(jnp.square(share), axis=-1) + jnp.sum(jnp.square(targets), axis=-1) + 2 * smooth
+    else:
+        overlap += smooth
+        extent = jnp.sum(share, axis=-1) + jnp.sum(targets, axis=-1) + smooth
+    return _mean(1 - overlap / extent, valid, 1, eps)
+
+
+def _mean(each: Array, valid: Array | None, elements: int, eps: float) -> Array:
+    """Sum over the valid entries / (their number x ``elements`` + eps)."""
+    valid = jnp.ones(each.shape, bool) if valid is None else valid
+    number = jnp.sum(valid, dtype=jnp.float32) * elements
+    # The published code adds float32's epsilon as well; without eps, it also makes an empty sum 0 instead of NaN.
+    return jnp.sum(jnp.where(valid, each, 0.0)) / (number + eps + jnp.finfo(jnp.float32).eps)
+
+
+def sample_points(
+    key: Array, logits: Float[Array, "M H W"], points: int, oversample: float = 3.0, importance: float = 0.75
+) -> Float[Array, "M n 2"]:
+    """Coordinates (x, y) in 0..1 of ``points`` points per mask, most of them where the prediction is uncertain.
+
+    Of ``oversample * points`` uniform candidates the ``int(importance * points)`` with the smallest |logit| are kept;
+    the rest is uniform. No gradient flows through the choice. Source: PointRend, as in EarthMind's ``sample_points``.
+
+    Raises:
+      ValueError: ``oversample`` below one or ``importance`` outside 0..1.
+    """
+    if points < 1 or oversample < 1 or not 0 <= importance <= 1:
+        raise ValueError(
+            f"Point sampling needs points >= 1, oversample >= 1 and importance in 0..1, not {points}, {oversample} and "
+            f"{importance}."
+        )
+    masks, kept = logits.shape[0], int(importance * points)
+    first, second = jax.random.split(key)
+    candidates = jax.random.uniform(first, (masks, int(oversample * points), 2))
+    return select_points(logits, candidates, jax.random.uniform(second, (masks, points - kept, 2)), kept)
+
+
+def select_points(
+    logits: Float[Array, "M H W"], candidates: Float[Array, "M c 2"], extra: Float[Array, "M e 2"], kept: int
+) -> Float[Array, "M n 2"]:
+    """The ``kept`` candidates of smallest |logit|, most uncertain first, followed by ``extra``."""
+    uncertainty = -jnp.abs(jax.lax.stop_gradient(point_sample(logits, candidates)))
+    _, index = jax.lax.top_k(uncertainty, kept)
+    return jnp.concatenate([jnp.take_along_axis(candidates, index[..., None], axis=1), extra], axis=1)
+
+
+def point_sample(maps: Shaped[Array, "M H W"], coords: Float[Array, "M n 2"]) -> Float[Array, "M n"]:
+    """Bilinear value of each map at (x, y) in 0..1 of its extent; outside the map there are zeros.
+
+    Source: mmcv ``point_sample`` = ``grid_sample(2 p - 1, align_corners=False)``.
+    """
+    masks, height, width = maps.shape
+    flat = maps.astype(jnp.float32).reshape(masks, height * width)
+    x, y = coords[..., 0] * width - 0.5, coords[..., 1] * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    total = jnp.zeros(coords.shape[:2], jnp.float32)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, row = left + dx, top + dy
+            weight = (1 - jnp.abs(x - column)) * (1 - jnp.abs(y - row))
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+            value = jnp.take_along_axis(flat, index.astype(jnp.int32), axis=1)
+            total += jnp.where(inside, weight * value, 0.0)
+    return total
+
+
+def patch_grid(tokens: int, smallest: int = 8, largest: int = 64) -> tuple[int, int] | None:
+    """Rows and columns (h <= w) of the squarest grid of ``tokens`` cells with ``smallest`` <= h < ``largest``.
+
+    ``None`` where there is none. Source: ``infer_patch_size`` of EarthMind. For several tiles this is not the order of
+    the tokens, as in the published loss; for one tile it is.
+    """
+    for rows in range(min(int(tokens**0.5), largest - 1), smallest - 1, -1):
+        if tokens % rows == 0:
+            return rows, tokens // rows
+    return None
+
+
+def attention_target(masks: Shaped[Array, "*masks H W"], grid: tuple[int, int]) -> Float[Array, "*masks N"]:
+    """Each mask's share on the cells of the token grid: (max over the cell > 0) / (their number + 1e-6)."""
+    cells = resize.adaptive_max((masks > 0)[..., None], grid)
+    cells = cells.reshape(*masks.shape[:-2], grid[0] * grid[1]).astype(jnp.float32)
+    return cells / (jnp.sum(cells, axis=-1, keepdims=True) + 1e-6)
+
+
+def attention_kl(
+    attention: Float[Array, "*masks N"], target: Float[Array, "*masks N"], valid: Bool[Array, "*masks"] | None = None
+) -> Float[Array, ""]:
+    """KL(target || attention + 1e-6) of each ``[SEG]``, averaged over the valid masks.
+
+    ``attention`` is the head mean of the last layer from ``[SEG]`` to the image tokens, not renormalised over them;
+    ``target`` comes from :func:`attention_target`. Source: ``loss_attn`` of EarthMind, whose weight is 0.1.
+    """
+    attention, target = attention.astype(jnp.float32), target.astype(jnp.float32)
+    log_target = jnp.log(jnp.where(target > 0, target, 1.0))
+    each = jnp.sum(target * (log_target - jnp.log(attention + 1e-6)), axis=-1)
+    return _mean(each, valid, 1, 0.0)
+
+
+def sensor_mse(
+    optical: Float[Array, "*tokens D"], sar: Float[Array, "*tokens D"], valid: Bool[Array, "*tokens"] | None = None
+) -> Float[Array, ""]:
+    """Mean squared difference of paired tokens, over the valid ones (``cos_loss`` of the June 2025 release)."""
+    difference = optical.astype(jnp.float32) - sar.astype(jnp.float32)
+    return _mean(jnp.sum(jnp.square(difference), axis=-1), valid, optical.shape[-1], 0.0)
