@@ -1,0 +1,108 @@
+"""Where pixels lie: a grid is a transform, a coordinate reference system and a size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.warp import transform as transform_points
+
+from earthmind_jax.errors import UserError
+
+WGS84 = CRS.from_epsg(4326)
+EARTH_RADIUS = 6371008.8  # metres, mean
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows and columns on a map; ``name`` is what messages call it."""
+
+    transform: Affine
+    crs: CRS | None
+    height: int
+    width: int
+    name: str = "the image"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def gsd(self) -> float | None:
+        """Ground sample distance in metres at the centre; None where the grid has no CRS."""
+        return None if self.crs is None else ground_sample_distance(self.transform, self.crs, self.shape)
+
+    def outline(self, per_side: int = 33) -> tuple[np.ndarray, np.ndarray]:
+        """Map coordinates (x, y) of points along the outer edge."""
+        step = np.linspace(0, 1, per_side)
+        columns = np.concatenate([step, np.ones(per_side), step[::-1], np.zeros(per_side)]) * self.width
+        rows = np.concatenate([np.zeros(per_side), step, np.ones(per_side), step[::-1]]) * self.height
+        return to_map(self.transform, columns, rows)
+
+    def extent(self) -> str:
+        """What it covers, in words for a message."""
+        if self.crs is None:
+            return f"{self.height} x {self.width} pixels without a georeference"
+        try:
+            longitudes, latitudes = project(self.crs, WGS84, *self.outline())
+        except CRSError:
+            longitudes = latitudes = np.array([np.inf])
+        if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
+            x, y = self.outline()
+            return f"x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f} in {self.crs.to_string()}"
+        west, east, south, north = longitudes.min(), longitudes.max(), latitudes.min(), latitudes.max()
+        return f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}"
+
+    def matches(self, other: Grid, tolerance: float = 1e-3) -> bool:
+        """Same CRS and size, and every corner within ``tolerance`` pixels: nothing needs resampling."""
+        if self.crs != other.crs or self.shape != other.shape:
+            return False
+        columns, rows = np.array([0, self.width, 0, self.width]), np.array([0, 0, self.height, self.height])
+        there = to_pixel(self.transform, *to_map(other.transform, columns, rows))
+        return bool(np.abs(np.stack(there) - np.stack([columns, rows])).max() <= tolerance)
+
+
+def to_map(transform: Affine, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Map coordinates (x, y) of pixel coordinates; (0, 0) is the outer corner of the first pixel."""
+    t = transform
+    return t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f
+
+
+def to_pixel(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel coordinates (column, row) of map coordinates."""
+    t = transform
+    x, y = np.asarray(x) - t.c, np.asarray(y) - t.f  # before the division: large offsets would cost digits
+    determinant = t.a * t.e - t.b * t.d
+    return (t.e * x - t.b * y) / determinant, (t.a * y - t.d * x) / determinant
+
+
+def project(source: CRS, target: CRS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of points in another CRS; infinite where there is none."""
+    there = transform_points(source, target, np.asarray(x, float), np.asarray(y, float))
+    return np.asarray(there[0], float), np.asarray(there[1], float)
+
+
+def ground_sample_distance(transform: Affine, crs: CRS, shape: tuple[int, int]) -> float:
+    """Metres per pixel at the grid's centre, geometric mean of both directions, measured on the ground: degrees, feet
+    and the stretch of Web Mercator are accounted for."""
+    columns = shape[1] / 2 + np.array([-0.5, 0.5, 0, 0])
+    rows = shape[0] / 2 + np.array([0, 0, -0.5, 0.5])
+    lon, lat = np.radians(project(crs, WGS84, *to_map(transform, columns, rows)))
+    unit = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
+    steps = np.linalg.norm(unit[[1, 3]] - unit[[0, 2]], axis=-1) * EARTH_RADIUS
+    return float(np.sqrt(np.prod(steps)))
+
+
+def require_map(transform: Affine, crs: CRS | str | None, name: str, purpose: str) -> CRS:
+    """``crs`` as a CRS; UserError where the image has no place on Earth."""
+    if crs is None or not crs or transform.almost_equals(Affine.identity()):
+        raise UserError(
+            f"{name} has no georeference (CRS and transform); {purpose} needs one: give a GeoTIFF that has it."
+        )
+    try:
+        return CRS.from_user_input(crs)
+    except CRSError as error:
+        raise UserError(f"{name}: {crs!r} is no known coordinate reference system.") from error

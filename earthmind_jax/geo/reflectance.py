@@ -1,0 +1,154 @@
+"""Sentinel-2 digital numbers to reflectance, and the question whether the -1000 offset is still to be applied.
+
+reflectance = (DN + offset) / 10000. The offset is -1000 since processing baseline 04.00 and 0 before, whatever the date
+of the image (old scenes are reprocessed), and some providers have already applied it. The answer is sought in the tags,
+then in the baseline, then in the darkest pixels of the whole scene.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from earthmind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from earthmind_jax.geo.raster import Raster
+
+QUANTIFICATION = 10000.0  # DN of reflectance 1
+BASELINE_OFFSET = -1000.0
+BASELINE_WITH_OFFSET = 4.0  # processing baseline 04.00
+NO_OFFSET_BELOW = 800.0  # with the offset, a DN this low would be a reflectance below -0.02
+ABSENT_BELOW = 500.0  # ... below -0.05: no correction overshoots that far
+PRESENT_BELOW = 1500.0  # some surface darker than 0.05 in some band: nearly every scene has one
+DARK_PERCENT = 0.1  # percentile that stands for the darkest pixels
+SATURATED = 65535
+
+_PRODUCT = re.compile(r"S2[ABCD]_MSI(L1C|L2A)_\d{8}T\d{6}_N(\d{2})(\d{2})")
+
+
+def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
+    """Sentinel-2 digital numbers to reflectance (top of atmosphere for L1C, surface for L2A); it may be negative.
+
+    Args:
+      offset: number to add to the DN (-1000 or 0) where the caller knows it; else from tags, baseline, or the data.
+    """
+    if raster.unit == "reflectance":
+        return raster
+    if raster.unit != "raw" or raster.dtype == "uint8":
+        raise UserError(f"{raster.name} is an 8-bit rendering, not a measurement; read it as sensor rgb8.")
+    digital, sample, scaled = np.asarray(raster.data, np.float32), raster.scene_values(), _scaled(raster)
+    if scaled is None and raster.dtype.startswith("float") and _is_reflectance(sample[0]):
+        note = "floating point values around 1: already reflectance, no scale and no offset applied"
+        return raster.calibrated(digital, raster.valid, "reflectance", [note])
+    scale, quantity_note = scaled[0] if scaled else _quantification(raster)
+    if offset is not None:
+        reason = "as told"
+    elif scaled and scaled[1] is not None:
+        offset, reason = scaled[1]
+    else:
+        offset, reason = decide_offset(raster, sample)
+    notes = [f"reflectance = (DN {offset:+.0f}) {quantity_note}; offset {offset:+.0f}: {reason}"]
+    data = (digital + np.float32(offset)) * np.float32(scale)
+    empty = (digital == 0).any(0) & raster.valid
+    if raster.dtype == "uint16":
+        empty |= (digital == SATURATED).any(0) & raster.valid
+    if empty.any():
+        notes.append(f"{int(empty.sum())} pixels with DN 0 (nodata) or {SATURATED} (saturated) are invalid")
+    return raster.calibrated(data, raster.valid & ~empty, "reflectance", notes)
+
+
+def decide_offset(raster: Raster, sample: tuple[np.ndarray, tuple[str, ...]] | None = None) -> tuple[float, str]:
+    """(offset to add to the DN, reason): an explicit tag, else the processing baseline, else the darkest pixels."""
+    values, bands = sample or raster.scene_values()
+    seen, sure, dark = detect_offset(values, bands)
+    tags = _plain(raster.tags)
+    if any(key.endswith("BOA_OFFSET_APPLIED") and value.lower() in ("true", "1", "yes") for key, value in tags.items()):
+        return 0.0, "the tags say that it is already applied"
+    for key, value in tags.items():
+        if key.startswith(("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")):
+            told = _number(value)
+            if told is not None:
+                doubt = f", although {dark}" if sure and (told == 0) != (seen == 0) else ""
+                return told, f"tag {key}{doubt}"
+    baseline = _baseline(raster, tags)
+    if baseline is not None:
+        told = BASELINE_OFFSET if baseline >= BASELINE_WITH_OFFSET else 0.0
+        if told and sure and seen == 0:
+            return 0.0, f"baseline {baseline:05.2f} adds it, but {dark}: it has been applied before"
+        return told, f"processing baseline {baseline:05.2f}"
+    return seen, dark + ("" if sure else "; not certain, give the offset if you know it")
+
+
+def detect_offset(values: np.ndarray, bands: tuple[str, ...]) -> tuple[float, bool, str]:
+    """The dark-pixel test on DN [C n] of a whole scene: (offset, certain, reason).
+
+    Something is always nearly black: the cirrus band B10 over any clear ground, water in the infrared, shadow or leaves
+    in the blue. With the offset it is stored as about 1000, without as about 0.
+    """
+    if values.shape[-1] == 0:
+        return 0.0, False, "there is no valid pixel to judge by"
+    darkest = np.percentile(values, DARK_PERCENT, axis=-1)
+    chosen = int(np.argmin(darkest))
+    dark = float(darkest[chosen])
+    reason = f"the darkest {DARK_PERCENT} % of the scene in {bands[chosen]} is DN {dark:.0f}"
+    if dark < NO_OFFSET_BELOW:
+        return 0.0, dark < ABSENT_BELOW, reason
+    return BASELINE_OFFSET, dark < PRESENT_BELOW, reason
+
+
+def _plain(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags with upper-case keys of letters, digits and ``_``. GDAL splits ``s2:baseline=05.09`` at the colon."""
+    pairs = (f"{key}={value}".rpartition("=") for key, value in tags.items())
+    return {re.sub(r"[^A-Z0-9]", "_", key.upper()): value for key, _, value in pairs}
+
+
+def sentinel2_product(path: str, tags: Mapping[str, str]) -> tuple[str, float] | None:
+    """(level ``"L1C"`` or ``"L2A"``, processing baseline) where a product name stands in the file name or the tags."""
+    for text in (PurePath(path).name, *(str(value) for value in tags.values())):
+        found = _PRODUCT.search(text)
+        if found:
+            return found.group(1), int(found.group(2)) + int(found.group(3)) / 100
+    return None
+
+
+def _is_reflectance(values: np.ndarray) -> bool:
+    return values.size == 0 or float(np.percentile(values, 99)) <= 3.0
+
+
+def _scaled(raster: Raster) -> tuple[tuple[float, str], tuple[float, str] | None] | None:
+    """The file's own GDAL scale and offset as ((scale, note), (DN offset, reason) or None), where they are set."""
+    scales, offsets = set(raster.scales), set(raster.offsets)
+    if len(scales) != 1 or scales <= {0.0, 1.0}:
+        return None
+    scale = scales.pop()
+    told = offsets.pop() / scale if len(offsets) == 1 and offsets != {0.0} else None
+    named = (round(told, 6), "band offset stored in the file") if told is not None else None
+    return (scale, f"x {scale:g} (band scale)"), named
+
+
+def _quantification(raster: Raster) -> tuple[float, str]:
+    for key, value in _plain(raster.tags).items():
+        number = _number(value) if key.endswith("QUANTIFICATION_VALUE") else None
+        if number:
+            return 1 / number, f"/ {number:.0f} (tag {key})"
+    return 1 / QUANTIFICATION, f"/ {QUANTIFICATION:.0f}"
+
+
+def _baseline(raster: Raster, tags: dict[str, str]) -> float | None:
+    for key, value in tags.items():
+        if key.endswith("PROCESSING_BASELINE"):
+            number = _number(value.strip().lstrip("Nn"))
+            if number is not None:
+                return number / 100 if number >= 100 else number
+    product = sentinel2_product(raster.path, raster.tags)
+    return product[1] if product else None
+
+
+def _number(text: str) -> float | None:
+    found = re.match(r"\s*[-+]?\d+(\.\d+)?", text)
+    return float(found.group()) if found else None
