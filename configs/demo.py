@@ -21,13 +21,15 @@ from earthmind_jax.config import (
 def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
     """Scenes of 64 x 64 pixels as one tile of 64 visual tokens; masks at half the pixel resolution."""
     return EarthMindConfig(
-        vision=VisionConfig(image_size=64, patch_size=4, width=64, depth=3, heads=4, mlp=192, layer_scale_init=1.0),
+        vision=VisionConfig(
+            image_size=64, patch_size=8, width=96, depth=3, heads=3, mlp=288, downsample=1, layer_scale_init=1.0
+        ),
         lm=LmConfig(
-            vocab=512, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, mlp=320, rope=RopeConfig(max_position=1024),
+            vocab=512, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, mlp=256, rope=RopeConfig(max_position=1024),
             remat="none",
         ),
         grounding=GroundingConfig(
-            image_size=128, embed_dim=24, heads=1, stages=(1, 2, 3, 1), global_blocks=(4,), windows=(8, 4, 8, 4),
+            image_size=128, embed_dim=16, heads=1, stages=(1, 2, 2, 1), global_blocks=(4,), windows=(8, 4, 8, 4),
             pos_grid=(4, 4), width=64, decoder_heads=4, decoder_mlp=128, iou_hidden=64,
         ),
         fusion=FusionConfig(mode=mode, grounding=grounding),

@@ -48,6 +48,20 @@ def encode(cfg: EarthMindConfig, params: Params, tiles: Array) -> Array:
     return tokens.reshape(batch, count, *tokens.shape[1:])
 
 
+def encode_sensors(
+    cfg: EarthMindConfig, params: Params, optical: Array | None, sar: Array | None
+) -> tuple[Array | None, Array | None]:
+    """Tokens of both sensors' tiles; a sensor that is not there stays None."""
+    if optical is None or sar is None or optical.shape != sar.shape:
+        return (
+            None if optical is None else encode(cfg, params, optical),
+            None if sar is None else encode(cfg, params, sar),
+        )
+    # Both sensors share encoder and projector, so one larger call serves both.
+    first, second = jnp.split(encode(cfg, params, jnp.concatenate([optical, sar])), 2)
+    return first, second
+
+
 def fuse(
     cfg: EarthMindConfig,
     params: Params,
@@ -57,11 +71,14 @@ def fuse(
     sar_valid: Array | None,
     text: Array,
     text_valid: Array,
+    *,
+    training: bool = True,
 ) -> Fused:
     """Combine the sensors' tokens [B I N D]; a sensor that is None is missing from every sample.
 
     Args:
       text: embeddings of the tokens that guide fusion [B L D]; ``text_valid`` bool [B L].
+      training: the June 2025 release gates the tokens while it trains and not when it answers; other modes ignore it.
     """
     given = optical if optical is not None else sar
     assert given is not None
@@ -76,6 +93,7 @@ def fuse(
         sar_valid if sar is not None and sar_valid is not None else (missing | (sar is not None)),
         text,
         text_valid,
+        training,
     )
 
 
@@ -155,7 +173,8 @@ def image_features(
     weights = presence if weights is None else weights * presence
     total = weights.sum(-1, keepdims=True)
     # A token invalid in both sensors says nothing: share it between the sensors that are there.
-    weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), presence / presence.sum(-1, keepdims=True))
+    share = presence / jnp.maximum(presence.sum(-1, keepdims=True), 1)
+    weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), share)
     side = round(weights.shape[1] ** 0.5)
 
     def blend(features: Array) -> Array:
@@ -184,7 +203,7 @@ def forward(cfg: EarthMindConfig, params: Params, batch: Batch, *, dropout: Arra
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
     if batch.optical is not None or batch.sar is not None:
-        optical, sar = _encode_sensors(cfg, params, batch.optical, batch.sar)
+        optical, sar = encode_sensors(cfg, params, batch.optical, batch.sar)
         fused = fuse(cfg, params, optical, sar, batch.optical_valid, batch.sar_valid, text, batch.question)
         visual = fused.tokens.reshape(fused.tokens.shape[0], -1, fused.tokens.shape[-1])
         if optical is not None and sar is not None:
@@ -287,19 +306,6 @@ def encoder_module(cfg: EarthMindConfig) -> ImageEncoder:
 def mask_module(cfg: EarthMindConfig) -> MaskHead:
     assert cfg.grounding is not None
     return MaskHead(cfg.grounding, cfg.precision)
-
-
-def _encode_sensors(
-    cfg: EarthMindConfig, params: Params, optical: Array | None, sar: Array | None
-) -> tuple[Array | None, Array | None]:
-    if optical is None or sar is None or optical.shape != sar.shape:
-        return (
-            None if optical is None else encode(cfg, params, optical),
-            None if sar is None else encode(cfg, params, sar),
-        )
-    # Both sensors share encoder and projector, so one larger call serves both.
-    first, second = jnp.split(encode(cfg, params, jnp.concatenate([optical, sar])), 2)
-    return first, second
 
 
 def _image_encoder(cfg: EarthMindConfig, params: Params, image: Array) -> ImageFeatures:

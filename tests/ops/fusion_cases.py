@@ -7,6 +7,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from earthmind_jax.ops import fusion
 
@@ -16,29 +17,24 @@ HCA = ["hca", "hca_plus", "hca_gated"]
 
 def scene(seed=0, *, batch=2, tiles=3, tokens=12, width=16, text=5, dtype=jnp.float32):
     """Optical, SAR and text of unequal norms, so that no score is uniform by accident."""
-    keys = jax.random.split(jax.random.key(seed), 4)
+    random = np.random.default_rng(seed)
     shape = (batch, tiles, tokens, width)
-    optical = jax.random.normal(keys[0], shape) * jax.random.uniform(keys[3], (*shape[:3], 1), minval=0.5, maxval=2)
-    sar = jax.random.normal(keys[1], shape) + 0.3
-    return {
-        "optical": optical.astype(dtype),
-        "sar": sar.astype(dtype),
-        "text": jax.random.normal(keys[2], (batch, text, width)).astype(dtype),
-    }
+    optical = random.normal(size=shape) * random.uniform(0.5, 2, size=(*shape[:3], 1))
+    sar = random.normal(size=shape) + 0.3
+    words = random.normal(size=(batch, text, width))
+    return {k: jnp.asarray(v, dtype) for k, v in (("optical", optical), ("sar", sar), ("text", words))}
 
 
-def start(mode, width=16, seed=1, **options):
+def start(mode, width=16, **options):
     """Parameters of ``mode`` as initialised."""
     specs = fusion.fusion_specs(mode, width, **options)
-    keys = jax.random.split(jax.random.key(seed), max(len(specs), 1))
-    return {name: s.init(key, s.shape, jnp.float32) for key, (name, s) in zip(keys, specs.items(), strict=False)}
+    return {name: s.init(jax.random.key(1), s.shape, jnp.float32) for name, s in specs.items()}
 
 
 def trained(mode, width=16, seed=2, **options):
     """Parameters of ``mode`` moved away from their start."""
-    params = start(mode, width, **options)
-    keys = jax.random.split(jax.random.key(seed), max(len(params), 1))
-    return {n: v + 0.2 * jax.random.normal(k, v.shape) for k, (n, v) in zip(keys, params.items(), strict=False)}
+    random = np.random.default_rng(seed)
+    return {n: v + 0.2 * random.normal(size=v.shape).astype(v.dtype) for n, v in start(mode, width, **options).items()}
 
 
 def run(mode, inputs, params=None, **options):

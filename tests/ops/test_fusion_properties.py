@@ -64,8 +64,7 @@ def test_permuting_the_tokens_permutes_the_result(mode):
     same(a.weights[:, :, order], b.weights)
 
 
-@pytest.mark.parametrize("across", [False, True])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "across"), [*((mode, False) for mode in MODES), ("hca", True), ("hca_printed", True)])
 def test_padding_changes_nothing(mode, across):
     """Padding tokens, padding tiles and padding text, full of NaN."""
     x = scene()
@@ -111,10 +110,9 @@ def test_what_an_invalid_token_holds_never_matters(mode):
 def test_missing_sensor_hands_over_all_weight(mode, given):
     x = scene()
     other = "sar" if given == "optical" else "optical"
-    none = jnp.zeros((2, 3, 12), bool)
+    there = jnp.ones((2, 3, 12), bool)
     params = trained(mode)
-    masked = run(mode, {**x, f"{other}_valid": none}, params)
-    chex.assert_trees_all_equal(masked, run(mode, {**x, other: None}, params))
+    masked = run(mode, {**x, f"{given}_valid": there, f"{other}_valid": ~there}, params)
     want = jnp.array([1.0, 0.0]) if given == "optical" else jnp.array([0.0, 1.0])
     same(masked.weights, jnp.broadcast_to(want, (2, 3, 12, 2)), 0)
     alone = x[given]
@@ -127,6 +125,15 @@ def test_missing_sensor_hands_over_all_weight(mode, given):
         same(masked.tokens[:, :, half], alone, 0)
         assert int(masked.valid.sum()) == 2 * 3 * 12
         assert masked.valid[:, :, half].all()
+
+
+@pytest.mark.parametrize("mode", ["hca", "concat"])
+def test_a_sensor_that_is_none_is_missing(mode):
+    x, there = scene(), jnp.ones((2, 3, 12), bool)
+    masks = {"optical_valid": there, "sar_valid": there}
+    for sensor in ("optical", "sar"):
+        masked = run(mode, {**x, **masks, f"{sensor}_valid": ~there})
+        same(run(mode, {**x, sensor: None}), masked, 0)
 
 
 def test_both_sensors_missing_is_an_error():

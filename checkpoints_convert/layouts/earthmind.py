@@ -1,0 +1,48 @@
+"""EarthMind and Sa2VA as published (``Sa2VAChatModel``): InternVL, ``text_hidden_fcs`` and SAM2 in one checkpoint."""
+
+from __future__ import annotations
+
+from checkpoints_convert.layouts import internvl, sam2
+from checkpoints_convert.rules import Ignored, Layout, Rule, ignored_under, under
+
+SAM2_PREFIX = "grounding_encoder.sam2_model."
+
+TEXT_HIDDEN_FCS = (
+    Rule("0.weight", "fc1/kernel", "O I -> I O"),
+    Rule("0.bias", "fc1/bias"),
+    Rule("2.weight", "fc2/kernel", "O I -> I O"),
+    Rule("2.bias", "fc2/bias"),
+)
+
+# Taken where the fusion mode is release_2025_06, ignored otherwise.
+LOCAL_QUERY = Rule("local_query", "fusion/local_query")
+
+IGNORED = (
+    Ignored("local_query", "the gate of the June 2025 training, which this fusion mode does not have"),
+    Ignored("hca_queries", "allocated by the October 2025 training and never read there"),
+    *internvl.INTERNVL_QWEN2.ignored,
+    *ignored_under(SAM2_PREFIX, sam2.IGNORED),
+)
+
+EARTHMIND_QWEN2 = Layout(
+    name="EarthMind / Sa2VA (Qwen2)",
+    rules=(
+        *internvl.INTERNVL_QWEN2.rules,
+        *under("text_hidden_fcs.", TEXT_HIDDEN_FCS, "text_hidden_fcs/"),
+        *under(SAM2_PREFIX, sam2.RULES, "grounding/"),
+        LOCAL_QUERY,
+    ),
+    ignored=IGNORED,
+    has=(*internvl.INTERNVL_QWEN2.has, "text_hidden_fcs.0.weight", SAM2_PREFIX + sam2.SAM2.has[0]),
+    covers=(*internvl.INTERNVL_QWEN2.covers, "text_hidden_fcs/*", "grounding/*", "fusion/local_query"),
+    family="qwen2",
+)
+
+EARTHMIND_LANGUAGE_QWEN2 = Layout(
+    name="EarthMind without its mask decoder (Qwen2)",
+    rules=(*internvl.INTERNVL_QWEN2.rules, LOCAL_QUERY),
+    ignored=IGNORED,
+    has=(*internvl.INTERNVL_QWEN2.has, "local_query"),
+    covers=(*internvl.INTERNVL_QWEN2.covers, "fusion/local_query"),
+    family="qwen2",
+)

@@ -1,0 +1,126 @@
+"""The configuration of a published checkpoint: its ``config.json``, or the SAM2 tree, as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from checkpoints_convert.layouts.earthmind import SAM2_PREFIX
+from checkpoints_convert.rules import Layout, match
+from earthmind_jax.config import (
+    EarthMindConfig,
+    FusionConfig,
+    GroundingConfig,
+    LmConfig,
+    SensorConfig,
+    VisionConfig,
+    require,
+)
+from earthmind_jax.models import families
+from earthmind_jax.models.sam2_presets import PRESETS, grounding_from_hydra
+
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
+"""Tensor name to (shape, dtype): what the weights themselves say."""
+
+RELEASED = FusionConfig(mode="concat", grounding="sar")
+"""How the published EarthMind inference treats a pair: tokens side by side, masks from the SAR image."""
+
+
+def vision_from_hf(config: Mapping[str, Any], chat: Mapping[str, Any] | None = None) -> VisionConfig:
+    """A published ``vision_config``; ``chat`` is the InternVL configuration around it, where there is one."""
+    chat = chat or {}
+    require(config.get("hidden_act", "gelu") == "gelu", f"InternViT with {config.get('hidden_act')} is not supported.")
+    require(config.get("num_channels", 3) == 3, "InternViT with other than three channels is not supported.")
+    size = config["image_size"]
+    tile = chat.get("force_image_size") or size
+    require(tile == size, f"force_image_size {tile} differs from vision_config.image_size {size}; they must agree.")
+    return VisionConfig(
+        image_size=size,
+        patch_size=config["patch_size"],
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        mlp=config["intermediate_size"],
+        norm=config.get("norm_type", "rms_norm"),
+        norm_eps=float(config.get("layer_norm_eps", 1e-6)),
+        qkv_bias=bool(config.get("qkv_bias", False)),
+        qk_norm=bool(config.get("qk_normalization", True)),
+        layer_scale_init=float(config.get("initializer_factor", 0.1)),
+        select_layer=int(chat.get("select_layer", -1)),
+        downsample=round(1 / chat.get("downsample_ratio", 0.5)),
+        pixel_shuffle_version=chat.get("ps_version", "v1"),
+    )
+
+
+def lm_from_hf(config: Mapping[str, Any], *, head: bool, own: bool) -> LmConfig:
+    """A published language-model configuration.
+
+    Args:
+      head: the weights hold an output head.
+      own: InternVL stores a head of its own whatever the language model's configuration says about tying.
+    """
+    lm = families.from_hf(config)
+    return replace(lm, tie=not head if own else lm.tie or not head)
+
+
+def grounding_from_shapes(shapes: Shapes) -> GroundingConfig:
+    """The published SAM2 size whose shapes these are (names as in the SAM2 checkpoints).
+
+    Raises:
+      UserError: for a size that was never published; its configuration tree must then be given.
+    """
+    embed = shapes["image_encoder.trunk.pos_embed"][0][1]
+    blocks = {index["i"] for name in shapes if (index := match("image_encoder.trunk.blocks.{i}.norm1.weight", name))}
+    version = "2.1" if "no_obj_embed_spatial" in shapes else "2.0"
+    for preset in PRESETS.values():
+        if (preset.embed_dim, sum(preset.stages), preset.version) == (embed, len(blocks), version):
+            return preset
+    require(False, f"A SAM2 trunk of width {embed} with {len(blocks)} blocks is not a published size: give its tree.")
+    raise AssertionError  # not reached
+
+
+def config_from_source(
+    layout: Layout,
+    shapes: Shapes,
+    config: Mapping[str, Any] | None,
+    *,
+    grounding: GroundingConfig | Mapping[str, Any] | None = None,
+    fusion: FusionConfig | None = None,
+) -> EarthMindConfig | VisionConfig | LmConfig | GroundingConfig:
+    """The model that a checkpoint holds: a component's configuration, or the whole :class:`EarthMindConfig`.
+
+    Args:
+      layout, shapes: what was found in the weights.
+      config: the published ``config.json``; for SAM2, its tree (None: recognised by its shapes).
+      grounding: SAM2's configuration or tree inside a whole model; None: recognised by its shapes.
+      fusion: for a whole model; None: :data:`RELEASED` where the checkpoint was trained with pairs, else the default.
+    """
+    if layout.covers == ("grounding/*",):
+        return grounding_from_hydra(dict(config)) if config else grounding_from_shapes(shapes)
+    require(config is not None, f"A checkpoint of the layout '{layout.name}' needs its config.json beside it.")
+    assert config is not None
+    if layout.covers == ("vision/*",):
+        return vision_from_hf(config)
+    head = any(name.endswith(("lm_head.weight", "output.weight")) for name in shapes)
+    if layout.covers == ("lm/*",):
+        return lm_from_hf(config, head=head, own=False)
+    missing = [key for key in ("vision_config", "llm_config") if key not in config]
+    require(not missing, f"The configuration of an InternVL or EarthMind model lacks {', '.join(missing)}.")
+    if isinstance(grounding, Mapping):
+        grounding = grounding_from_hydra(dict(grounding))
+    below = {n.removeprefix(SAM2_PREFIX): shape for n, shape in shapes.items() if n.startswith(SAM2_PREFIX)}
+    if grounding is None and below:
+        grounding = grounding_from_shapes(below)
+    published = str(config.get("template") or "").replace("-", "_")
+    return EarthMindConfig(
+        vision=vision_from_hf(config["vision_config"], config),
+        lm=lm_from_hf(config["llm_config"], head=head or "lm/*" not in layout.covers, own=True),
+        grounding=grounding,
+        fusion=fusion or (RELEASED if "fusion/local_query" in layout.covers else FusionConfig()),
+        sensors=SensorConfig(
+            max_tiles=config.get("max_dynamic_patch", 12), thumbnail=bool(config.get("use_thumbnail", True))
+        ),
+        # A base InternVL model has a template of its own; EarthMind models on it use that of their family.
+        template=published if published in families.TEMPLATES else families.find(config["llm_config"]).template,
+    )

@@ -1,0 +1,43 @@
+"""The shapes that programs are compiled for: one table for padding, training and inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from earthmind_jax.config import require
+from earthmind_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The shapes that a program is compiled for: tile counts, and text lengths in tokens. One table for training and
+    inference; a batch takes the smallest entry that holds all of its samples."""
+
+    tiles: tuple[int, ...] = (1, 2, 4, 7, 13)
+    text: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+
+    def __post_init__(self) -> None:
+        for name in ("tiles", "text"):
+            sizes = getattr(self, name)
+            increasing = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
+            require(bool(sizes) and increasing, f"Buckets of {name} must be increasing positive numbers, not {sizes}.")
+
+    def fit_tiles(self, count: int) -> int:
+        """The smallest bucket of at least ``count`` tiles."""
+        for size in self.tiles:
+            if size >= count:
+                return size
+        raise UserError(
+            f"An image needs {count} tiles but the largest bucket holds {self.tiles[-1]}: lower sensors.max_tiles, use "
+            "fewer band triplets, or add a larger bucket."
+        )
+
+    def fit_text(self, length: int) -> int:
+        """The smallest bucket of at least ``length`` tokens."""
+        for size in self.text:
+            if size >= length:
+                return size
+        raise UserError(f"A conversation of {length} tokens is longer than the largest bucket, {self.text[-1]}.")
+
+
+DEFAULT = Buckets()

@@ -1,0 +1,132 @@
+"""Encoded samples to one static-shaped batch.
+
+:func:`earthmind_jax.data.encode.encode_sample` does everything that concerns one sample; :func:`stack` pads the results
+to a bucket and joins them. :func:`collate` does both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from earthmind_jax.config import DataConfig, EarthMindConfig
+from earthmind_jax.data import tiles
+from earthmind_jax.data.buckets import DEFAULT, Buckets
+from earthmind_jax.data.encode import SENSORS, Example, encode_sample, sensor_frames
+from earthmind_jax.data.records import Sample
+from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.errors import UserError
+from earthmind_jax.types import Batch
+
+__all__ = ["SENSORS", "Buckets", "Example", "collate", "encode_sample", "sensor_frames", "stack", "with_tokens"]
+
+
+def stack(
+    examples: Sequence[Example],
+    cfg: EarthMindConfig,
+    data: DataConfig,
+    buckets: Buckets = DEFAULT,
+    *,
+    sensors: Sequence[str] | None = None,
+) -> Batch:
+    """Encoded samples as one batch, padded to the smallest bucket that holds them all.
+
+    Args:
+      sensors: the sensors that the batch has arrays for; None: those of its samples. A sample without one of them has
+        zeros there, marked invalid. Training names them, so that dropout never changes a shape.
+    """
+    if not examples:
+        raise UserError("A batch needs at least one sample.")
+    if sensors is None:
+        sensors = [name for name in SENSORS if any(name in e.pixels for e in examples)]
+    b, m, pad = len(examples), data.masks_per_sample, cfg.tokens.pad
+    t = buckets.fit_text(max(len(e.prompt) for e in examples))
+    tokens = np.full((b, t), pad, np.int32)
+    visual_index = np.full((b, t), -1, np.int32)
+    loss_mask, question = np.zeros((b, t), bool), np.zeros((b, t), bool)
+    for row, example in enumerate(examples):
+        prompt = example.prompt
+        for target, values in (
+            (tokens, prompt.tokens),
+            (visual_index, prompt.visual_index),
+            (loss_mask, prompt.loss_mask),
+            (question, prompt.question),
+        ):
+            target[row, : len(values)] = values
+    batch = Batch(
+        tokens=tokens,
+        loss_mask=loss_mask,
+        lengths=np.array([len(e.prompt) for e in examples], np.int32),
+        question=question,
+        visual_index=visual_index,
+    )
+    count = buckets.fit_tiles(max(1, *(e.tiles for e in examples))) if sensors else 0
+    for name in sensors:
+        batch = batch.replace(**_stack_sensor(name, examples, cfg, count))
+    if cfg.grounding is None:
+        return batch
+    side = cfg.grounding.mask_size
+    seg_index, mask_valid = np.zeros((b, m), np.int32), np.zeros((b, m), bool)
+    masks = np.zeros((b, m, side, side), np.float32)
+    for row, example in enumerate(examples):
+        found = len(example.seg)
+        if found:
+            seg_index[row, :found], mask_valid[row, :found] = example.seg, True
+            masks[row, :found] = example.masks
+    return batch.replace(seg_index=seg_index, masks=masks, mask_valid=mask_valid)
+
+
+def _stack_sensor(name: str, examples: Sequence[Example], cfg: EarthMindConfig, count: int) -> dict[str, np.ndarray]:
+    size = cfg.vision.image_size
+    pixels = np.zeros((len(examples), count, size, size, 3), np.float32)
+    valid = np.zeros((len(examples), count, cfg.vision.tokens), bool)
+    for row, example in enumerate(examples):
+        if name in example.pixels:
+            found = len(example.pixels[name])
+            pixels[row, :found] = tiles.normalise(example.pixels[name])
+            valid[row, :found] = example.valid[name]
+    fields = {name: pixels, f"{name}_valid": valid}
+    if cfg.grounding is not None:
+        side = cfg.grounding.image_size
+        ground = np.zeros((len(examples), side, side, 3), np.float32)
+        for row, example in enumerate(examples):
+            if name in example.ground:
+                ground[row] = tiles.sam_preprocess_image(example.ground[name])
+        there = np.array([name in e.ground for e in examples])
+        fields |= {f"ground_{name}": ground, f"ground_{name}_valid": there}
+    return fields
+
+
+def collate(
+    samples: Sequence[Sample],
+    cfg: EarthMindConfig,
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    buckets: Buckets = DEFAULT,
+    *,
+    rngs: Sequence[np.random.Generator] | None = None,
+    sensors: Sequence[str] | None = None,
+    variant: str = "hf",
+) -> Batch:
+    """Samples to a batch (:func:`encode_sample`, then :func:`stack`); ``rngs`` holds one generator per sample."""
+    draws = rngs if rngs is not None else [None] * len(samples)
+    examples = [
+        encode_sample(s, cfg, data, tokenizer, buckets, rng=rng, sensors=sensors or SENSORS, variant=variant)
+        for s, rng in zip(samples, draws, strict=True)
+    ]
+    return stack(examples, cfg, data, buckets, sensors=sensors)
+
+
+def with_tokens(cfg: EarthMindConfig, tokenizer: Tokenizer) -> EarthMindConfig:
+    """The config with the tokenizer's special ids in ``tokens``.
+
+    Raises:
+      UserError: if the model's vocabulary has fewer rows than the tokenizer has ids.
+    """
+    if len(tokenizer) > cfg.lm.vocab:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} ids but the model has {cfg.lm.vocab} embeddings (lm.vocab)."
+        )
+    return dataclasses.replace(cfg, tokens=tokenizer.special_tokens())

@@ -1,0 +1,119 @@
+"""Masks as they are written in records: a file, a COCO run-length code, or polygons; decoded to bool [height width]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageDraw
+
+from earthmind_jax.errors import UserError
+
+Mask = Bool[np.ndarray, "H W"]
+
+
+def decode(spec: Any, shape: tuple[int, int], root: Path = Path(), where: str = "mask") -> Mask:
+    """A mask from its written form.
+
+    Args:
+      spec: a path (picture, ``.npy`` or GeoTIFF; nonzero is the object), a COCO run-length code
+        ``{"size": [h, w], "counts": list or compressed string}``, or polygons ``[[x1, y1, x2, y2, ...], ...]`` in
+        pixels (their union), or an array.
+      shape: height and width of the image that the polygons refer to.
+      root: directory that relative paths start from.
+      where: what to call the mask in errors.
+
+    Raises:
+      UserError: naming ``where`` and what is wrong.
+    """
+    if isinstance(spec, np.ndarray):
+        mask = spec
+    elif isinstance(spec, str):
+        mask = _read(root / spec, where)
+    elif isinstance(spec, dict):
+        mask = decode_rle(spec, where)
+    elif isinstance(spec, list):
+        mask = draw_polygons(spec, shape, where)
+    else:
+        raise UserError(f"{where} must be a path, a run-length code or polygons, not {type(spec).__name__}.")
+    if mask.ndim == 3:
+        mask = mask.any(-1) if mask.shape[-1] <= 4 else mask.any(0)
+    if mask.ndim != 2:
+        raise UserError(f"{where} must have height and width, not the shape {mask.shape}.")
+    return mask != 0
+
+
+def _read(path: Path, where: str) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{where}: there is no file '{path}'.")
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, allow_pickle=False)
+        if path.suffix.lower() in (".tif", ".tiff"):
+            from earthmind_jax.geo.raster import read_raster
+
+            raster = read_raster(path, labels=True)
+            return np.where(raster.valid, raster.data[0], 0)
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L") if image.mode not in ("1", "L", "I", "I;16", "P") else image)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: '{path}' cannot be read as a mask ({error}).") from error
+
+
+def decode_rle(code: dict[str, Any], where: str = "mask") -> Mask:
+    """A COCO run-length code (column-major runs, background first), plain or compressed."""
+    size, counts = code.get("size"), code.get("counts")
+    if not (isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
+        raise UserError(f"{where}: a run-length code needs 'size': [height, width], not {size!r}.")
+    if isinstance(counts, str | bytes):
+        counts = _decompress(counts, where)
+    if not (isinstance(counts, list) and all(isinstance(c, int) and c >= 0 for c in counts)):
+        raise UserError(f"{where}: a run-length code needs 'counts', a list of run lengths or a compressed string.")
+    if sum(counts) != size[0] * size[1]:
+        raise UserError(f"{where}: the runs cover {sum(counts)} pixels, but the size is {size[0]} x {size[1]}.")
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(values.reshape(size[1], size[0]).T)
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Inverse of :func:`decode_rle`, with plain run lengths."""
+    flat = (np.asarray(mask) != 0).T.ravel()
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return {"size": [int(s) for s in mask.shape], "counts": [0, *runs] if flat.size and flat[0] else runs}
+
+
+def _decompress(text: str | bytes, where: str) -> list[int]:
+    """COCO's compressed counts: five bits a character, from the third run on as differences to the run before last."""
+    codes = text.encode() if isinstance(text, str) else text
+    counts: list[int] = []
+    value = shift = 0
+    for code in codes:
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise UserError(f"{where}: the compressed run-length code ends in the middle of a number.")
+    return counts
+
+
+def draw_polygons(polygons: Sequence[Any], shape: tuple[int, int], where: str = "mask") -> Mask:
+    """The union of polygons given as flat lists of x, y in pixels."""
+    canvas = Image.new("1", (shape[1], shape[0]))
+    draw = ImageDraw.Draw(canvas)
+    for polygon in polygons:
+        good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        if not good or not all(isinstance(v, int | float) for v in polygon):
+            raise UserError(
+                f"{where}: a polygon is a list of at least three points x1, y1, x2, y2, ..., not {polygon!r}."
+            )
+        draw.polygon([float(v) for v in polygon], fill=1)
+    return np.asarray(canvas)

@@ -1,0 +1,416 @@
+"""Procedural land cover: what lies where, before any sensor looks at it.
+
+A layout is painted from back to front: natural areas (a warped Voronoi partition), parcels, water with its shore,
+pavement, roads with bridges, buildings, ships. Lengths are drawn in metres (so that a road is a road at any pixel size)
+and areas as fractions of the image (so that every pixel size shows a few of them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from earthmind_jax.config import one_of
+from earthmind_jax.data.simulate.materials import COVER, INDEX, OBJECTS, STUFF, Cover, draw_materials
+from earthmind_jax.data.simulate.noise import components, dilate, fractal_noise, smooth_noise
+
+FOREST, FIELD, GRASSLAND, BARE, ASPHALT = STUFF[1:]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Odds of a kind of place: weights of its areas (forest, field, grassland, bare), chances of what lies on them."""
+
+    areas: tuple[float, float, float, float]
+    water: tuple[float, float, float, float]  # none, river, lake, coast
+    pavement: float  # chance of car parks and yards
+    runway: float
+    village: float
+    road: float
+    ships: float
+    dominant: float = 0.0  # least share of the heaviest area
+
+
+THEMES: dict[str, Theme] = {
+    "farmland": Theme((0.25, 0.55, 0.10, 0.10), (0.45, 0.30, 0.25, 0.0), 0.15, 0.0, 0.5, 0.8, 0.2, 0.35),
+    "forest": Theme((0.50, 0.30, 0.10, 0.10), (0.40, 0.30, 0.30, 0.0), 0.10, 0.0, 0.2, 0.5, 0.2, 0.40),
+    "coast": Theme((0.25, 0.30, 0.20, 0.25), (0.0, 0.10, 0.15, 0.75), 0.25, 0.0, 0.5, 0.5, 0.7),
+    "town": Theme((0.25, 0.35, 0.20, 0.20), (0.35, 0.35, 0.15, 0.15), 0.60, 0.0, 1.0, 0.95, 0.5),
+    "airport": Theme((0.20, 0.40, 0.22, 0.18), (0.40, 0.20, 0.25, 0.15), 0.5, 1.0, 0.5, 0.8, 0.4),
+    "arid": Theme((0.10, 0.20, 0.25, 0.45), (0.35, 0.30, 0.35, 0.0), 0.25, 0.0, 0.4, 0.6, 0.3, 0.30),
+    "rangeland": Theme((0.20, 0.25, 0.40, 0.15), (0.45, 0.25, 0.30, 0.0), 0.15, 0.0, 0.4, 0.6, 0.2, 0.35),
+}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object (count 1), or all areas of one class (count = connected components of at least 4 pixels).
+
+    ``bbox`` is (left, top, right, bottom) in pixels, the last two exclusive; ``mask`` is bool [H W].
+    """
+
+    cover: Cover
+    bbox: tuple[int, int, int, int]
+    count: int
+    area: int
+    _map: np.ndarray = field(repr=False)
+    _value: int
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "H W"]:
+        return self._map == self._value
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where.
+
+    Attributes:
+      class_map: uint8 [H W] of ``Cover`` values.
+      region: int32 [H W], which piece of ground a pixel belongs to (a parcel, a lake, one roof).
+      material: int [R], the material of each region.
+      objects: int32 [H W], number of the object (building, ship, bridge) at a pixel, from 1; 0 where there is none.
+      object_cover: uint8 [K + 1], class of each object number.
+      gsd: metres per pixel.
+      theme: which of ``THEMES`` it was drawn from (what it came out as is ``questions.scene_kind``).
+    """
+
+    class_map: UInt8[np.ndarray, "H W"]
+    region: Int[np.ndarray, "H W"]
+    material: Int[np.ndarray, " R"]
+    objects: Int[np.ndarray, "H W"]
+    object_cover: UInt8[np.ndarray, " K"]
+    gsd: float
+    theme: str
+
+    @cached_property
+    def things(self) -> tuple[Instance, ...]:
+        """All objects."""
+        return tuple(
+            Instance(Cover(int(self.object_cover[number])), box, 1, area, self.objects, number)
+            for number, (box, area) in boxes(self.objects).items()
+        )
+
+    @cached_property
+    def counts(self) -> dict[Cover, int]:
+        """Number of objects of each countable class."""
+        number = np.bincount(self.object_cover, minlength=len(Cover) + 1)
+        return {cover: int(number[cover]) for cover in OBJECTS}
+
+    @cached_property
+    def instances(self) -> tuple[Instance, ...]:
+        """All objects, then one entry per class of area that is present (roads included)."""
+        found = list(self.things)
+        labels = components(self.class_map)
+        roots, sizes = np.unique(labels, return_counts=True)
+        covers = self.class_map.ravel()[roots]
+        for value, (box, area) in boxes(self.class_map).items():
+            if value not in OBJECTS:
+                count = int(((covers == value) & (sizes >= 4)).sum())
+                found.append(Instance(Cover(value), box, max(count, 1), area, self.class_map, value))
+        return tuple(found)
+
+
+def boxes(labels: Int[np.ndarray, "H W"]) -> dict[int, tuple[tuple[int, int, int, int], int]]:
+    """Bounding box and area of every positive label."""
+    rows, columns = np.nonzero(labels)
+    if not rows.size:
+        return {}
+    values = labels[rows, columns].astype(np.int64)
+    area = np.bincount(values)
+    low = np.full((2, area.size), max(labels.shape))
+    high = np.zeros((2, area.size), np.int64)
+    for axis, position in enumerate((columns, rows)):
+        np.minimum.at(low[axis], values, position)
+        np.maximum.at(high[axis], values, position + 1)
+    return {
+        int(v): ((int(low[0, v]), int(low[1, v]), int(high[0, v]), int(high[1, v])), int(area[v]))
+        for v in np.flatnonzero(area)
+    }
+
+
+class Canvas:
+    """The scene being painted: regions with materials, and numbered objects."""
+
+    def __init__(self, rng: np.random.Generator, shape: tuple[int, int], gsd: float) -> None:
+        self.rng, self.shape, self.gsd = rng, shape, gsd
+        self.region = np.zeros(shape, np.int32)
+        self.objects = np.zeros(shape, np.int32)
+        self.object_cover = [0]
+        self.material = np.zeros(0, np.int64)
+        self.y, self.x = np.meshgrid(
+            np.arange(shape[0], dtype=np.float32), np.arange(shape[1], dtype=np.float32), indexing="ij"
+        )
+        self.side = float(np.sqrt(shape[0] * shape[1]))
+
+    def add(self, materials: np.ndarray) -> int:
+        """Register new regions; returns the number of the first."""
+        first = self.material.size
+        self.material = np.concatenate([self.material, np.asarray(materials, np.int64)])
+        return first
+
+    def paint(self, mask: np.ndarray, material: int | str | Cover) -> None:
+        """Cover ``mask`` with one region of a material, or of a random material of a class."""
+        if isinstance(material, Cover):
+            material = int(draw_materials(self.rng, material, 1)[0])
+        elif isinstance(material, str):
+            material = INDEX[material]
+        self.region[mask] = self.add(np.array([material]))
+
+    def paint_object(self, mask: np.ndarray, cover: Cover, material: int | None = None) -> None:
+        self.paint(mask, cover if material is None else material)
+        self.object_cover.append(int(cover))
+        self.objects[mask] = len(self.object_cover) - 1
+
+    def cover(self) -> np.ndarray:
+        """uint8 [H W] class of each pixel as painted so far."""
+        return COVER[self.material][self.region]
+
+    def pixels(self, metres: float, least: float = 1.0) -> float:
+        return max(least, metres / self.gsd)
+
+    def rotated(self, angle: float, centre: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates (along, across) in pixels of axes turned by ``angle``, about ``centre`` (row, column)."""
+        cy, cx = centre or (self.shape[0] / 2, self.shape[1] / 2)
+        dy, dx = self.y - np.float32(cy), self.x - np.float32(cx)
+        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        return c * dx + s * dy, c * dy - s * dx
+
+    def place(self, margin: float = 0.1) -> tuple[float, float]:
+        """A random position, ``margin`` of the image away from its edges."""
+        at = margin + (1 - 2 * margin) * self.rng.random(2)
+        return float(at[0] * self.shape[0]), float(at[1] * self.shape[1])
+
+
+def paint_areas(canvas: Canvas, theme: Theme) -> None:
+    """Forest, fields, grassland, bare ground: cells of a warped Voronoi diagram; field cells share one set of parcels."""
+    rng = canvas.rng
+    count = int(np.clip(rng.integers(5, 11) * (canvas.side / 64.0) ** 1.2, 5, 60))
+    at = rng.random((count, 2)) * canvas.shape
+    warp = 0.07 * canvas.side
+    y = canvas.y + np.float32(warp) * fractal_noise(rng, canvas.shape, 0.18 * canvas.side)
+    x = canvas.x + np.float32(warp) * fractal_noise(rng, canvas.shape, 0.18 * canvas.side)
+    # squared distance up to |p|^2, which does not change which seed is nearest
+    seeds = at.astype(np.float32)
+    distance = (seeds**2).sum(1)[:, None] - 2.0 * (seeds @ np.stack([y.ravel(), x.ravel()]))
+    cell = distance.argmin(0).reshape(canvas.shape)
+
+    weights = np.array(theme.areas)
+    kinds = rng.choice(4, count, p=weights / weights.sum())
+    heavy = int(weights.argmax())
+    kinds[: int(np.ceil(theme.dominant * count))] = heavy
+    materials = np.zeros(count, np.int64)
+    for kind, cover in enumerate((FOREST, FIELD, GRASSLAND, BARE)):
+        chosen = kinds == kind
+        if chosen.any():
+            # two materials of a class at most in one landscape: neighbouring woods are of the same kind
+            palette = draw_materials(rng, cover, 2)
+            materials[chosen] = palette[rng.integers(2, size=int(chosen.sum()))]
+    canvas.region[:] = canvas.add(materials) + cell
+    fields = (kinds == 1)[cell]
+    if fields.any():
+        parcels = parcel_grid(canvas)
+        palette = draw_materials(rng, FIELD, 4)
+        first = canvas.add(palette[rng.integers(4, size=int(parcels.max()) + 1)])
+        canvas.region[fields] = first + parcels[fields]
+
+
+def parcel_grid(canvas: Canvas) -> np.ndarray:
+    """Parcel number int [H W]: strips of irregular width in a rotated frame, cut across at irregular lengths."""
+    rng = canvas.rng
+    along, across = canvas.rotated(rng.random() * np.pi)
+    reach = 0.75 * float(np.hypot(*canvas.shape))
+    width = canvas.pixels(float(rng.uniform(60, 300)), 5.0)
+    length = width * float(rng.uniform(1.0, 5.0))
+    widths = width * np.exp(0.35 * rng.standard_normal(int(2 * reach / width) + 8))
+    edges = np.cumsum(widths) - reach
+    strip = np.searchsorted(edges, across.ravel()).reshape(canvas.shape)
+    strip = np.minimum(strip, len(edges) - 1)
+    lengths = (length * np.exp(0.3 * rng.standard_normal(len(edges)))).astype(np.float32)
+    phases = rng.random(len(edges)).astype(np.float32)
+    cut = np.floor((along + np.float32(reach)) / lengths[strip] + phases[strip]).astype(np.int64)
+    return (strip % 24) * 24 + cut % 24
+
+
+def paint_water(canvas: Canvas, theme: Theme) -> None:
+    """A river, a lake or a sea with its shore; two kinds of water may share it (a plume)."""
+    rng, side = canvas.rng, canvas.side
+    kind = int(rng.choice(4, p=theme.water))
+    if kind == 0:
+        return
+    rough = fractal_noise(rng, canvas.shape, 0.25 * side, 4)
+    if kind == 1:
+        along, across = canvas.rotated(rng.random() * np.pi, canvas.place(0.25))
+        wave = 2 * np.pi / (side * rng.uniform(0.5, 1.6))
+        bend = side * rng.uniform(0.02, 0.12) * np.sin(wave * along + rng.random() * 2 * np.pi)
+        shore = np.abs(across - bend) - 0.5 * side * rng.uniform(0.05, 0.20) + 0.012 * side * rough
+    elif kind == 2:
+        shore = np.full(canvas.shape, np.inf, np.float32)
+        for _ in range(int(rng.integers(1, 4))):
+            along, across = canvas.rotated(rng.random() * np.pi, canvas.place(0.15))
+            radius, flat = side * rng.uniform(0.10, 0.30), rng.uniform(1.0, 2.2)
+            shore = np.minimum(shore, np.hypot(along / flat, across) - radius)
+        shore = shore + 0.05 * side * rough
+    else:
+        along, _ = canvas.rotated(rng.random() * 2 * np.pi)
+        shore = along - side * rng.uniform(-0.25, 0.25) + 0.06 * side * rough
+    shore = shore.astype(np.float32)
+    if rng.random() < (0.7 if kind == 3 else 0.35):  # beach, sand bars, tidal flats
+        bank = ("sand", "tidal_flat", "tidal_flat", "dry_soil")[int(rng.integers(4))]
+        canvas.paint(shore < side * rng.uniform(0.02, 0.16), bank)
+    water = shore < 0
+    canvas.paint(water, Cover.WATER)
+    if kind == 3 and rng.random() < 0.5:  # suspended sediment near the shore
+        canvas.paint(water & (shore > -side * rng.uniform(0.05, 0.3) * (1 + 0.4 * rough)), "turbid_water")
+    elif rng.random() < 0.3:
+        canvas.paint(water & (smooth_noise(rng, canvas.shape, 0.3 * side) > 0.4), Cover.WATER)
+
+
+def paint_pavement(canvas: Canvas, theme: Theme) -> None:
+    """Runways with aprons, car parks and yards: rectangles on dry land."""
+    rng, side = canvas.rng, canvas.side
+    land = canvas.cover() != Cover.WATER
+    angle = rng.random() * np.pi
+    paved = np.zeros(canvas.shape, bool)
+    if rng.random() < theme.runway:
+        along, across = canvas.rotated(angle, canvas.place(0.3))
+        half = 0.5 * canvas.pixels(rng.uniform(45, 90), 4.0)
+        paved |= (np.abs(across) < half) & (np.abs(along) < side * rng.uniform(0.4, 0.9))
+        near = canvas.rotated(angle, (canvas.shape[0] / 2, canvas.shape[1] / 2))
+        centre = across - side * rng.uniform(0.12, 0.25) * rng.choice([-1, 1])
+        paved |= (np.abs(centre) < side * rng.uniform(0.06, 0.14)) & (np.abs(near[0]) < side * rng.uniform(0.10, 0.25))
+    if rng.random() < theme.pavement:
+        for _ in range(int(rng.integers(1, 4))):
+            along, across = canvas.rotated(angle, canvas.place())
+            half = side * rng.uniform((0.09, 0.07), (0.22, 0.15))
+            paved |= (np.abs(along) < half[0]) & (np.abs(across) < half[1])
+    if (paved & land).any():
+        canvas.paint(paved & land, ASPHALT)
+
+
+def paint_roads(canvas: Canvas, theme: Theme) -> None:
+    """One or two roads across the scene; a bridge where one crosses water from bank to bank, else it ends."""
+    rng, side = canvas.rng, canvas.side
+    if rng.random() >= theme.road:
+        return
+    cover = canvas.cover()
+    water = (cover == Cover.WATER) & (canvas.objects == 0)
+    for _ in range(int(rng.integers(1, 3))):
+        angle, centre = rng.random() * np.pi, canvas.place(0.2)
+        along, across = canvas.rotated(angle, centre)
+        bend = rng.normal(0, 0.15) / side
+        across = across - np.float32(bend) * along**2
+        band = np.abs(across) < 0.5 * canvas.pixels(rng.uniform(8, 25), 1.1)
+        paved = band & ~water & (cover != ASPHALT)
+        canvas.paint(paved & (canvas.objects == 0), Cover.ROAD)
+        if not (band & water).any():
+            continue
+        c, s = np.cos(angle), np.sin(angle)
+        t = np.arange(-1.5 * side, 1.5 * side, 0.5)
+        u = bend * t**2
+        rows = np.round(centre[0] + s * t + c * u).astype(int)
+        columns = np.round(centre[1] + c * t - s * u).astype(int)
+        inside = (rows >= 0) & (rows < canvas.shape[0]) & (columns >= 0) & (columns < canvas.shape[1])
+        t, rows, columns = t[inside], rows[inside], columns[inside]
+        wet = np.concatenate([[False], water[rows, columns], [False]])
+        starts = np.flatnonzero(wet[1:] & ~wet[:-1])
+        ends = np.flatnonzero(~wet[1:] & wet[:-1])
+        for start, end in zip(starts, ends, strict=True):
+            banks = start > 0 and end < len(t)
+            if banks and 4 <= end - start <= 0.8 * side:
+                span = band & water & (along >= t[start] - 0.75) & (along <= t[end - 1] + 0.75) & (canvas.objects == 0)
+                if span.sum() >= 2:
+                    canvas.paint_object(span, Cover.BRIDGE)
+
+
+def paint_buildings(canvas: Canvas, theme: Theme) -> None:
+    """Clusters of roofs in rotated blocks, or a few farmsteads; never on water, roads or bridges."""
+    rng, side = canvas.rng, canvas.side
+    if rng.random() >= theme.village:
+        return
+    cover = canvas.cover()
+    blocked = (cover == Cover.WATER) | (cover == Cover.ROAD) | (cover == Cover.BRIDGE)
+    sparse = rng.random() < 0.45
+    palette = draw_materials(rng, Cover.BUILDING, 2)
+    for _ in range(1 if sparse else int(rng.integers(1, 4))):
+        along, across = canvas.rotated(rng.random() * np.pi, canvas.place(0.15))
+        pitch = canvas.pixels(rng.uniform(60, 180), 7.0)
+        step = np.array([pitch * rng.uniform(1.0, 1.8), pitch], np.float32)
+        radius = side * rng.uniform(0.15, 0.32)
+        inside = along**2 / 1.6 + across**2 < radius**2
+        i = np.floor(along / step[0]).astype(np.int64)
+        j = np.floor(across / step[1]).astype(np.int64)
+        reach = int(max(np.abs(i).max(), np.abs(j).max())) + 1
+        number = (i + reach) * (2 * reach + 1) + (j + reach)
+        cells = (2 * reach + 1) ** 2
+        # half sizes as a fraction of the block: at most 0.5 less half a pixel of gap on each side
+        half = 0.5 * rng.uniform(0.65, 0.95, (2, cells)).astype(np.float32)
+        half = np.minimum(half, (0.5 - 0.71 / step)[:, None])
+        fu = np.abs(along / step[0] - i - 0.5)
+        fv = np.abs(across / step[1] - j - 0.5)
+        roof = (fu < half[0][number]) & (fv < half[1][number]) & inside
+        touched = np.bincount(number[roof], weights=blocked[roof] + (canvas.objects[roof] > 0), minlength=cells) > 0
+        size = np.bincount(number[roof], minlength=cells)
+        candidates = np.flatnonzero(~touched & (size >= 2))
+        if sparse:
+            kept = rng.permutation(candidates)[: int(rng.integers(1, 7))]
+        else:
+            kept = candidates[rng.random(len(candidates)) < rng.uniform(0.6, 0.95)]
+        if not len(kept):
+            continue
+        order = np.full(cells, -1)
+        order[kept] = np.arange(len(kept))
+        index = np.where(roof, order[number], -1)
+        mask = index >= 0
+        first = canvas.add(palette[rng.integers(2, size=len(kept))])
+        canvas.region[mask] = first + index[mask]
+        canvas.objects[mask] = len(canvas.object_cover) + index[mask]
+        canvas.object_cover += [int(Cover.BUILDING)] * len(kept)
+        blocked = blocked | dilate(mask)  # the next cluster keeps a gap
+
+
+def paint_ships(canvas: Canvas, theme: Theme) -> None:
+    """One to six ships on open water, apart from each other and from the shore."""
+    rng = canvas.rng
+    if rng.random() >= theme.ships:
+        return
+    free = ~dilate(canvas.cover() != Cover.WATER)
+    free[:, [0, -1]] = free[[0, -1]] = False
+    for _ in range(int(rng.integers(1, 7))):
+        rows, columns = np.nonzero(free)
+        if not rows.size:
+            return
+        pick = int(rng.integers(rows.size))
+        along, across = canvas.rotated(rng.random() * np.pi, (float(rows[pick]), float(columns[pick])))
+        along, across = np.abs(along), np.abs(across)
+        length, slender = canvas.pixels(rng.uniform(25, 250), 2.0), rng.uniform(0.15, 0.25)
+        while True:  # a ship that does not fit here is a smaller one; one pixel always fits
+            hull = (along <= 0.5 * length) & (across <= 0.5 * max(1.0, length * slender))
+            if length < 1.0 or free[hull].all():
+                break
+            length *= 0.6
+        canvas.paint_object(hull, Cover.SHIP)
+        free &= ~dilate(hull, 2)
+
+
+def make_layout(
+    rng: np.random.Generator, shape: tuple[int, int], *, gsd: float = 10.0, theme: str | None = None
+) -> Layout:
+    """Paint a scene of ``shape`` pixels of ``gsd`` metres. ``theme``: one of ``THEMES``, or None for a random one.
+
+    Raises:
+      UserError: for an unknown theme.
+    """
+    if theme is None:
+        theme = tuple(THEMES)[int(rng.integers(len(THEMES)))]
+    one_of("theme", theme, tuple(THEMES))
+    canvas = Canvas(rng, shape, gsd)
+    for paint in (paint_areas, paint_water, paint_pavement, paint_roads, paint_buildings, paint_ships):
+        paint(canvas, THEMES[theme])
+    return Layout(
+        class_map=canvas.cover(), region=canvas.region, material=canvas.material, objects=canvas.objects,
+        object_cover=np.array(canvas.object_cover, np.uint8), gsd=gsd, theme=theme,
+    )  # fmt: skip

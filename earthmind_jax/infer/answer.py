@@ -1,0 +1,93 @@
+"""Batches of samples to texts and masks: the road that evaluation and the predictor share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jax import Array
+
+from earthmind_jax.config import DataConfig
+from earthmind_jax.data.collate import Buckets, collate
+from earthmind_jax.data.records import Sample
+from earthmind_jax.infer.engine import Engine
+from earthmind_jax.ops.resize import bilinear
+from earthmind_jax.types import Batch, Fused
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What the model said about one sample.
+
+    Attributes:
+      text: the answer, special tokens included.
+      masks: mask logits, float32 [h w] at the decoder's low resolution, one for each ``[SEG]``.
+      weights: fusion weights (optical, SAR) on the token grid of each tile, float32 [I n n 2]; None without an image.
+    """
+
+    text: str
+    masks: tuple[np.ndarray, ...]
+    weights: np.ndarray | None
+
+    def mask(self, shape: tuple[int, int], index: int = 0) -> np.ndarray | None:
+        """The ``index``-th mask as probability on the image's own pixels [H W]; None where the model gave none."""
+        return upsample(self.masks[index], shape) if index < len(self.masks) else None
+
+
+def upsample(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Mask logits [h w] to probabilities [H W]: bilinear to four times the size (SAM2's image), then to the image."""
+    full = bilinear(logits[..., None], (4 * logits.shape[0], 4 * logits.shape[1]))
+    resized = np.asarray(bilinear(full, shape))[..., 0]
+    return 1 / (1 + np.exp(-np.clip(resized, -60, 60)))
+
+
+def answer(
+    engine: Engine,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 16,
+    max_new: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    buckets: Buckets = Buckets(),
+    sensors: tuple[str, ...] | None = None,
+) -> Iterator[Reply]:
+    """Answer the last question of every sample, in order.
+
+    Short batches are filled up by repetition, so that every batch has the compiled shape.
+
+    Args:
+      sensors: sensors that batches have room for; None: those that the samples of a batch have. Naming both keeps one
+        compiled variant for samples with one sensor or two.
+    """
+    data = DataConfig(batch_size=batch_size, masks_per_sample=1, turns=2**30)
+    for start in range(0, len(samples), batch_size):
+        group = [_ask(s) for s in samples[start : start + batch_size]]
+        filled = [group[i % len(group)] for i in range(batch_size)]
+        batch = collate(filled, engine.config, data, engine.tokenizer, buckets, sensors=sensors)
+        fused = engine.encode(batch)
+        made = engine.generate(batch, fused, max_new=max_new, temperature=temperature, seed=seed)
+        logits = _logits(engine, batch, fused, made.seg_states)
+        weights = None if fused is None else _grid(fused.weights)
+        for row in range(len(group)):
+            found = () if logits is None else tuple(logits[row, i] for i in np.flatnonzero(made.seg_valid[row]))
+            yield Reply(made.texts[row], found, None if weights is None else weights[row])
+
+
+def _ask(sample: Sample) -> Sample:
+    """The sample with its last answer left open."""
+    last = dataclasses.replace(sample.turns[-1], answer=None, mask=None)
+    return dataclasses.replace(sample, turns=(*sample.turns[:-1], last))
+
+
+def _logits(engine: Engine, batch: Batch, fused: Fused | None, states: Array) -> np.ndarray | None:
+    if states.shape[1] == 0 or engine.config.grounding is None or fused is None:
+        return None
+    return engine.masks(batch, fused, states)[0]
+
+
+def _grid(weights: Array) -> np.ndarray:
+    side = round(weights.shape[2] ** 0.5)
+    return np.asarray(weights, np.float32).reshape(*weights.shape[:2], side, side, 2)

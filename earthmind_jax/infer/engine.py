@@ -1,0 +1,283 @@
+"""The four compiled functions of inference: encode, prefill, decode and masks, each with its own buckets.
+
+Shapes come from the bucket table that training pads to, so a session compiles one variant for each bucket it uses and no
+more (:meth:`Engine.compiled` counts them). The key/value cache is donated from step to step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from earthmind_jax.config import EarthMindConfig
+from earthmind_jax.data.prompts import get_template
+from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.models import earthmind
+from earthmind_jax.models.decoder import init_cache
+from earthmind_jax.ops import sampling
+from earthmind_jax.ops import tokens as token_ops
+from earthmind_jax.types import Batch, Fused, KVCache, Params
+
+NEW_TOKENS = (16, 64, 256, 1024, 2048)  # buffer sizes of one answer
+MASKS = (1, 2, 4, 8, 16, 32)  # [SEG] slots of one sample
+STRIDE = 16  # tokens between looks at the text, for stop words that are not one token
+
+
+def bucket(size: int, sizes: tuple[int, ...]) -> int:
+    """The smallest of ``sizes`` that holds ``size`` (the size itself beyond the table)."""
+    return next((s for s in sizes if s >= size), size)
+
+
+@struct.dataclass
+class Decoding:
+    """State of the decoding loop.
+
+    ``token`` [B] is the next token to feed, ``ids`` [B N] those fed so far (pad behind the end), ``hidden`` [B N D] the
+    state each of them gave, ``logits`` [B N V] (or None) the scores from which each was chosen.
+    """
+
+    step: Array
+    token: Array
+    cache: KVCache
+    done: Array
+    ids: Array
+    hidden: Array
+    scores: Array
+    logits: Array | None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one batch produced: ``ids`` a list of token lists (stop token excluded), ``texts``, ``seg_states`` [B M D] with
+    ``seg_valid`` [B M], ``hidden`` [B N D] of the generated tokens, ``logits`` [B N V] where asked for."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    seg_states: Array
+    seg_valid: np.ndarray
+    hidden: Array
+    logits: Array | None = None
+
+
+class Engine:
+    """Runs batches of prompts: :meth:`encode`, :meth:`generate`, :meth:`masks`."""
+
+    def __init__(self, config: EarthMindConfig, params: Params, tokenizer: Tokenizer) -> None:
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        words = get_template(config.template).stop_words
+        ids = [tokenizer.encode(word) for word in words]
+        self.stop_ids = tuple({i[0] for i in ids if len(i) == 1} | ({config.tokens.eos} if config.tokens.eos >= 0 else set()))
+        self.stop_words = tuple(word for word, i in zip(words, ids, strict=True) if len(i) > 1)
+        self._encode = jax.jit(partial(_encode, config))
+        self._prefill = jax.jit(partial(_prefill, config), static_argnames=("capacity", "size", "keep_logits"))
+        self._decode = jax.jit(partial(_decode, config), donate_argnums=1)
+        self._masks = jax.jit(partial(_masks, config))
+
+    def compiled(self) -> dict[str, int]:
+        """Compiled variants of each function, to be compared with the buckets used."""
+        named = {"encode": self._encode, "prefill": self._prefill, "decode": self._decode, "masks": self._masks}
+        return {name: fn._cache_size() for name, fn in named.items()}
+
+    def encode(self, batch: Batch) -> Fused | None:
+        """Fused visual tokens and fusion weights; None where the batch has no image."""
+        if batch.optical is None and batch.sar is None:
+            return None
+        inputs = (batch.tokens, batch.question, batch.optical, batch.sar, batch.optical_valid, batch.sar_valid)
+        return self._encode(self.params, *inputs)
+
+    def generate(
+        self,
+        batch: Batch,
+        fused: Fused | None,
+        *,
+        max_new: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: bool = True,
+        forced: dict[int, int] | None = None,
+        keep_logits: bool = False,
+    ) -> Generated:
+        """Answer every prompt of the batch.
+
+        Args:
+          max_new: tokens at most (never beyond the model's ``max_length``).
+          temperature: 0 is greedy.
+          stop: end at the end-of-turn token or stop word.
+          forced: step -> token id fed instead of the chosen one (teacher forcing of single steps).
+          keep_logits: keep the scores of every step (for tests).
+        """
+        length = batch.tokens.shape[1]
+        size = bucket(max_new, NEW_TOKENS)
+        force = np.full(size, -1, np.int32)
+        for step, token in (forced or {}).items():
+            force[step] = token
+        state = self._prefill(
+            self.params, batch.tokens, batch.visual_index, batch.lengths, None if fused is None else fused.tokens,
+            capacity=length + size, size=size, keep_logits=keep_logits,
+        )  # fmt: skip
+        stops = np.asarray(self.stop_ids if stop else (), np.int32)
+        stops = np.pad(stops, (0, 4 - len(stops)), constant_values=-1) if len(stops) < 4 else stops
+        end = 0
+        while end < max_new:
+            # Stop words of several tokens can only be seen in the text, so look at it now and then.
+            end = min(max_new, end + STRIDE) if self.stop_words and stop else max_new
+            state = self._decode(self.params, state, end, stops, force, np.float32(temperature), jax.random.key(seed))
+            if bool(state.done.all()) or (stop and self._said_stop(state)):
+                break
+        return self._collect(state, stop, keep_logits)
+
+    def masks(self, batch: Batch, fused: Fused | None, seg_states: Array) -> tuple[np.ndarray, np.ndarray]:
+        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D]."""
+        count = bucket(seg_states.shape[1], MASKS)
+        padded = jnp.pad(seg_states, ((0, 0), (0, count - seg_states.shape[1]), (0, 0)))
+        logits, iou = self._masks(
+            self.params, batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid,
+            fused, padded,
+        )  # fmt: skip
+        m = seg_states.shape[1]
+        return np.asarray(logits)[:, :m], np.asarray(iou)[:, :m]
+
+    def _said_stop(self, state: Decoding) -> bool:
+        ids = np.asarray(state.ids)[:, : int(state.step)]
+        return all(any(w in self.tokenizer.decode(row.tolist()) for w in self.stop_words) for row in ids)
+
+    def _collect(self, state: Decoding, stop: bool, keep_logits: bool) -> Generated:
+        count = int(state.step)
+        rows = np.asarray(state.ids)[:, :count].tolist()
+        ids, texts = [], []
+        for row in rows:
+            if stop:
+                ends = [i for i, token in enumerate(row) if token in self.stop_ids]
+                row = row[: ends[0]] if ends else row
+            text = self.tokenizer.decode(row)
+            for word in self.stop_words if stop else ():
+                if word in text:
+                    text = text.partition(word)[0]
+                    row = self._until(row, word)
+            ids.append(row)
+            texts.append(text.strip())
+        seg = [[i for i, token in enumerate(row) if token == self.config.tokens.seg] for row in ids]
+        most = max((len(s) for s in seg), default=0)
+        positions, valid = np.zeros((len(seg), most), np.int32), np.zeros((len(seg), most), bool)
+        for b, found in enumerate(seg):
+            positions[b, : len(found)], valid[b, : len(found)] = found, True
+        states = token_ops.gather_rows(state.hidden, jnp.asarray(positions))
+        logits = state.logits[:, :count] if keep_logits and state.logits is not None else None
+        return Generated(ids, texts, states, valid, state.hidden[:, :count], logits)
+
+    def _until(self, row: list[int], word: str) -> list[int]:
+        for end in range(1, len(row) + 1):
+            if word in self.tokenizer.decode(row[:end]):
+                return row[: end - 1]
+        return row
+
+
+def _encode(
+    config: EarthMindConfig,
+    params: Params,
+    tokens: Array,
+    question: Array,
+    optical: Array | None,
+    sar: Array | None,
+    optical_valid: Array | None,
+    sar_valid: Array | None,
+) -> Fused:
+    text = earthmind.embed(config, params, tokens)
+    first, second = earthmind.encode_sensors(config, params, optical, sar)
+    return earthmind.fuse(config, params, first, second, optical_valid, sar_valid, text, question, training=False)
+
+
+def _prefill(
+    config: EarthMindConfig,
+    params: Params,
+    tokens: Array,
+    visual_index: Array,
+    lengths: Array,
+    visual: Array | None,
+    *,
+    capacity: int,
+    size: int,
+    keep_logits: bool,
+) -> Decoding:
+    batch = tokens.shape[0]
+    text = earthmind.embed(config, params, tokens)
+    rows = None if visual is None else visual.reshape(batch, -1, visual.shape[-1])
+    embeds = earthmind.place(text, rows, visual_index)
+    cache = init_cache(config.lm, batch, capacity, config.precision.compute)
+    out = earthmind.language(config, params, embeds, lengths, cache=cache, fresh=True)
+    last = token_ops.gather_rows(out.hidden, lengths[:, None] - 1)
+    scores = earthmind.logits(config, params, last)[:, 0].astype(jnp.float32)
+    assert out.cache is not None
+    return Decoding(
+        step=jnp.zeros((), jnp.int32),
+        token=jnp.full((batch,), -1, jnp.int32),
+        cache=out.cache,
+        done=jnp.zeros((batch,), bool),
+        ids=jnp.full((batch, size), config.tokens.pad, jnp.int32),
+        hidden=jnp.zeros((batch, size, config.lm.width), out.hidden.dtype),
+        scores=scores,
+        logits=jnp.zeros((batch, size, scores.shape[-1]), jnp.float32) if keep_logits else None,
+    )
+
+
+def _decode(
+    config: EarthMindConfig,
+    params: Params,
+    state: Decoding,
+    end: Array,
+    stops: Array,
+    forced: Array,
+    temperature: Array,
+    key: Array,
+) -> Decoding:
+    """Feed tokens until ``end`` (traced) steps are done or every row has stopped."""
+
+    def unfinished(state: Decoding) -> Array:
+        return (state.step < end) & ~state.done.all()
+
+    def feed(state: Decoding) -> Decoding:
+        i = state.step
+        greedy = sampling.greedy(state.scores)
+        drawn = sampling.sample(state.scores, jax.random.fold_in(key, i), temperature=jnp.maximum(temperature, 1e-6))
+        token = jnp.where(temperature > 0, drawn, greedy)
+        token = jnp.where(forced[i] >= 0, forced[i], token).astype(jnp.int32)
+        token = jnp.where(state.done, config.tokens.pad, token)
+        done = state.done | jnp.isin(token, stops)
+        embeds = earthmind.embed(config, params, token[:, None])
+        new = jnp.where(state.done, 0, 1).astype(jnp.int32)
+        out = earthmind.language(config, params, embeds, new, cache=state.cache)
+        scores = earthmind.logits(config, params, out.hidden)[:, 0].astype(jnp.float32)
+        return state.replace(
+            step=i + 1,
+            token=token,
+            cache=out.cache,
+            done=done,
+            ids=state.ids.at[:, i].set(token),
+            hidden=state.hidden.at[:, i].set(out.hidden[:, 0]),
+            scores=scores,
+            logits=None if state.logits is None else state.logits.at[:, i].set(state.scores),
+        )
+
+    return jax.lax.while_loop(unfinished, feed, state)
+
+
+def _masks(
+    config: EarthMindConfig,
+    params: Params,
+    optical: Array | None,
+    sar: Array | None,
+    optical_valid: Array | None,
+    sar_valid: Array | None,
+    fused: Fused | None,
+    seg_states: Array,
+) -> tuple[Array, Array]:
+    weights = None if fused is None else earthmind.grounding_weights(fused)
+    features = earthmind.image_features(config, params, optical, sar, optical_valid, sar_valid, weights)
+    out = earthmind.ground(config, params, features, earthmind.seg_prompt(config, params, seg_states))
+    return out.logits, out.iou

@@ -1,0 +1,58 @@
+"""The picture of an answer: optical, SAR, mask, and the fusion weights."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from earthmind_jax.geo.write import written_beside
+from earthmind_jax.infer.result import Answer
+
+
+def panel(answer: Answer) -> bytes:
+    """PNG bytes: one row of optical, SAR, each mask over the first image, and the weight of SAR (blue) against optical."""
+    # The object interface: no global backend is touched, so that a caller's own figures are safe.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    views: list[tuple[str, np.ndarray, np.ndarray | None]] = []
+    for name, title in (("optical", "optical"), ("sar", "SAR")):
+        if name in answer.pictures:
+            views.append((title, answer.pictures[name], None))
+    base = next(iter(answer.pictures.values()))
+    for i, mask in enumerate(answer.masks, 1):
+        views.append((f"mask {i} (score {mask.score:.2f})", base, mask.array))
+    count = len(views) + (answer.fusion is not None)
+    figure = Figure(figsize=(3.1 * count, 3.7), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis, (title, image, mask) in zip(axes, views, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        if mask is not None:
+            overlay = np.zeros((*mask.shape, 4), np.float32)
+            overlay[mask] = (1.0, 0.85, 0.0, 0.55)
+            axis.imshow(overlay, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+    if answer.fusion is not None:
+        shown = np.where(answer.fusion.sum(-1) > 0, answer.fusion[..., 1], np.nan)
+        height, width = base.shape[:2]
+        drawn = axes[-1].imshow(shown, cmap="coolwarm_r", vmin=0, vmax=1, interpolation="nearest", extent=(0, width, height, 0))
+        axes[-1].set_title("weight of SAR", fontsize=10)
+        figure.colorbar(drawn, ax=axes[-1], shrink=0.8)
+    for axis in axes:
+        axis.set_axis_off()
+    text = f"{answer.question}  →  {answer.text}"
+    figure.suptitle("\n".join(textwrap.wrap(text, 38 * count)), fontsize=10)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def write_panel(answer: Answer, path: str | Path) -> Path:
+    """Write :func:`panel` to ``path`` (beside, then renamed)."""
+    data = panel(answer)
+    with written_beside(path) as beside:
+        Path(beside).write_bytes(data)
+    return Path(path)

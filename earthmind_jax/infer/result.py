@@ -1,0 +1,130 @@
+"""What comes back: words, masks on the image's own grid, and where optical counted and where SAR."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earthmind_jax.checkpoint import write_text, writing
+from earthmind_jax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """One mask on the reference image's grid.
+
+    Attributes:
+      probability: float32 [H W].
+      valid: bool [H W], false where neither sensor has data.
+      transform, crs: of the reference image; ``crs`` is None for a plain picture.
+      score: mean probability inside the mask (0 where it is empty).
+    """
+
+    probability: np.ndarray
+    valid: np.ndarray
+    transform: Any
+    crs: Any
+
+    @property
+    def array(self) -> np.ndarray:
+        """bool [H W], probability above one half."""
+        return (self.probability > 0.5) & self.valid
+
+    @property
+    def score(self) -> float:
+        inside = self.array
+        return float(self.probability[inside].mean()) if inside.any() else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Text, masks and the reason.
+
+    Attributes:
+      text: the model's words, ``[SEG]`` tokens included.
+      masks: one for each ``[SEG]``.
+      fusion: weights (optical, SAR), float32 [h w 2] on a grid laid over the image; None with text alone.
+      pictures: what the model saw of each sensor, uint8 [H W 3], for display.
+      notes: what was assumed about the files.
+    """
+
+    question: str
+    text: str
+    masks: tuple[Mask, ...] = ()
+    fusion: np.ndarray | None = None
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    model: str = ""
+
+    @property
+    def sensor_shares(self) -> dict[str, float]:
+        """Mean weight of each sensor over the places that have data."""
+        if self.fusion is None:
+            return {}
+        used = self.fusion[self.fusion.sum(-1) > 0]
+        shares = used.mean(0) if len(used) else np.zeros(2)
+        return {"optical": float(shares[0]), "sar": float(shares[1])}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain JSON values (masks as area and score)."""
+        return {
+            "question": self.question,
+            "answer": self.text,
+            "masks": [{"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score} for m in self.masks],
+            "fusion": self.sensor_shares,
+            "notes": list(self.notes),
+            "model": self.model,
+        }
+
+    def save(self, directory: str | Path, *, maps: bool = True) -> list[Path]:
+        """Write ``answer.json``, ``panel.png`` and for each mask a Cloud-Optimized GeoTIFF and GeoJSON (WGS84).
+
+        Args:
+          maps: write georeferenced masks; with False, plain PNG masks.
+
+        Raises:
+          UserError: maps are asked for and the image has no georeference.
+          WorkError: the files could not be written.
+        """
+        from earthmind_jax.geo.vector import polygons, write_geojson
+        from earthmind_jax.geo.write import write_mask_cog
+
+        directory = Path(directory)
+        if maps and any(m.crs is None for m in self.masks):
+            raise UserError("The image has no georeference, so its mask cannot become a map; ask for a plain picture instead.")
+        written = []
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            for i, mask in enumerate(self.masks, 1):
+                if not maps:
+                    written.append(_write_png(directory / f"mask_{i}.png", mask.array))
+                    continue
+                tif, geojson = directory / f"mask_{i}.tif", directory / f"mask_{i}.geojson"
+                tags = {"prompt": self.question, "model": self.model, "score": round(mask.score, 4)}
+                write_mask_cog(tif, mask.array, mask.transform, mask.crs, valid=mask.valid, tags=tags)
+                collection = polygons(
+                    mask.array, mask.transform, mask.crs, prompt=self.question, score=mask.score, model=self.model,
+                    probability=mask.probability,
+                )  # fmt: skip
+                write_geojson(geojson, collection)
+                written += [tif, geojson]
+            if self.pictures:
+                from earthmind_jax.infer.panel import write_panel
+
+                written.append(write_panel(self, directory / "panel.png"))
+            write_text(directory / "answer.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False))
+        return [*written, directory / "answer.json"]
+
+
+def _write_png(path: Path, mask: np.ndarray) -> Path:
+    from PIL import Image
+
+    from earthmind_jax.geo.write import written_beside
+
+    with written_beside(path) as beside:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
+    return path

@@ -1,0 +1,52 @@
+"""Scenes larger than the model's own window: overlapping windows, blended without seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def starts(length: int, size: int, overlap: float) -> list[int]:
+    """First pixels of windows of ``size`` covering ``length`` with at least ``overlap`` (0..1) shared by neighbours.
+
+    The last window ends with the scene; a scene shorter than a window has one, starting at 0.
+    """
+    if length <= size:
+        return [0]
+    step = max(1, int(size * (1 - overlap)))
+    count = -(-(length - size) // step) + 1
+    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+
+
+def windows(shape: tuple[int, int], size: int, overlap: float) -> Iterator[tuple[slice, slice]]:
+    """Row and column slices of the windows of a scene [H W], row-major."""
+    for top in starts(shape[0], size, overlap):
+        for left in starts(shape[1], size, overlap):
+            yield slice(top, min(top + size, shape[0])), slice(left, min(left + size, shape[1]))
+
+
+def ramp(shape: tuple[int, int]) -> np.ndarray:
+    """Blending weight [h w]: highest in the middle, above zero everywhere, so that windows fade into one another."""
+    sides = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in shape]
+    return sides[0][:, None] * sides[1][None, :]
+
+
+class Blend:
+    """Weighted mean of overlapping windows on one canvas [H W C]."""
+
+    def __init__(self, shape: tuple[int, int], channels: int) -> None:
+        self.total = np.zeros((*shape, channels), np.float32)
+        self.weight = np.zeros((*shape, 1), np.float32)
+
+    def add(self, window: tuple[slice, slice], values: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Add ``values`` [h w C] of one window; where ``valid`` [h w] is False it says nothing."""
+        weight = ramp(values.shape[:2])[..., None]
+        if valid is not None:
+            weight = weight * valid[..., None]
+        self.total[window] += values * weight
+        self.weight[window] += weight
+
+    def mean(self) -> np.ndarray:
+        """[H W C]; zero where no window said anything."""
+        return self.total / np.where(self.weight > 0, self.weight, 1)

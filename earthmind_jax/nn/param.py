@@ -1,0 +1,85 @@
+"""Parameters with named axes: the one place where an array of weights is declared.
+
+Every axis of every parameter carries a logical name (or None). ``distributed.sharding`` maps the names to mesh axes, so
+a model never mentions a mesh. A name outside :data:`AXES` is a programming error and is reported at the first trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import Array
+
+Initializer = Callable[..., Array]
+Axes = tuple[str | None, ...]
+
+AXES = frozenset(
+    {
+        "embed",  # model width, as input of a map or of a norm
+        "embed_out",  # model width, as output of a square map (a name may occur once per array)
+        "heads",
+        "kv_heads",
+        "head",  # head dimension
+        "mlp",
+        "vocab",
+        "vocab_embed",  # width of the embedding table: apart from "embed", because sharding it makes the gather costly
+        "patch",
+        "position",
+        "layers",  # the stacked axis of scanned blocks
+        "rank",  # LoRA
+        "win",
+        "channel",
+        "hidden",
+    }
+)
+
+
+def check_axes(name: str, shape: Sequence[int], axes: Axes) -> None:
+    """Raise ``ValueError`` unless ``axes`` names each axis of ``shape`` once, with known names."""
+    if len(axes) != len(shape):
+        raise ValueError(f"Parameter '{name}' has shape {tuple(shape)} but {len(axes)} axis names {axes}.")
+    named = [axis for axis in axes if axis is not None]
+    if len(set(named)) != len(named):
+        raise ValueError(f"Parameter '{name}' repeats an axis name in {axes}.")
+    unknown = sorted(set(named) - AXES)
+    if unknown:
+        raise ValueError(f"Parameter '{name}' has unknown axis names {unknown}; known: {sorted(AXES)}.")
+
+
+def param(module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Axes, dtype: Any) -> Array:
+    """Declare (at init) or read (at apply) the parameter ``name`` of ``module``.
+
+    Args:
+      init: ``(key, shape, dtype) -> array``.
+      axes: one logical name or None per axis of ``shape``.
+      dtype: storage type at init; at apply the array comes as it is stored.
+    """
+    check_axes(name, shape, axes)
+    return module.param(name, nn.with_logical_partitioning(init, axes), tuple(shape), dtype)
+
+
+def fan_in_normal(inputs: int, scale: float = 1.0) -> Initializer:
+    """Truncated normal of variance ``scale / fan_in`` for a kernel whose first ``inputs`` axes are contracted."""
+
+    def init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+        outputs = tuple(range(inputs, len(shape)))
+        draw = jax.nn.initializers.variance_scaling(
+            scale, "fan_in", "truncated_normal", in_axis=tuple(range(inputs)), out_axis=outputs
+        )
+        return draw(key, tuple(shape), dtype)
+
+    return init
+
+
+def constrain(x: Array, axes: Axes) -> Array:
+    """Pin the sharding of an activation to logical ``axes`` (such as ``("batch", None, None)``).
+
+    Does nothing unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model also runs bare.
+    """
+    known = {name for name, _ in nn.get_logical_axis_rules()}
+    if not all(axis is None or axis in known for axis in axes) or not known:
+        return x
+    return nn.with_logical_constraint(x, axes)

@@ -1,0 +1,149 @@
+"""Every layout covers what it says, both ways: published names in, our parameters out, and back bit for bit."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoints_convert.convert import conversion_plan, whole
+from checkpoints_convert.layouts import LAYOUTS, detect
+from checkpoints_convert.plan import apply_plan, build_plan, export, source_tree
+from checkpoints_convert.rules import match
+from checkpoints_convert.source_config import config_from_source
+from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig, LmConfig, RopeConfig, VisionConfig
+from earthmind_jax.models import earthmind
+
+TINY = EarthMindConfig(
+    vision=VisionConfig(image_size=28, patch_size=7, width=12, depth=3, heads=3, mlp=20, qk_norm=True),
+    lm=LmConfig(vocab=23, width=16, depth=4, heads=4, kv_heads=2, head_dim=6, mlp=10, rope=RopeConfig(), remat="none"),
+    grounding=GroundingConfig(
+        image_size=64, embed_dim=4, heads=1, stages=(1, 2, 1, 1), global_blocks=(3,), windows=(4, 2, 2, 1),
+        pos_grid=(3, 2), width=32, decoder_mlp=24, iou_hidden=10,
+    ),
+    fusion=FusionConfig(mode="release_2025_06", grounding="sar"),
+)  # fmt: skip
+
+MANIFESTS = Path(__file__).resolve().parents[3] / "shared" / "reference" / "manifests"
+
+
+class Memory(dict):
+    """Tensors by name, read from memory."""
+
+    where = "memory"
+
+    def read(self, name):
+        return self[name]
+
+    def tree(self):
+        return {name: (array.shape, array.dtype) for name, array in self.items()}
+
+
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(0)
+    shapes = earthmind.shapes(TINY)
+    return {path: rng.standard_normal(shape.shape).astype(np.float32) for path, shape in shapes.items()}
+
+
+def covered(layout, params):
+    return {path: x for path, x in params.items() if any(fnmatchcase(path, pattern) for pattern in layout.covers)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_export_and_import_are_exact_inverses(layout, params):
+    ours = covered(layout, params)
+    assert ours
+    tree = {path: (x.shape, x.dtype) for path, x in ours.items()}
+    sources = source_tree(tree, layout.rules)
+    assert detect(sources) is layout
+    plan = build_plan(tree, layout.rules, sources, ignored=layout.ignored)
+    assert not plan.ignored
+    published = Memory(export(plan, ours))
+    assert published.tree() == {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in sources.items()}
+    again = apply_plan(conversion_plan(published, layout, TINY), published)
+    assert set(again) == set(ours)
+    for path, value in ours.items():
+        np.testing.assert_array_equal(again[path], value)
+
+
+def test_layouts_make_every_parameter_of_a_released_model(params):
+    made = set().union(*(covered(layout, params) for layout in LAYOUTS))
+    assert made == set(params)
+
+
+def test_a_query_is_taken_or_left_by_the_fusion_mode(params):
+    layout = next(layout for layout in LAYOUTS if layout.name.startswith("EarthMind / Sa2VA"))
+    tree = {path: (x.shape, x.dtype) for path, x in params.items()}
+    published = Memory(export(build_plan(tree, layout.rules, source_tree(tree, layout.rules)), params))
+    published["hca_queries"] = np.zeros((4, 16), np.float32)
+    published["grounding_encoder.sam2_model.memory_encoder.fuser.layers.0.g_weight"] = np.zeros(3, np.float32)
+    plan = conversion_plan(published, layout, TINY)
+    assert "fusion/local_query" in plan.targets
+    assert sorted(plan.ignored) == [
+        "grounding_encoder.sam2_model.memory_encoder.fuser.layers.0.g_weight",
+        "hca_queries",
+    ]
+    plan = conversion_plan(published, layout, replace(TINY, fusion=FusionConfig(mode="concat")))
+    assert "June 2025" in plan.ignored["local_query"]
+
+
+def test_a_tied_head_is_left_behind(params):
+    layout = next(layout for layout in LAYOUTS if layout.name == "Qwen2")
+    ours = covered(layout, params)
+    tree = {path: (x.shape, x.dtype) for path, x in ours.items()}
+    published = Memory(export(build_plan(tree, layout.rules, source_tree(tree, layout.rules)), ours))
+    plan = conversion_plan(published, layout, replace(TINY, lm=replace(TINY.lm, tie=True)))
+    assert "tied" in plan.ignored["lm_head.weight"]
+
+
+def test_no_two_rules_of_a_layout_take_one_name():
+    for layout in LAYOUTS:
+        names = [rule.source.replace("{i}", "7") for rule in layout.rules]
+        for name in names:
+            assert sum(match(rule.source, name) is not None for rule in layout.rules) == 1, name
+
+
+def manifests():
+    paths = sorted(MANIFESTS.glob("*.json.gz")) if MANIFESTS.is_dir() else []
+    names = [path.name.removesuffix(".json.gz") for path in paths]
+    published = ("InternVL2-1B", "InternVL2_5-1B", "InternVL2_5-4B", "EarthMind-4B", "Sa2VA-4B")
+    return [name for name in names if name in published or name.startswith("sam2")]
+
+
+@pytest.mark.parametrize("name", manifests())
+def test_published_models_fit_without_a_gap(name):
+    """Names and shapes of the published classes at full size; every tensor has a place or a reason."""
+    names = json.loads(gzip.open(MANIFESTS / f"{name}.json.gz").read())
+    sources = {tensor: (tuple(shape), np.dtype(np.float32)) for tensor, shape in names.items()}
+    layout = detect(sources)
+    published = None if name.startswith("sam2") else _hf_config(name)
+    config = config_from_source(layout, sources, published)
+    source = Memory()
+    source.tree = lambda: sources
+    plan = conversion_plan(source, layout, config)
+    assert len(plan.steps) + len(plan.ignored) == len(sources)
+    if isinstance(config, EarthMindConfig):
+        assert not set(earthmind.shapes(config)) - set(plan.targets) - {"fusion/rho", "fusion/log_temperature"} - {
+            path for path in earthmind.shapes(config) if path.startswith(("fusion/map_", "pyramid/"))
+        } or config.grounding is not None
+    memory = {reason for tensor, reason in plan.ignored.items() if tensor != "local_query"}
+    assert len(memory) <= 1
+    count = sum(int(np.prod(shape)) for shape, _ in plan.targets.values())
+    left = sum(int(np.prod(sources[tensor][0])) for tensor in plan.ignored)
+    assert count + left == sum(int(np.prod(shape)) for shape, _ in sources.values())
+    assert set(plan.targets) <= set(earthmind.shapes(whole(config)))
+
+
+def _hf_config(name):
+    return json.loads((MANIFESTS / f"{name}.config.json").read_text())
+
+
+def test_shapes_of_the_parameters_are_abstract():
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in earthmind.shapes(TINY).values())

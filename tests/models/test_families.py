@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from earthmind_jax.config import LmConfig
+from earthmind_jax.errors import UserError
+from earthmind_jax.models.api import apply_module, init_module
+from earthmind_jax.models.decoder import Decoder
+from earthmind_jax.models.families import FAMILIES, TEMPLATES, find, from_hf, template
+
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 151674,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "use_sliding_window": False,
+    "sliding_window": 32768,
+    "max_window_layers": 36,
+    "bos_token_id": 151643,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_published_configuration_is_the_preset():
+    assert from_hf(QWEN) == FAMILIES["qwen2"].presets["qwen2_5_3b"]
+
+
+def test_found_by_architecture_or_model_type():
+    assert find({"architectures": ["Qwen2ForCausalLM"]}).name == "qwen2"
+    assert find({"model_type": "qwen2"}).name == "qwen2"
+    with pytest.raises(UserError, match="'Qwen2ForCausalLM'"):
+        find({"architectures": ["Qwen2ForCasualLM"]})
+    with pytest.raises(UserError, match="model_type"):
+        find({})
+
+
+@pytest.mark.parametrize(
+    ("spelling", "kind", "factor"),
+    [
+        ({"rope_scaling": None}, "default", 1.0),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic", 2.0),
+        ({"rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 4}}, "linear", 4.0),
+        ({"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}, "default", 1.0),
+    ],
+)
+def test_rotary_spellings(spelling, kind, factor):
+    rope = from_hf({**QWEN, **spelling}).rope
+    assert (rope.kind, rope.factor, rope.theta, rope.max_position) == (kind, factor, 1e6, 32768)
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, None),
+        ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 64}, 64),
+        ({"use_sliding_window": True, "sliding_window": 64}, None),  # begins behind the last layer
+        ({"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 36}, 64),
+    ],
+)
+def test_sliding_window(changes, window):
+    assert from_hf({**QWEN, **changes}).sliding_window == window
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"use_sliding_window": True, "max_window_layers": 10, "sliding_window": 64}, "max_window_layers"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0, "beta_fast": 32}}, "beta_fast"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"logit_scale": 2.0}, "logit_scale"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_attention_heads": 15}, "multiple"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(changes, word):
+    with pytest.raises(UserError, match=word):
+        from_hf({**QWEN, **changes})
+
+
+def test_unknown_but_switched_off_is_fine():
+    assert from_hf({**QWEN, "some_new_switch": False, "another": None}) == from_hf(QWEN)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_records_are_complete(name):
+    family = FAMILIES[name]
+    assert family.name == name
+    assert family.architectures
+    assert family.template in TEMPLATES
+    assert all(isinstance(preset, LmConfig) and preset.family == name for preset in family.presets.values())
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    decoder = Decoder(family.tiny)
+    params = init_module(decoder, jax.random.key(0), tokens)
+    assert apply_module(decoder, params, "", tokens, method="init_all").shape == (1, 4, family.tiny.vocab)
+
+
+def test_templates():
+    assert template("phi3-chat").instruction.format(input="hi") == "<|user|>\nhi<|end|>\n<|assistant|>\n"
+    assert template("qwen_chat").stop == ("<|im_end|>", "<|endoftext|>")
+    assert template("internlm2_chat").suffix == "<|im_end|>"
+    with pytest.raises(UserError, match="phi3_chat"):
+        template("phi3_chatt")

@@ -1,0 +1,33 @@
+"""Recorded outputs of the PyTorch code, one runner for each kind of case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from recorded import fusion, grounding, language, losses, preprocessing, training, vision, whole
+from recorded.case import Case, Report
+
+Runner = Callable[[Case, Report], None]
+
+RUNNERS: dict[str, Runner] = {
+    "a_": vision.intern_vit,
+    "b_": vision.projector,
+    "c_qwen2": language.language_model,
+    "d_sam2_fb": grounding.segment_anything,
+    "d_sam2_earthmind_language": grounding.language_prompts,
+    "e_e2e_qwen2": whole.whole_model,
+    "f_": preprocessing.preprocessing,
+    "g_losses": losses.training_losses,
+    "g_train_forward": training.training_forward,
+    "h_fusion_releases": fusion.releases,
+    "h_hca_paper": fusion.paper,
+}
+"""Prefix of a case's name -> what compares it; the longest prefix wins."""
+
+NOT_YET = ("c_phi3", "c_internlm2", "e_e2e_phi3", "e_e2e_internlm2", "i_")
+"""Kinds that are recorded and not yet supported."""
+
+
+def kind(name: str) -> str | None:
+    """The kind of the case called ``name``: a key of :data:`RUNNERS` or an entry of :data:`NOT_YET`; None if unknown."""
+    return max((prefix for prefix in (*RUNNERS, *NOT_YET) if name.startswith(prefix)), key=len, default=None)

@@ -1,0 +1,224 @@
+"""``d_`` SAM2: image features, prompts and masks; the language prompt of EarthMind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from recorded.case import Case, Report, channels_last, channels_second
+
+from checkpoints_convert.convert import convert
+from checkpoints_convert.reader import Source
+from earthmind_jax.config import GroundingConfig
+from earthmind_jax.data.tiles import sam_preprocess_image
+from earthmind_jax.models import api
+from earthmind_jax.models.hiera import FpnNeck, Hiera, level_positions
+from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
+from earthmind_jax.models.sam2_decoder import mask_logits
+from earthmind_jax.models.sam2_prompt import PromptEncoder, box_points
+from earthmind_jax.ops.resize import bilinear
+from earthmind_jax.types import ImageFeatures, Params
+
+INSIDE = "grounding_encoder.sam2_model."
+POINTER = "object pointers belong to the memory that tracks objects"
+TRACKED = "a frame tracked with the memory"
+
+
+def published(case: Case) -> Source:
+    """The SAM2 tensors under the names of the published ``.pt`` files."""
+    whole = case.weights
+    inside = [name for name in whole.index if name.startswith(INSIDE)]
+    sam2 = whole.below(INSIDE) if inside else whole
+    return sam2.renamed({name: name.replace(".g_weight", ".gamma") for name in sam2.index})
+
+
+def segment_anything(case: Case, report: Report) -> None:
+    """Trunk, neck, position codes, every kind of prompt, and the masks with and without multimask output."""
+    masks = case.tolerance(1e-3, "{} absolute on mask logits")
+    features = case.tolerance(2e-4, "{} on features")
+    config, params = convert(published(case), config=case.config)
+    image = channels_last(case.inputs["image"])
+    encoded = _image(report, config, params, image, features)
+    first = jax.tree.map(lambda x: x[:1], encoded)
+    for name, prompts in _prompts(case.inputs).items():
+        _masks(report, config, params, first, name, prompts, masks, features)
+
+
+def _image(
+    report: Report, config: GroundingConfig, params: Params, image: np.ndarray, tolerance: float
+) -> ImageFeatures:
+    """Image features; what is recorded of the stages on the way is compared, for as many images as were recorded."""
+    encoder = ImageEncoder(config)
+
+    @jax.jit
+    def run(image: Any) -> Any:
+        stages = api.apply_module(Hiera(config, encoder.precision), params, "grounding/trunk", image)
+        levels = api.apply_module(FpnNeck(config, encoder.precision), params, "grounding/neck", stages)
+        return api.apply_module(encoder, params, "grounding", image), stages, levels, level_positions(levels)
+
+    encoded, stages, levels, codes = run(image)
+    ours = {
+        **{f"trunk.{i}": x for i, x in enumerate(stages)},
+        **{f"fpn.{i}": x for i, x in enumerate(levels)},
+        **{f"pos.{i}": x[None] for i, x in enumerate(codes)},
+        "feat_s0": encoded.high[0],
+        "feat_s1": encoded.high[1],
+        "feat_s2": encoded.embed,
+        "image_embed": encoded.embed + params["grounding/no_mem_embed"],
+    }
+    for name, value in ours.items():
+        if name in report.case.outputs:
+            recorded = report.case.outputs[name]
+            report.close(name, channels_second(value)[: len(recorded)], tolerance)
+    return encoded
+
+
+def _prompts(inputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Prompts by the names of the outputs, objects on the second axis, as SAM2's image predictor makes them."""
+    x = {name: value[None] for name, value in inputs.items() if name != "image"}
+    points, labels, masks = x["points"], x["point_labels"], x["mask_prompts"][:, :, 0]
+    corners, corner_labels = box_points(x["boxes"])
+    return {
+        "point1": {"points": x["point1"], "labels": x["point1_labels"]},
+        "points": {"points": points, "labels": labels},
+        "box_as_points": {"points": corners, "labels": corner_labels},
+        "box": {"boxes": x["boxes"]},
+        "box_and_points": {
+            "points": jnp.concatenate([corners, points], 2),
+            "labels": jnp.concatenate([corner_labels, labels], 2),
+        },
+        "mask": {"masks": masks},
+        "points_mask": {"points": points, "labels": labels, "masks": masks},
+        "language": {"language": x["language_embd"][:, :, 0]},
+    }
+
+
+def _masks(
+    report: Report,
+    config: GroundingConfig,
+    params: Params,
+    features: ImageFeatures,
+    name: str,
+    prompts: dict[str, Any],
+    masks: float,
+    scores: float,
+) -> None:
+    head, outputs = MaskHead(config), report.case.outputs
+    encoder, grid = PromptEncoder(config, head.precision), features.embed.shape[1:3]
+
+    @jax.jit
+    def run(features: ImageFeatures, prompts: dict[str, Any]) -> Any:
+        def predict(multimask: bool) -> Any:
+            return api.apply_module(
+                head, params, "grounding", features, **prompts, multimask=multimask, method="predict"
+            )
+
+        encoded = api.apply_module(encoder, params, "grounding/prompt", grid, 1, **prompts)
+        decoded = api.apply_module(head, params, "grounding", features, **prompts, method="decode")
+        candidates = mask_logits(decoded.pixels, decoded.hyper), decoded.iou
+        return encoded, {"on": predict(True), "off": predict(False)}, candidates
+
+    encoded, predicted, (candidates, iou) = run(features, prompts)
+    ours = {
+        f"{name}.sparse": (encoded.sparse[0], scores),
+        f"{name}.dense": (channels_second(encoded.dense[0]), scores),
+        f"{name}.predict_masks.all4": (candidates[0], masks),
+        f"{name}.predict_masks.iou": (iou[0], scores),
+        "dense_pe": (channels_second(encoded.position[None]), scores),
+    }
+    for switch, out in predicted.items():
+        ours |= {
+            f"{name}.multimask_{switch}.low_res_masks": (out.logits[0], masks),
+            f"{name}.multimask_{switch}.iou": (out.iou[0], scores),
+            f"{name}.multimask_{switch}.object_score_logits": (out.object_score[0][:, None], scores),
+            f"{name}.multimask_{switch}.tokens": (out.tokens[0], scores),
+        }
+    for output, (value, tolerance) in ours.items():
+        if output in outputs:
+            report.close(output, value, tolerance)
+
+
+def language_prompts(case: Case, report: Report) -> None:
+    """EarthMind's driving of SAM2: one object, several, and frames that are each prompted."""
+    masks = case.tolerance(1e-3, "{} absolute on mask logits")
+    scores = min(2e-4, masks)
+    config, params = convert(published(case), config=case.config)
+    frames = channels_last(case.inputs["raw_uint8"])
+    images = sam_preprocess_image(frames, mirror_bf16=True)
+    report.close("preprocessed", channels_second(images[:1]), 1e-5)
+    report.close("preprocessed_if_mean_std_float32", channels_second(sam_preprocess_image(frames[:1])), 1e-5)
+    runs = sorted({name.partition(".")[0] for name in case.outputs if "." in name})
+    prompted = {run: _prompted(run, case.inputs["language_embd"]) for run in runs}
+    encode = jax.jit(lambda x: api.apply_module(ImageEncoder(config), params, "grounding", x))
+    encoded = encode(images[: max(count for count, _ in prompted.values())])
+    for run, (count, language) in prompted.items():
+        ours = dict(params)
+        if run == "single_negative_object":
+            ours["grounding/decoder/object_head/fc3/bias"] = ours["grounding/decoder/object_head/fc3/bias"] - 10
+        features = jax.tree.map(lambda x, count=count: x[:count], encoded)
+        _language(report, config, ours, run, features, language, masks, scores)
+
+
+def _prompted(run: str, vectors: np.ndarray) -> tuple[int, np.ndarray]:
+    """How many frames a run prompts, and with which vectors [M D] (the same in every frame)."""
+    if run == "three_objects":
+        return 1, vectors
+    if found := re.match(r"frames(\d+)|video\d+_first(\d+)", run):
+        # The frames were recorded with the first vector, the video with the second.
+        return int(found.group(1) or found.group(2)), vectors[:1] if found.group(1) else vectors[1:2]
+    assert run.startswith("single"), f"a run of an unknown name: {run}"
+    return 1, vectors[:1]
+
+
+def _language(
+    report: Report,
+    config: GroundingConfig,
+    params: Params,
+    run: str,
+    features: ImageFeatures,
+    language: np.ndarray,
+    masks: float,
+    scores: float,
+) -> None:
+    outputs, frames = report.case.outputs, len(features.embed)
+    language = jnp.broadcast_to(language, (frames, *language.shape))
+    head = MaskHead(config)
+
+    @jax.jit
+    def run(features: ImageFeatures, language: Any) -> Any:
+        best = api.apply_module(head, params, "grounding", features, language, method="ground")
+        three = api.apply_module(head, params, "grounding", features, language=language, method="predict")
+        return best, three
+
+    best, three = run(features, language)
+    calls = frames * language.shape[1]  # one for each frame and object, in this order
+    ours = {
+        "low_res_multimasks": three.logits.reshape(calls, 1, *three.logits.shape[2:]),
+        "ious": three.iou.reshape(calls, 1, -1),
+        "low_res_masks": best.logits.reshape(calls, 1, 1, *best.logits.shape[2:]),
+        "object_score_logits": best.object_score.reshape(calls, 1, 1),
+    }
+    tolerances = {"low_res_multimasks": masks, "low_res_masks": masks}
+    for name in (name for name in outputs if name.startswith(f"{run}.call")):
+        call, what = re.fullmatch(rf"{run}\.call(\d+)\.(\w+)", name).groups()
+        if int(call) >= calls:
+            report.not_yet(name, TRACKED)
+        elif what == "obj_ptr":
+            report.not_yet(name, POINTER)
+        else:
+            report.close(name, ours[what][int(call)], tolerances.get(what, scores))
+    tracked = run.startswith("video")  # the two recorded masks are those of the last frames
+    if tracked:
+        report.not_yet(f"{run}.masks", TRACKED)
+    else:
+        large = upsampled(ours["low_res_masks"][:, 0], (config.image_size,) * 2)
+        report.close(f"{run}.masks", large[-len(outputs[f"{run}.masks"]) :], masks)
+
+
+def upsampled(masks: Any, size: tuple[int, int]) -> jax.Array:
+    """Mask logits [B M h w] -> [B M H W], bilinear."""
+    return jnp.moveaxis(bilinear(jnp.moveaxis(jnp.asarray(masks), 1, -1), size), -1, 1)

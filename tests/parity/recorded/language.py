@@ -1,0 +1,105 @@
+"""``c_`` language models: teacher-forced batches and greedy decoding with a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from recorded.case import Case, Report
+
+from checkpoints_convert.convert import convert
+from earthmind_jax.config import LmConfig
+from earthmind_jax.models import api
+from earthmind_jax.models.decoder import Decoder, init_cache
+from earthmind_jax.types import Params
+
+MARGIN = 1e-3  # a greedy choice nearer than this may differ
+
+
+def language_model(case: Case, report: Report) -> None:
+    """All hidden states, logits and attention of padded batches; greedy decoding step by step."""
+    absolute = case.tolerance(2e-4, "error < {}")
+    config, params = convert(case.weights, config=case.config)
+    for name in case.inputs:
+        if name.endswith("input_ids"):
+            run = name.removesuffix("input_ids").rstrip("_") or "batch"
+            mask = case.inputs[name.replace("input_ids", "attention_mask")].astype(bool)
+            batch(report, config, params, run, case.inputs[name], mask, absolute)
+        elif name.endswith("_embeds"):
+            generation(report, config, params, name.removesuffix("_embeds"), case.inputs[name], absolute)
+
+
+def batch(
+    report: Report, config: LmConfig, params: Params, run: str, ids: np.ndarray, mask: np.ndarray, tolerance: float
+) -> None:
+    """One right-padded batch; padded query rows are recorded but mean nothing."""
+    assert (mask == (np.arange(mask.shape[1]) < mask.sum(1, keepdims=True))).all(), "the batch is not right-padded"
+    module = Decoder(config)
+
+    @jax.jit
+    def forward(ids: Any, lengths: Any) -> Any:
+        embeds = api.apply_module(module, params, "lm", ids, method="embed")
+        out = api.apply_module(module, params, "lm", embeds, lengths=lengths, states=True, attention=True)
+        return out, api.apply_module(module, params, "lm", out.hidden, method="logits")
+
+    out, logits = forward(ids.astype(np.int32), mask.sum(1).astype(np.int32))
+    rows = mask[:, :, None]
+    report.close(f"{run}.logits", logits, tolerance, where=rows)
+    for index, state in enumerate(out.states):
+        report.close(f"{run}.hidden.{index}", state, tolerance, where=rows)
+    for index, attention in enumerate(out.attention):
+        report.close(f"{run}.attn_mean.{index}", attention, tolerance, where=rows)
+
+
+@dataclass
+class Generated:
+    """Greedy decoding: ids [T'], logits of every step [T' V], last hidden states of prompt and fed tokens [T + T' - 1 D]."""
+
+    ids: np.ndarray
+    logits: np.ndarray
+    hidden: np.ndarray
+
+
+def decode(config: LmConfig, params: Params, embeds: np.ndarray, recorded: np.ndarray) -> Generated:
+    """Decode from ``embeds`` [1 T D] with a cache, feeding the ``recorded`` ids so that a near tie ends nothing."""
+    module, steps = Decoder(config), len(recorded)
+
+    def run(embeds: Any, cache: Any, fresh: bool) -> Any:
+        out = api.apply_module(module, params, "lm", embeds, cache=cache, fresh=fresh)
+        return out, api.apply_module(module, params, "lm", out.hidden[:, -1:], method="logits")[0, 0]
+
+    @jax.jit
+    def step(token: Any, cache: Any) -> Any:
+        return run(api.apply_module(module, params, "lm", token[None, None], method="embed"), cache, False)
+
+    cache = init_cache(config, 1, embeds.shape[1] + steps)
+    out, logits = jax.jit(lambda x, cache: run(x, cache, True))(jnp.asarray(embeds), cache)
+    hidden, all_logits = [out.hidden[0]], [logits]
+    for token in recorded[:-1]:
+        out, logits = step(jnp.int32(token), out.cache)
+        hidden.append(out.hidden[0])
+        all_logits.append(logits)
+    all_logits = np.stack(all_logits)
+    return Generated(all_logits.argmax(-1), all_logits, np.concatenate(hidden))
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """Top-1 minus top-2 logit."""
+    top = np.sort(logits, axis=-1)[..., -2:]
+    return top[..., 1] - top[..., 0]
+
+
+def generation(
+    report: Report, config: LmConfig, params: Params, run: str, embeds: np.ndarray, tolerance: float
+) -> None:
+    """Greedy decoding of one prompt."""
+    recorded = report.case.outputs[f"{run}.ids"][0]
+    ours = decode(config, params, embeds, recorded)
+    clear = report.case.outputs[f"{run}.margin"][0] > MARGIN
+    report.exact(f"{run}.ids", ours.ids[None], where=clear[None])
+    report.close(f"{run}.scores", ours.logits[None], tolerance)
+    report.close(f"{run}.margin", margins(ours.logits)[None], tolerance)
+    report.close(f"{run}.last_hidden_cat", ours.hidden, tolerance)
