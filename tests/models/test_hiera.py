@@ -17,12 +17,18 @@ TINY = GroundingConfig(
     width=16, decoder_heads=2, decoder_mlp=24, iou_hidden=16,
 )  # fmt: skip
 
+QUICK = {"xla_backend_optimization_level": 0}  # sizes are tiny and compilation is most of the time
+
+
+def _quick(function):
+    return jax.jit(function, compiler_options=QUICK)
+
 
 @pytest.fixture(scope="module")
 def trunk():
     module = Hiera(TINY, Precision())
-    params = api.init_module(module, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    return jax.jit(module.apply), api.unflatten(params)
+    params = _quick(lambda key: api.init_module(module, key, jnp.zeros((1, 64, 64, 3))))(jax.random.key(0))
+    return _quick(module.apply), api.unflatten(params)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +95,8 @@ def test_windows_keep_the_first_stage_local(trunk, image):
 
 
 def test_gradients_are_finite(trunk, image):
-    apply, variables = trunk
-    grads = jax.grad(lambda v: sum((x**2).mean() for x in apply(v, image)))(variables)
+    apply, variables = Hiera(TINY, Precision()).apply, trunk[1]
+    grads = _quick(jax.grad(lambda v: sum((x**2).mean() for x in apply(v, image))))(variables)
     flat = api.flatten(grads)
     assert all(bool(jnp.isfinite(x).all()) for x in flat.values())
     assert all(float(jnp.abs(x).max()) > 0 for path, x in flat.items() if not path.endswith("attn/k/bias"))
@@ -98,7 +104,7 @@ def test_gradients_are_finite(trunk, image):
 
 def test_bfloat16_stays_close(trunk, image):
     apply, variables = trunk
-    half = Hiera(TINY, Precision(compute="bfloat16")).apply(variables, image)
+    half = _quick(Hiera(TINY, Precision(compute="bfloat16")).apply)(variables, image)
     for x, y in zip(apply(variables, image), half, strict=True):
         assert y.dtype == jnp.bfloat16
         a, b = x.ravel(), y.ravel().astype(jnp.float32)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import meta
 
 from earthmind_jax.config import GroundingConfig, Precision
 from earthmind_jax.errors import UserError
@@ -22,6 +24,11 @@ TINY = GroundingConfig(
     width=32, decoder_heads=4, decoder_mlp=48, iou_hidden=24,
 )  # fmt: skip
 ENCODER, HEAD = ImageEncoder(TINY), MaskHead(TINY)
+QUICK = {"xla_backend_optimization_level": 0}  # sizes are tiny and compilation is most of the time
+
+
+def _quick(function):
+    return jax.jit(function, compiler_options=QUICK)
 
 
 def _normal(seed: int, *shape: int):
@@ -31,9 +38,13 @@ def _normal(seed: int, *shape: int):
 @pytest.fixture(scope="module")
 def params():
     image, language = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 1, 32))
-    params = api.init_module(ENCODER, jax.random.key(0), image)
-    features = jax.eval_shape(ENCODER.apply, api.unflatten(params), image)
-    return params | api.init_module(HEAD, jax.random.key(1), jax.tree.map(jnp.zeros_like, features), language)
+
+    @_quick
+    def init(key):
+        features, variables = ENCODER.init_with_output(key, image)
+        return api.flatten(meta.unbox(variables)) | api.init_module(HEAD, key, features, language)
+
+    return init(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +54,12 @@ def variables(params):
 
 @pytest.fixture(scope="module")
 def features(variables):
-    return jax.jit(ENCODER.apply)(variables, _normal(0, 2, 64, 96, 3))
+    return _quick(ENCODER.apply)(variables, _normal(0, 2, 64, 96, 3))
 
 
 @pytest.fixture(scope="module")
 def ground():
-    return jax.jit(HEAD.apply)
+    return _quick(HEAD.apply)
 
 
 def _same(ours, theirs, atol: float = 2e-5) -> None:
@@ -87,7 +98,7 @@ def test_one_image_for_all_objects_is_a_copy_for_each(params, features):
     encoder = PromptEncoder(TINY, Precision())
     prompts = encoder.apply(api.unflatten(params, "prompt"), (4, 6), 2, language=_normal(4, 2, 3, 32))
     copies = prompts._replace(dense=jnp.broadcast_to(prompts.dense, (2, 3, 4, 6, 32)))
-    run = jax.jit(decoder.apply)
+    run = _quick(decoder.apply)
     _same(run(variables, features.embed, features.high, prompts), run(variables, features.embed, features.high, copies))
 
 
@@ -116,7 +127,8 @@ def _equations(jaxpr):
 
 
 def test_best_mask_is_the_candidate_of_highest_predicted_iou(variables, features):
-    decoded = HEAD.apply(variables, features, language=_normal(5, 2, 6, 32), method="decode")
+    decoded = _quick(partial(HEAD.apply, method="decode"))(variables, features, language=_normal(5, 2, 6, 32))
+    decoded = decoded.replace(iou=jax.random.uniform(jax.random.key(2), decoded.iou.shape))
     three, best = three_masks(decoded), best_mask(decoded)
     choice = np.argmax(three.iou, -1)
     assert len(np.unique(choice)) > 1
@@ -126,39 +138,28 @@ def test_best_mask_is_the_candidate_of_highest_predicted_iou(variables, features
         assert best.iou[b, m] == three.iou[b, m, choice[b, m]]
 
 
-def test_gradients_are_finite_and_reach_the_chosen_mask_only(variables, features, ground):
-    def loss(variables, language):
-        return (ground(variables, features, language).logits ** 2).mean()
+def test_gradients_are_finite_and_reach_the_chosen_mask_only(variables, features):
+    def loss(variables, features, language):
+        return (HEAD.apply(variables, features, language).logits ** 2).mean()
 
-    grads, prompt = jax.grad(loss, argnums=(0, 1))(variables, _normal(6, 2, 3, 32))
+    grads, image, prompt = _quick(jax.grad(loss, argnums=(0, 1, 2)))(variables, features, _normal(6, 2, 3, 32))
     flat = api.flatten(grads)
-    assert all(bool(jnp.isfinite(x).all()) for x in (*flat.values(), prompt))
-    assert float(jnp.abs(prompt).max()) > 0
+    assert all(bool(jnp.isfinite(x).all()) for x in (*flat.values(), *jax.tree.leaves(image), prompt))
+    assert all(float(jnp.abs(x).max()) > 0 for x in (*jax.tree.leaves(image), prompt))
     assert float(jnp.abs(flat["decoder/upscale1/kernel"]).max()) > 0
     for still in ("decoder/iou_head/fc1/kernel", "decoder/object_head/fc1/kernel", "prompt/gaussian"):
         assert float(jnp.abs(flat[still]).max()) == 0
     assert float(jnp.abs(flat["decoder/hyper/fc1/kernel"][0]).max()) == 0  # the single mask is never chosen
 
 
-def test_gradients_reach_the_image(variables):
-    language = _normal(7, 1, 2, 32)
-
-    def loss(image):
-        return (HEAD.apply(variables, ENCODER.apply(variables, image), language).logits ** 2).mean()
-
-    grad = jax.jit(jax.grad(loss))(_normal(8, 1, 64, 64, 3))
-    assert bool(jnp.isfinite(grad).all())
-    assert float(jnp.abs(grad).max()) > 0
-
-
 def test_bfloat16_stays_close(variables, features, ground):
     language = _normal(9, 2, 3, 32)
     half = Precision(compute="bfloat16")
     image = _normal(0, 2, 64, 96, 3)
-    ours = ImageEncoder(TINY, half).apply(variables, image)
+    ours = _quick(ImageEncoder(TINY, half).apply)(variables, image)
     assert ours.embed.dtype == ours.high[0].dtype == jnp.bfloat16
-    three = HEAD.apply(variables, features, language=language, method="predict")
-    rough = MaskHead(TINY, half).apply(variables, ours, language=language, method="predict")
+    three = _quick(partial(HEAD.apply, method="predict"))(variables, features, language=language)
+    rough = _quick(partial(MaskHead(TINY, half).apply, method="predict"))(variables, ours, language=language)
     assert rough.logits.dtype == rough.iou.dtype == jnp.float32
     a, b = three.logits.ravel(), rough.logits.ravel()
     assert float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b)) > 0.99

@@ -1,4 +1,4 @@
-"""Every case of recorded PyTorch outputs, with weights through the real converter; prints the error of each output (-s).
+"""Every case of recorded PyTorch outputs, with weights through the real converter; -s prints the error of each output.
 
 The cases are the directories below ``$EARTHMIND_GOLDENS``; a new one of a known kind needs no change here.
 """

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from earthmind_jax.data.simulate.landcover import THEMES, Instance, Layout, make_layout
+from earthmind_jax.data.simulate.landcover import THEMES, make_layout
+from earthmind_jax.data.simulate.layout import Instance, Layout
 from earthmind_jax.data.simulate.materials import BANDS, CLASS_NAMES, MATERIALS, POLARISATIONS, Cover
 from earthmind_jax.data.simulate.qa import QA
 from earthmind_jax.data.simulate.questions import TASKS, make_questions, scene_kind

@@ -45,148 +45,8 @@ THEMES: dict[str, Theme] = {
 }
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One object (count 1), or all areas of one class (count = connected components of at least 4 pixels).
-
-    ``bbox`` is (left, top, right, bottom) in pixels, the last two exclusive; ``mask`` is bool [H W].
-    """
-
-    cover: Cover
-    bbox: tuple[int, int, int, int]
-    count: int
-    area: int
-    _map: np.ndarray = field(repr=False)
-    _value: int
-
-    @property
-    def mask(self) -> Bool[np.ndarray, "H W"]:
-        return self._map == self._value
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What lies where.
-
-    Attributes:
-      class_map: uint8 [H W] of ``Cover`` values.
-      region: int32 [H W], which piece of ground a pixel belongs to (a parcel, a lake, one roof).
-      material: int [R], the material of each region.
-      objects: int32 [H W], number of the object (building, ship, bridge) at a pixel, from 1; 0 where there is none.
-      object_cover: uint8 [K + 1], class of each object number.
-      gsd: metres per pixel.
-      theme: which of ``THEMES`` it was drawn from (what it came out as is ``questions.scene_kind``).
-    """
-
-    class_map: UInt8[np.ndarray, "H W"]
-    region: Int[np.ndarray, "H W"]
-    material: Int[np.ndarray, " R"]
-    objects: Int[np.ndarray, "H W"]
-    object_cover: UInt8[np.ndarray, " K"]
-    gsd: float
-    theme: str
-
-    @cached_property
-    def things(self) -> tuple[Instance, ...]:
-        """All objects."""
-        return tuple(
-            Instance(Cover(int(self.object_cover[number])), box, 1, area, self.objects, number)
-            for number, (box, area) in boxes(self.objects).items()
-        )
-
-    @cached_property
-    def counts(self) -> dict[Cover, int]:
-        """Number of objects of each countable class."""
-        number = np.bincount(self.object_cover, minlength=len(Cover) + 1)
-        return {cover: int(number[cover]) for cover in OBJECTS}
-
-    @cached_property
-    def instances(self) -> tuple[Instance, ...]:
-        """All objects, then one entry per class of area that is present (roads included)."""
-        found = list(self.things)
-        labels = components(self.class_map)
-        roots, sizes = np.unique(labels, return_counts=True)
-        covers = self.class_map.ravel()[roots]
-        for value, (box, area) in boxes(self.class_map).items():
-            if value not in OBJECTS:
-                count = int(((covers == value) & (sizes >= 4)).sum())
-                found.append(Instance(Cover(value), box, max(count, 1), area, self.class_map, value))
-        return tuple(found)
-
-
-def boxes(labels: Int[np.ndarray, "H W"]) -> dict[int, tuple[tuple[int, int, int, int], int]]:
-    """Bounding box and area of every positive label."""
-    rows, columns = np.nonzero(labels)
-    if not rows.size:
-        return {}
-    values = labels[rows, columns].astype(np.int64)
-    area = np.bincount(values)
-    low = np.full((2, area.size), max(labels.shape))
-    high = np.zeros((2, area.size), np.int64)
-    for axis, position in enumerate((columns, rows)):
-        np.minimum.at(low[axis], values, position)
-        np.maximum.at(high[axis], values, position + 1)
-    return {
-        int(v): ((int(low[0, v]), int(low[1, v]), int(high[0, v]), int(high[1, v])), int(area[v]))
-        for v in np.flatnonzero(area)
-    }
-
-
-class Canvas:
-    """The scene being painted: regions with materials, and numbered objects."""
-
-    def __init__(self, rng: np.random.Generator, shape: tuple[int, int], gsd: float) -> None:
-        self.rng, self.shape, self.gsd = rng, shape, gsd
-        self.region = np.zeros(shape, np.int32)
-        self.objects = np.zeros(shape, np.int32)
-        self.object_cover = [0]
-        self.material = np.zeros(0, np.int64)
-        self.y, self.x = np.meshgrid(
-            np.arange(shape[0], dtype=np.float32), np.arange(shape[1], dtype=np.float32), indexing="ij"
-        )
-        self.side = float(np.sqrt(shape[0] * shape[1]))
-
-    def add(self, materials: np.ndarray) -> int:
-        """Register new regions; returns the number of the first."""
-        first = self.material.size
-        self.material = np.concatenate([self.material, np.asarray(materials, np.int64)])
-        return first
-
-    def paint(self, mask: np.ndarray, material: int | str | Cover) -> None:
-        """Cover ``mask`` with one region of a material, or of a random material of a class."""
-        if isinstance(material, Cover):
-            material = int(draw_materials(self.rng, material, 1)[0])
-        elif isinstance(material, str):
-            material = INDEX[material]
-        self.region[mask] = self.add(np.array([material]))
-
-    def paint_object(self, mask: np.ndarray, cover: Cover, material: int | None = None) -> None:
-        self.paint(mask, cover if material is None else material)
-        self.object_cover.append(int(cover))
-        self.objects[mask] = len(self.object_cover) - 1
-
-    def cover(self) -> np.ndarray:
-        """uint8 [H W] class of each pixel as painted so far."""
-        return COVER[self.material][self.region]
-
-    def pixels(self, metres: float, least: float = 1.0) -> float:
-        return max(least, metres / self.gsd)
-
-    def rotated(self, angle: float, centre: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates (along, across) in pixels of axes turned by ``angle``, about ``centre`` (row, column)."""
-        cy, cx = centre or (self.shape[0] / 2, self.shape[1] / 2)
-        dy, dx = self.y - np.float32(cy), self.x - np.float32(cx)
-        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        return c * dx + s * dy, c * dy - s * dx
-
-    def place(self, margin: float = 0.1) -> tuple[float, float]:
-        """A random position, ``margin`` of the image away from its edges."""
-        at = margin + (1 - 2 * margin) * self.rng.random(2)
-        return float(at[0] * self.shape[0]), float(at[1] * self.shape[1])
-
-
 def paint_areas(canvas: Canvas, theme: Theme) -> None:
-    """Forest, fields, grassland, bare ground: cells of a warped Voronoi diagram; field cells share one set of parcels."""
+    """Forest, fields, grassland, bare ground: a warped Voronoi diagram, whose field cells share one set of parcels."""
     rng = canvas.rng
     count = int(np.clip(rng.integers(5, 11) * (canvas.side / 64.0) ** 1.2, 5, 60))
     at = rng.random((count, 2)) * canvas.shape
@@ -277,7 +137,7 @@ def paint_pavement(canvas: Canvas, theme: Theme) -> None:
     paved = np.zeros(canvas.shape, bool)
     if rng.random() < theme.runway:
         along, across = canvas.rotated(angle, canvas.place(0.3))
-        half = 0.5 * canvas.pixels(rng.uniform(45, 90), 4.0)
+        half = 0.5 * canvas.pixels(rng.uniform(45, 90), 5.0)
         paved |= (np.abs(across) < half) & (np.abs(along) < side * rng.uniform(0.4, 0.9))
         near = canvas.rotated(angle, (canvas.shape[0] / 2, canvas.shape[1] / 2))
         centre = across - side * rng.uniform(0.12, 0.25) * rng.choice([-1, 1])
@@ -285,7 +145,7 @@ def paint_pavement(canvas: Canvas, theme: Theme) -> None:
     if rng.random() < theme.pavement:
         for _ in range(int(rng.integers(1, 4))):
             along, across = canvas.rotated(angle, canvas.place())
-            half = side * rng.uniform((0.09, 0.07), (0.22, 0.15))
+            half = side * rng.uniform((0.11, 0.09), (0.26, 0.18))
             paved |= (np.abs(along) < half[0]) & (np.abs(across) < half[1])
     if (paved & land).any():
         canvas.paint(paved & land, ASPHALT)
@@ -337,7 +197,7 @@ def paint_buildings(canvas: Canvas, theme: Theme) -> None:
     palette = draw_materials(rng, Cover.BUILDING, 2)
     for _ in range(1 if sparse else int(rng.integers(1, 4))):
         along, across = canvas.rotated(rng.random() * np.pi, canvas.place(0.15))
-        pitch = canvas.pixels(rng.uniform(60, 180), 7.0)
+        pitch = canvas.pixels(rng.uniform(60, 180), 8.0)
         step = np.array([pitch * rng.uniform(1.0, 1.8), pitch], np.float32)
         radius = side * rng.uniform(0.15, 0.32)
         inside = along**2 / 1.6 + across**2 < radius**2
@@ -347,7 +207,7 @@ def paint_buildings(canvas: Canvas, theme: Theme) -> None:
         number = (i + reach) * (2 * reach + 1) + (j + reach)
         cells = (2 * reach + 1) ** 2
         # half sizes as a fraction of the block: at most 0.5 less half a pixel of gap on each side
-        half = 0.5 * rng.uniform(0.65, 0.95, (2, cells)).astype(np.float32)
+        half = 0.5 * rng.uniform(0.7, 0.95, (2, cells)).astype(np.float32)
         half = np.minimum(half, (0.5 - 0.71 / step)[:, None])
         fu = np.abs(along / step[0] - i - 0.5)
         fv = np.abs(across / step[1] - j - 0.5)

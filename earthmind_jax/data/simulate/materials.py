@@ -98,16 +98,16 @@ MATERIALS: dict[str, Material] = {
                       spread=0.35, sar_spread=1.2),  # [chip] optical as clear water with glint, SAR 75-95 %
     # forest
     "broadleaf": _m(F, "dense forest", ".018 .018 .034 .019 .064 .198 .240 .256 .267 .267 .112 .046", -7.5, -13.6,
-                    share=1.5, spread=0.12, texture=0.10, sar_spread=1.0, sar_texture=0.7),  # [chip] coast
-    "autumn_wood": _m(F, "woodland", ".007 .006 .027 .028 .063 .115 .137 .158 .170 .175 .125 .074", -8.0, -13.3,
-                      spread=0.12, texture=0.1, sar_spread=1.0, sar_texture=0.8),  # [chip] farmland
+                    share=1.2, spread=0.12, texture=0.10, sar_spread=1.0, sar_texture=0.7),  # [chip] coast
+    "autumn_wood": _m(F, "woodland", ".007 .006 .027 .028 .063 .115 .137 .158 .170 .175 .125 .074", -8.8, -14.4,
+                      spread=0.12, texture=0.1, sar_spread=1.2, sar_texture=0.8),  # [chip] farmland
     "summer_wood": _m(F, "green forest", ".018 .022 .042 .026 .074 .225 .275 .292 .305 .302 .140 .058", -7.6, -13.4,
                       spread=0.12, texture=0.1, sar_spread=1.0, sar_texture=0.7),  # [lit]
     # crops: from ploughed to tall
     "green_crop": _m(C, "a green crop field", ".012 .014 .052 .034 .100 .290 .345 .370 .380 .375 .195 .102",
                      -10.4, -16.6, share=1.5, spread=0.10, texture=0.05, sar_spread=1.2),  # [chip] upper quartile
     "tall_crop": _m(C, "a field of tall crops", ".024 .030 .068 .044 .122 .330 .405 .425 .440 .425 .225 .110",
-                    -7.8, -13.8, share=2.6, spread=0.10, texture=0.05, sar_spread=0.9),  # [lit]
+                    -7.7, -13.7, share=3.0, spread=0.10, texture=0.05, sar_spread=0.9),  # [lit]
     "low_crop": _m(C, "a field of young crops", ".013 .015 .053 .034 .104 .235 .268 .292 .302 .304 .172 .090",
                    -11.4, -17.4, share=0.8, spread=0.10, texture=0.05, sar_spread=1.2),  # [chip] median
     "stubble": _m(C, "a harvested field", ".067 .078 .112 .156 .197 .236 .259 .265 .292 .292 .366 .281",
@@ -131,8 +131,8 @@ MATERIALS: dict[str, Material] = {
     "stony_ground": _m(B, "stony ground", ".090 .110 .145 .185 .208 .225 .238 .250 .258 .256 .345 .310", -12.6, -19.0,
                        share=0.4, spread=0.13, texture=0.08, sar_spread=1.2, sar_texture=0.7),  # [lit]
     # pavement
-    "asphalt": _m(A, "an asphalt area", ".070 .076 .086 .096 .102 .108 .113 .118 .123 .124 .142 .132", -21.0, -26.2,
-                  share=2.0, spread=0.15, texture=0.05, sar_spread=1.1),  # [lit]
+    "asphalt": _m(A, "an asphalt area", ".070 .076 .086 .096 .102 .108 .113 .118 .123 .124 .142 .132", -20.6, -25.8,
+                  share=2.0, spread=0.15, texture=0.05, sar_spread=1.2),  # [lit]
     "worn_asphalt": _m(A, "a paved area", ".105 .118 .134 .148 .156 .163 .169 .176 .181 .182 .205 .192", -19.0, -24.5,
                        share=0.5, spread=0.12, texture=0.06, sar_spread=1.5),  # [lit]
     "road": _m(Cover.ROAD, "a road", ".105 .120 .140 .156 .164 .170 .177 .183 .188 .190 .215 .200", -14.0, -20.0,

@@ -1,7 +1,7 @@
 """Sentinel-2 L2A-like reflectance of a layout: spectra, texture, relief, blur, haze, clouds and their shadows.
 
 Class spectra are those of ``materials`` (from real chips and from the literature, marked there). What is added here
-and where it comes from: bands are blurred to their native 10, 20 and 60 m (product specification); glint adds an almost flat
+and where it comes from: bands are blurred to their native 10, 20 and 60 m (product specification); glint adds a flat
 0 - 0.08 to water (literature; the chip's open water reaches 0.11 in B8A at the 95 % quantile); clouds are 0.4 - 0.95 in
 the visible and darker in the short-wave infrared (literature); residual haze is bluish and weak, as after correction.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt16
 
 from earthmind_jax.config import one_of
-from earthmind_jax.data.simulate.landcover import Layout
+from earthmind_jax.data.simulate.layout import Layout
 from earthmind_jax.data.simulate.materials import BANDS, COVER, INDEX, REFLECTANCE, SPREAD, TEXTURE, WAVELENGTHS, Cover
 from earthmind_jax.data.simulate.noise import blur_matrix, fractal_noise, smooth_noise
 
@@ -30,7 +30,7 @@ _TILT = np.log(WAVELENGTHS / 0.8)
 
 @dataclass(frozen=True)
 class Sky:
-    """Clouds over a scene: ``alpha`` [H W] is their opacity (1 hides the ground), ``shadow`` [H W] how deep their shade."""
+    """Clouds over a scene: ``alpha`` [H W] their opacity (1 hides the ground), ``shadow`` [H W] how deep the shade."""
 
     alpha: Float[np.ndarray, "H W"]
     shadow: Float[np.ndarray, "H W"]
@@ -63,19 +63,19 @@ def make_sky(rng: np.random.Generator, shape: tuple[int, int], kind: str, gsd: f
     larger = (shape[0] + 2 * reach, shape[1] + 2 * reach)
     field = fractal_noise(rng, larger, side * rng.uniform(0.35, 0.6) * (1.0 if cloudy else 0.5), 5 if cloudy else 4)
     inner = field[reach : reach + shape[0], reach : reach + shape[1]]
-    cover = 0.36 + 0.38 * rng.beta(1.0, 3.0) if cloudy else rng.uniform(0.08, 0.30)
+    cover = 0.36 + 0.38 * rng.beta(1.0, 4.0) if cloudy else rng.uniform(0.08, 0.30)
     middle = np.quantile(inner, 1.0 - cover)
-    soft = rng.uniform(0.05, 0.25)  # width of the edge: cumulus to stratus
+    soft = rng.uniform(0.03, 0.15)  # width of the edge: cumulus to stratus
     alpha = np.clip((field - middle) / soft + 0.5, 0.0, 1.0)
     alpha = alpha * alpha * (3.0 - 2.0 * alpha)
-    distance = rng.uniform(200, 1500) / gsd  # height times the tangent of the sun's zenith angle
+    distance = rng.uniform(100, 800) / gsd  # height times the tangent of the sun's zenith angle
     azimuth = rng.uniform(0, 2 * np.pi)
     offset = np.clip(np.round(distance * np.array([np.sin(azimuth), np.cos(azimuth)])), -reach, reach).astype(int)
     top, left = reach - offset[0], reach - offset[1]
     shadow = alpha[top : top + shape[0], left : left + shape[1]]
     alpha = alpha[reach : reach + shape[0], reach : reach + shape[1]]
-    if rng.random() < 0.4:  # a veil of cirrus beside the banks: the ground shines through
-        veil = rng.uniform(0.1, 0.45) / (1.0 + np.exp(-3.0 * smooth_noise(rng, shape, 0.6 * side)))
+    if rng.random() < 0.25:  # a veil of cirrus beside the banks: the ground shines through
+        veil = rng.uniform(0.1, 0.4) / (1.0 + np.exp(-3.0 * smooth_noise(rng, shape, 0.6 * side)))
         alpha = np.maximum(alpha, veil.astype(np.float32))
     return Sky(alpha.astype(np.float32), shadow.astype(np.float32))
 
@@ -125,9 +125,7 @@ def surface(rng: np.random.Generator, layout: Layout, relief: Float[np.ndarray, 
     return out
 
 
-def observe(
-    rng: np.random.Generator, ground: Float[np.ndarray, "12 H W"], sky: Sky
-) -> Float[np.ndarray, "12 H W"]:
+def observe(rng: np.random.Generator, ground: Float[np.ndarray, "12 H W"], sky: Sky) -> Float[np.ndarray, "12 H W"]:
     """The ground seen through shadow, haze and cloud, with sensor noise: float32 reflectance, at least -0.005."""
     shape = ground.shape[1:]
     haze = np.float32(rng.uniform(0.0, 0.012))

@@ -13,7 +13,7 @@ import numpy as np
 
 from earthmind_jax.config import one_of
 from earthmind_jax.data.prompts import SEGMENTATION_ANSWERS, SEGMENTATION_QUESTIONS
-from earthmind_jax.data.simulate.landcover import Instance
+from earthmind_jax.data.simulate.layout import Instance
 from earthmind_jax.data.simulate.materials import OBJECTS, STUFF, Cover
 from earthmind_jax.data.simulate.open_questions import caption, disaster, region, route, urban
 from earthmind_jax.data.simulate.qa import MIN_SHARE, NOUNS, QA, have, place_in_words, sensors_for
@@ -213,9 +213,7 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
 }
 
 
-def make_questions(
-    scene: Scene, rng: np.random.Generator, tasks: Sequence[str] | None = None
-) -> list[QA]:
+def make_questions(scene: Scene, rng: np.random.Generator, tasks: Sequence[str] | None = None) -> list[QA]:
     """One question for each task that the scene has an answer to, in the order given (all tasks by default).
 
     Raises:
@@ -226,5 +224,3 @@ def make_questions(
         one_of("task", task, tuple(TASKS))
     found = (TASKS[task](scene, rng) for task in tasks)
     return [qa for qa in found if qa is not None]
-
-

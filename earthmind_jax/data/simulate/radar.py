@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from earthmind_jax.data.simulate.landcover import Layout
+from earthmind_jax.data.simulate.layout import Layout
 from earthmind_jax.data.simulate.materials import BACKSCATTER, COVER, SAR_SPREAD, SAR_TEXTURE, Cover
 from earthmind_jax.data.simulate.noise import shift, smooth_noise
 from earthmind_jax.errors import UserError

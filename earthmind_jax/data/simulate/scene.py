@@ -8,7 +8,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from earthmind_jax.data.simulate.landcover import Instance, Layout, make_layout
+from earthmind_jax.data.simulate.landcover import make_layout
+from earthmind_jax.data.simulate.layout import Instance, Layout
 from earthmind_jax.data.simulate.noise import fractal_noise
 from earthmind_jax.data.simulate.optical import CLOUD_KINDS, Sky, make_sky, observe, surface
 from earthmind_jax.data.simulate.radar import LOOKS, mean_power, speckle, to_db
@@ -108,7 +109,7 @@ def make_scene(
       size: pixels of a side, or (rows, columns).
       cloud: ``clear``, ``partly``, ``cloudy``, or None to draw one (0.4, 0.15, 0.45).
       theme: one of ``landcover.THEMES``, or None to draw one.
-      gsd: metres per pixel, or None to draw one from 5 - 30 (log-uniform).
+      gsd: metres per pixel, or None to draw one from 5 - 30, mostly near 12.
       looks: equivalent number of looks of the SAR image.
       nodata: chance that one of the two images lacks a wedge.
 
@@ -120,7 +121,7 @@ def make_scene(
     shape = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if min(shape) < 16:
         raise UserError(f"A simulated scene needs at least 16 x 16 pixels, not {shape[0]} x {shape[1]}.")
-    gsd = float(np.exp(rng.uniform(np.log(5.0), np.log(30.0)))) if gsd is None else float(gsd)
+    gsd = float(np.exp(rng.triangular(*np.log((5.0, 12.0, 30.0))))) if gsd is None else float(gsd)
     if cloud is None:
         cloud = CLOUD_KINDS[int(np.searchsorted((0.4, 0.55), rng.random()))]
     layout = make_layout(rng, shape, gsd=gsd, theme=theme)

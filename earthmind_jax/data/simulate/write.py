@@ -50,8 +50,8 @@ def write_scene(
     """Write ``{name}_s2.tif``, ``{name}_s1.tif`` and ``{name}_label.tif``, and append a line to the record file.
 
     The optical image is uint16 digital numbers in a UTM zone that follows from the name, nodata 0, with band names and
-    the product's tags. The SAR image lies on a grid of its own, which covers the scene and a little more; its backscatter is
-    resampled there as power, then gets its own speckle, as a sensor's does. Labels are uint8 ``Cover`` values.
+    the product's tags. The SAR image lies on a grid of its own, which covers the scene and a little more; its
+    backscatter is resampled there as power, then gets its own speckle, as a sensor's does. Labels are uint8 ``Cover``.
 
     Args:
       questions: for the record line; none makes no line.
@@ -118,7 +118,7 @@ def write_scene(
 
 def _radar_grid(scene: Scene, transform: Any, crs: str, sar_crs: str, pixel: float) -> tuple[np.ndarray, Any, str]:
     """Speckle-free power float32 [2 h w] on a grid of ``sar_crs`` around the scene (0 outside), and its transform."""
-    from rasterio.transform import array_bounds
+    from rasterio.transform import Affine, array_bounds
     from rasterio.warp import Resampling, calculate_default_transform, reproject
 
     height, width = scene.shape
@@ -126,7 +126,9 @@ def _radar_grid(scene: Scene, transform: Any, crs: str, sar_crs: str, pixel: flo
     target, columns, rows = calculate_default_transform(crs, sar_crs, width, height, *bounds)
     # a grid that is off the optical one by a fraction of a pixel, with a margin, and its own pixel size
     margin = 2.37
-    target = target * target.translation(-margin, -margin) * target.scale(pixel)
+    target = Affine(
+        target.a * pixel, 0.0, target.c - margin * target.a, 0.0, target.e * pixel, target.f - margin * target.e
+    )
     shape = (int(np.ceil((rows + 2 * margin) / pixel)), int(np.ceil((columns + 2 * margin) / pixel)))
     power = np.where(scene.sar_valid, scene.sar_mean, np.float32(0))
     out = np.zeros((2, *shape), np.float32)

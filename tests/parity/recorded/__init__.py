@@ -29,5 +29,5 @@ NOT_YET = ("c_phi3", "c_internlm2", "e_e2e_phi3", "e_e2e_internlm2", "i_")
 
 
 def kind(name: str) -> str | None:
-    """The kind of the case called ``name``: a key of :data:`RUNNERS` or an entry of :data:`NOT_YET`; None if unknown."""
+    """The kind of the case called ``name``, out of :data:`RUNNERS` and :data:`NOT_YET`; None if unknown."""
     return max((prefix for prefix in (*RUNNERS, *NOT_YET) if name.startswith(prefix)), key=len, default=None)

@@ -1,4 +1,4 @@
-"""One recorded case: what a directory of recorded outputs holds, and the table of errors that comparing with it fills."""
+"""One recorded case: what its directory holds, and the table of errors that comparing with it fills."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.convert import convert
 from checkpoints_convert.reader import Source, open_source
+from earthmind_jax.types import Params
 
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
@@ -66,6 +69,11 @@ class Case:
             prefixes = tuple(re.findall(r"([\w.]+)\*", names))
             source = source.merged(open_source(self.path / path).starting(*prefixes))
         return source
+
+    def convert(self, source: Source | None = None, **options: Any) -> tuple[Any, Params]:
+        """Configuration and parameters of the case, or of ``source``, through the real converter."""
+        source = self.weights if source is None else source
+        return convert(source, config=self.config, place=lambda path, array: jnp.asarray(array), **options)
 
 
 @dataclass
@@ -139,18 +147,20 @@ class Report:
         width = max([len(row.output) for row in self.rows] + [len(name) for name in self.unsupported] + [6])
         lines = [f"{self.case.name}", f"{'output':{width}}  {'max error':>10}  {'tolerance':>10}  shape"]
         for row in self.rows:
+            numbers = f"{row.error:10.2e}  {row.tolerance:10.0e}"
             mark = "" if row.passes else "  <- FAILS"
-            lines.append(f"{row.output:{width}}  {row.error:10.2e}  {row.tolerance:10.0e}  {row.shape} {row.note}{mark}")
+            lines.append(f"{row.output:{width}}  {numbers}  {row.shape} {row.note}{mark}")
         lines += [f"{name:{width}}  not yet supported: {reason}" for name, reason in self.unsupported.items()]
         return "\n".join(lines)
 
     def problems(self) -> list[str]:
         """Outputs that differ too much, and outputs that nobody looked at."""
         seen = {row.output for row in self.rows} | set(self.unsupported)
-        forgotten = [f"{name} was not compared" for name in self.case.outputs if name not in seen]
+        wrong = [row for row in self.rows if not row.passes]
         return [
-            f"{row.output}: error {row.error:.2e} > {row.tolerance:.0e} {row.note}" for row in self.rows if not row.passes
-        ] + forgotten
+            *(f"{row.output}: error {row.error:.2e} > {row.tolerance:.0e} {row.note}" for row in wrong),
+            *(f"{name} was not compared" for name in self.case.outputs if name not in seen),
+        ]
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:

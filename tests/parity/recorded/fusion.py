@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recorded.case import Case, Report
 
 from earthmind_jax.ops import fusion
 from earthmind_jax.ops.fusion_tokens import prepare
+from recorded.case import Case, Report
 
 DTYPES = ("float64", "float32")
 
@@ -32,7 +34,11 @@ def paper(case: Case, report: Report) -> None:
                 report.close(name, fusion.modality_attention_score(attention, mark, visual), tolerance, note=dtype)
 
 
-def _equations(inputs: dict[str, np.ndarray], p_grid: tuple[int, int], n_grid: tuple[int, int]) -> dict[str, np.ndarray]:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _equations(
+    inputs: dict[str, np.ndarray], p_grid: tuple[int, int], n_grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """All quantities of Eq. 2-7 for one pair, by their recorded names."""
     lam = jnp.asarray(inputs["lam"])
     optical = fusion.pool_to_grid(jnp.asarray(inputs["X_o"]), p_grid, n_grid)
     sar, text = jnp.asarray(inputs["X_s"]), jnp.asarray(inputs["X_T"])

@@ -9,9 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recorded.case import Case, Report, channels_last, channels_second
 
-from checkpoints_convert.convert import convert
 from checkpoints_convert.reader import Source
 from earthmind_jax.config import GroundingConfig
 from earthmind_jax.data.tiles import sam_preprocess_image
@@ -22,6 +20,7 @@ from earthmind_jax.models.sam2_decoder import mask_logits
 from earthmind_jax.models.sam2_prompt import PromptEncoder, box_points
 from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import ImageFeatures, Params
+from recorded.case import Case, Report, channels_last, channels_second
 
 INSIDE = "grounding_encoder.sam2_model."
 POINTER = "object pointers belong to the memory that tracks objects"
@@ -40,7 +39,7 @@ def segment_anything(case: Case, report: Report) -> None:
     """Trunk, neck, position codes, every kind of prompt, and the masks with and without multimask output."""
     masks = case.tolerance(1e-3, "{} absolute on mask logits")
     features = case.tolerance(2e-4, "{} on features")
-    config, params = convert(published(case), config=case.config)
+    config, params = case.convert(published(case))
     image = channels_last(case.inputs["image"])
     encoded = _image(report, config, params, image, features)
     first = jax.tree.map(lambda x: x[:1], encoded)
@@ -56,9 +55,12 @@ def _image(
 
     @jax.jit
     def run(image: Any) -> Any:
+        encoded = api.apply_module(encoder, params, "grounding", image)
+        if not any(name.startswith(("trunk.", "fpn.", "pos.")) for name in report.case.outputs):
+            return encoded, (), (), ()
         stages = api.apply_module(Hiera(config, encoder.precision), params, "grounding/trunk", image)
         levels = api.apply_module(FpnNeck(config, encoder.precision), params, "grounding/neck", stages)
-        return api.apply_module(encoder, params, "grounding", image), stages, levels, level_positions(levels)
+        return encoded, stages, levels, level_positions(levels)
 
     encoded, stages, levels, codes = run(image)
     ours = {
@@ -111,42 +113,40 @@ def _masks(
     encoder, grid = PromptEncoder(config, head.precision), features.embed.shape[1:3]
 
     @jax.jit
-    def run(features: ImageFeatures, prompts: dict[str, Any]) -> Any:
-        def predict(multimask: bool) -> Any:
-            return api.apply_module(
-                head, params, "grounding", features, **prompts, multimask=multimask, method="predict"
-            )
-
+    def run(features: ImageFeatures, prompts: dict[str, Any]) -> dict[str, Any]:
         encoded = api.apply_module(encoder, params, "grounding/prompt", grid, 1, **prompts)
-        decoded = api.apply_module(head, params, "grounding", features, **prompts, method="decode")
-        candidates = mask_logits(decoded.pixels, decoded.hyper), decoded.iou
-        return encoded, {"on": predict(True), "off": predict(False)}, candidates
-
-    encoded, predicted, (candidates, iou) = run(features, prompts)
-    ours = {
-        f"{name}.sparse": (encoded.sparse[0], scores),
-        f"{name}.dense": (channels_second(encoded.dense[0]), scores),
-        f"{name}.predict_masks.all4": (candidates[0], masks),
-        f"{name}.predict_masks.iou": (iou[0], scores),
-        "dense_pe": (channels_second(encoded.position[None]), scores),
-    }
-    for switch, out in predicted.items():
-        ours |= {
-            f"{name}.multimask_{switch}.low_res_masks": (out.logits[0], masks),
-            f"{name}.multimask_{switch}.iou": (out.iou[0], scores),
-            f"{name}.multimask_{switch}.object_score_logits": (out.object_score[0][:, None], scores),
-            f"{name}.multimask_{switch}.tokens": (out.tokens[0], scores),
+        ours = {
+            f"{name}.sparse": encoded.sparse[0],
+            f"{name}.dense": jnp.moveaxis(encoded.dense[0], -1, 1),
+            "dense_pe": jnp.moveaxis(encoded.position[None], -1, 1),
         }
-    for output, (value, tolerance) in ours.items():
+        for switch in ("on", "off"):
+            which = f"{name}.multimask_{switch}"
+            if f"{which}.low_res_masks" in outputs:
+                options = {**prompts, "multimask": switch == "on", "method": "predict"}
+                out = api.apply_module(head, params, "grounding", features, **options)
+                ours |= {
+                    f"{which}.low_res_masks": out.logits[0],
+                    f"{which}.iou": out.iou[0],
+                    f"{which}.object_score_logits": out.object_score[0][:, None],
+                    f"{which}.tokens": out.tokens[0],
+                }
+        if f"{name}.predict_masks.all4" in outputs:
+            decoded = api.apply_module(head, params, "grounding", features, **prompts, method="decode")
+            ours[f"{name}.predict_masks.all4"] = mask_logits(decoded.pixels, decoded.hyper)[0]
+            ours[f"{name}.predict_masks.iou"] = decoded.iou[0]
+        return ours
+
+    for output, value in run(features, prompts).items():
         if output in outputs:
-            report.close(output, value, tolerance)
+            report.close(output, value, masks if output.endswith((".low_res_masks", ".all4")) else scores)
 
 
 def language_prompts(case: Case, report: Report) -> None:
     """EarthMind's driving of SAM2: one object, several, and frames that are each prompted."""
     masks = case.tolerance(1e-3, "{} absolute on mask logits")
     scores = min(2e-4, masks)
-    config, params = convert(published(case), config=case.config)
+    config, params = case.convert(published(case))
     frames = channels_last(case.inputs["raw_uint8"])
     images = sam_preprocess_image(frames, mirror_bf16=True)
     report.close("preprocessed", channels_second(images[:1]), 1e-5)
@@ -189,12 +189,12 @@ def _language(
     head = MaskHead(config)
 
     @jax.jit
-    def run(features: ImageFeatures, language: Any) -> Any:
+    def ground(features: ImageFeatures, language: Any) -> Any:
         best = api.apply_module(head, params, "grounding", features, language, method="ground")
         three = api.apply_module(head, params, "grounding", features, language=language, method="predict")
         return best, three
 
-    best, three = run(features, language)
+    best, three = ground(features, language)
     calls = frames * language.shape[1]  # one for each frame and object, in this order
     ours = {
         "low_res_multimasks": three.logits.reshape(calls, 1, *three.logits.shape[2:]),

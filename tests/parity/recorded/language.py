@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recorded.case import Case, Report
 
-from checkpoints_convert.convert import convert
 from earthmind_jax.config import LmConfig
 from earthmind_jax.models import api
 from earthmind_jax.models.decoder import Decoder, init_cache
 from earthmind_jax.types import Params
+from recorded.case import Case, Report
 
 MARGIN = 1e-3  # a greedy choice nearer than this may differ
 
@@ -22,7 +22,7 @@ MARGIN = 1e-3  # a greedy choice nearer than this may differ
 def language_model(case: Case, report: Report) -> None:
     """All hidden states, logits and attention of padded batches; greedy decoding step by step."""
     absolute = case.tolerance(2e-4, "error < {}")
-    config, params = convert(case.weights, config=case.config)
+    config, params = case.convert()
     for name in case.inputs:
         if name.endswith("input_ids"):
             run = name.removesuffix("input_ids").rstrip("_") or "batch"
@@ -56,30 +56,37 @@ def batch(
 
 @dataclass
 class Generated:
-    """Greedy decoding: ids [T'], logits of every step [T' V], last hidden states of prompt and fed tokens [T + T' - 1 D]."""
+    """Greedy decoding: ids [T'], logits of each step [T' V], last states of prompt and fed tokens [T + T' - 1 D]."""
 
     ids: np.ndarray
     logits: np.ndarray
     hidden: np.ndarray
 
 
-def decode(config: LmConfig, params: Params, embeds: np.ndarray, recorded: np.ndarray) -> Generated:
-    """Decode from ``embeds`` [1 T D] with a cache, feeding the ``recorded`` ids so that a near tie ends nothing."""
-    module, steps = Decoder(config), len(recorded)
+@functools.lru_cache(maxsize=8)
+def _compiled(config: LmConfig) -> tuple[Any, Any]:
+    """Prefill and one step of decoding; each gives the output and the logits of the last token [V]."""
+    module = Decoder(config)
 
-    def run(embeds: Any, cache: Any, fresh: bool) -> Any:
+    def run(params: Params, embeds: Any, cache: Any, fresh: bool) -> Any:
         out = api.apply_module(module, params, "lm", embeds, cache=cache, fresh=fresh)
         return out, api.apply_module(module, params, "lm", out.hidden[:, -1:], method="logits")[0, 0]
 
-    @jax.jit
-    def step(token: Any, cache: Any) -> Any:
-        return run(api.apply_module(module, params, "lm", token[None, None], method="embed"), cache, False)
+    def step(params: Params, token: Any, cache: Any) -> Any:
+        return run(params, api.apply_module(module, params, "lm", token[None, None], method="embed"), cache, False)
 
-    cache = init_cache(config, 1, embeds.shape[1] + steps)
-    out, logits = jax.jit(lambda x, cache: run(x, cache, True))(jnp.asarray(embeds), cache)
+    return jax.jit(lambda params, embeds, cache: run(params, embeds, cache, True)), jax.jit(step)
+
+
+def decode(config: LmConfig, params: Params, embeds: np.ndarray, recorded: np.ndarray) -> Generated:
+    """Decode from ``embeds`` [1 T D] with a cache, feeding the ``recorded`` ids so that a near tie ends nothing."""
+    prefill, step = _compiled(config)
+    # Rounded, so that runs of one case share a compiled step.
+    capacity = -(-(embeds.shape[1] + len(recorded)) // 128) * 128
+    out, logits = prefill(params, jnp.asarray(embeds), init_cache(config, 1, capacity))
     hidden, all_logits = [out.hidden[0]], [logits]
     for token in recorded[:-1]:
-        out, logits = step(jnp.int32(token), out.cache)
+        out, logits = step(params, jnp.int32(token), out.cache)
         hidden.append(out.hidden[0])
         all_logits.append(logits)
     all_logits = np.stack(all_logits)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recorded.case import Case, Report
 
 from earthmind_jax.ops import losses, resize
+from recorded.case import Case, Report
 
 IGNORE = -100  # label of a token that is not predicted
 
@@ -19,7 +19,9 @@ def training_losses(case: Case, report: Report) -> None:
         report.relative(name, value, tolerance)
     rows = [(n, *(losses.patch_grid(int(n)) or (-1, -1))) for n in case.outputs["infer_patch_size"][:, 0]]
     report.exact("infer_patch_size", np.array(rows))
-    small = resize.nearest(case.inputs["gt_big"][..., None].astype(np.float32), case.outputs["gt_big_nearest"].shape[1:])
+    small = resize.nearest(
+        case.inputs["gt_big"][..., None].astype(np.float32), case.outputs["gt_big_nearest"].shape[1:]
+    )
     report.exact("gt_big_nearest", small[..., 0])
 
 

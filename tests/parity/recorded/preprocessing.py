@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
-from recorded.case import Case, Report, channels_second
 
 from earthmind_jax.data import tiles
+from recorded.case import Case, Report, channels_second
 
 
 def preprocessing(case: Case, report: Report) -> None:

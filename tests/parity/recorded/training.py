@@ -7,22 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recorded.case import Case, Report, channels_last
-from recorded.losses import IGNORE
 
-from checkpoints_convert.convert import convert
 from earthmind_jax.config import EarthMindConfig, FusionConfig
 from earthmind_jax.models import earthmind
 from earthmind_jax.ops import losses
 from earthmind_jax.types import Params
+from recorded.case import Case, Report, channels_last
+from recorded.losses import IGNORE
 
 
 def training_forward(case: Case, report: Report) -> None:
     """Paired sensors through the gate, and one sensor with a region."""
     tolerance = case.tolerance(2e-4)
-    config, params = convert(
-        case.weights, config=case.config, fusion=FusionConfig(mode="release_2025_06", grounding="sar")
-    )
+    config, params = case.convert(fusion=FusionConfig(mode="release_2025_06", grounding="sar"))
     _multi(report, config, params, tolerance)
     _single_region(report, config, params, tolerance)
 

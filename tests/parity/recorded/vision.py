@@ -7,19 +7,18 @@ from dataclasses import replace
 
 import jax
 import numpy as np
-from recorded.case import Case, Report, channels_last
 
-from checkpoints_convert.convert import convert
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.ops.resize import bicubic
 from earthmind_jax.ops.windows import pixel_shuffle
+from recorded.case import Case, Report, channels_last
 
 
 def intern_vit(case: Case, report: Report) -> None:
     """Every hidden state at every input size, and the resized position embeddings."""
     tolerance = case.tolerance(2e-4, "{} absolute")
-    config, params = convert(case.weights, config=case.config)
+    config, params = case.convert()
     run = jax.jit(lambda pixels: api.apply_module(InternViT(config), params, "vision", pixels, states=True))
     positions = params["vision/position_embedding"]
     grid = positions[1:].reshape(config.patches, config.patches, -1)
@@ -47,7 +46,7 @@ def intern_vit(case: Case, report: Report) -> None:
 def projector(case: Case, report: Report) -> None:
     """Both versions of pixel shuffle, exact, and ``extract_feature`` from every selected layer."""
     tolerance = case.tolerance(2e-4, "{} for features")
-    config, params = convert(case.weights, config=case.config)
+    config, params = case.convert()
     pixels = channels_last(case.inputs["pixel_values"])
     out = jax.jit(lambda x: api.apply_module(InternViT(config.vision), params, "vision", x))(pixels)
     factor = config.vision.downsample
@@ -65,5 +64,3 @@ def projector(case: Case, report: Report) -> None:
             report.close(name, tokens[:, 0], tolerance)
         elif name == "vit_last_hidden_state":
             report.close(name, out.hidden, tolerance)
-
-

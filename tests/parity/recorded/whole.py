@@ -9,16 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recorded.case import Case, Report, channels_second
-from recorded.grounding import TRACKED, upsampled
-from recorded.language import MARGIN, Generated, decode, margins
 
-from checkpoints_convert.convert import convert
 from earthmind_jax.config import EarthMindConfig, GroundingConfig
 from earthmind_jax.data import prompts, tiles
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.types import Params
+from recorded.case import Case, Report, channels_second
+from recorded.grounding import TRACKED, upsampled
+from recorded.language import MARGIN, Generated, decode, margins
 
 LLM_FRAMES = 5  # frames of a video that the language model sees and that are prompted
 NEAR_ZERO = 1e-3  # mask logits nearer to zero than this may fall on either side
@@ -48,9 +47,7 @@ class Model:
 
     @cached_property
     def _converted(self) -> tuple[EarthMindConfig, Params]:
-        return convert(
-            self.case.weights, config=self.case.config, grounding=grounding_config(self.case.config["sam2"])
-        )
+        return self.case.convert(grounding=grounding_config(self.case.config["sam2"]))
 
     @property
     def config(self) -> EarthMindConfig:

@@ -1,0 +1,293 @@
+"""The one command, ``earthmind``.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one sentence on standard error says what to do).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from earthmind_jax.errors import UserError, WorkError
+
+app = tyro.extras.SubcommandApp()
+Named = tyro.conf.arg
+
+
+@app.command
+def demo(
+    out: Path = Path("demo"),
+    /,
+    modes: tuple[str, ...] = (),
+    steps: int = 0,
+    seed: int = 0,
+) -> None:
+    """Train a small EarthMind on simulated scenes, evaluate it, and write pictures, maps and a report.
+
+    Takes minutes on two CPU cores and downloads nothing. The weights are small and trained on simulation alone.
+
+    Example: earthmind demo my_demo --modes hca_plus average
+
+    Args:
+        out: new directory for the checkpoint, report.html and the results.
+        modes: fusion modes to train and compare; the default mode alone if none is named.
+        steps: training steps for each mode (0: as many as the demo needs).
+        seed: the same seed gives the same numbers.
+    """
+    from earthmind_jax.demo import run
+
+    run(out, modes=modes, steps=steps or None, seed=seed)
+
+
+@app.command
+def ask(
+    question: str,
+    /,
+    checkpoint: Path = Path("demo/checkpoint"),
+    optical: Path | None = None,
+    sar: Path | None = None,
+    out: Path | None = None,
+    max_new: int = 128,
+    temperature: float = 0.0,
+    as_json: Annotated[bool, Named(name="json")] = False,
+) -> None:
+    """Ask a question about an optical image, a SAR image, or a pair.
+
+    Example: earthmind ask "Is there water in the image?" --optical s2.tif --sar s1.tif
+
+    Args:
+        question: in plain words; "Please segment the water in this image." draws a mask.
+        checkpoint: checkpoint directory.
+        optical: Sentinel-2 GeoTIFF, or an 8-bit picture.
+        sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid.
+        out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON.
+        max_new: longest answer, tokens.
+        temperature: 0 is greedy.
+        as_json: print JSON.
+    """
+    from earthmind_jax.infer.predictor import EarthMind
+
+    model = EarthMind.load(checkpoint)
+    answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature)
+    files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
+    _print_answer(answer, files, as_json)
+
+
+@app.command
+def segment(
+    target: str,
+    /,
+    checkpoint: Path = Path("demo/checkpoint"),
+    optical: Path | None = None,
+    sar: Path | None = None,
+    out: Path = Path("segment"),
+    picture: bool = False,
+    truth: Path | None = None,
+    truth_value: int = 1,
+    as_json: Annotated[bool, Named(name="json")] = False,
+) -> None:
+    """Draw the mask of something and write it as a Cloud-Optimized GeoTIFF and GeoJSON that land on the input.
+
+    Example: earthmind segment water --optical s2.tif --sar s1.tif --out results
+
+    Args:
+        target: what to draw, e.g. "water".
+        checkpoint: checkpoint directory.
+        optical: Sentinel-2 GeoTIFF, or an 8-bit picture.
+        sar: Sentinel-1 GeoTIFF (VV, VH).
+        out: directory for the results.
+        picture: write a plain PNG mask (for images without georeference).
+        truth: label raster to compare with; prints the foreground IoU.
+        truth_value: the label value of the target in truth.
+        as_json: print JSON.
+    """
+    from earthmind_jax.infer.predictor import EarthMind
+
+    model = EarthMind.load(checkpoint)
+    answer = model.segment(target, optical=optical, sar=sar)
+    iou = None if truth is None else _against(answer, truth, truth_value)
+    files = answer.save(out, maps=not picture)
+    _print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
+
+
+@app.command
+def info(files: tuple[Path, ...], /, as_json: Annotated[bool, Named(name="json")] = False) -> None:
+    """Say what rasters are taken for and why, or what a checkpoint holds; two rasters are also compared as a pair.
+
+    Example: earthmind info s2.tif s1.tif
+
+    Args:
+        files: one or two rasters, or a checkpoint directory.
+        as_json: print JSON.
+    """
+    if not files:
+        raise UserError("Name one or two rasters, or a checkpoint directory.")
+    facts = [_checkpoint_facts(f) if f.is_dir() else _raster_facts(f) for f in files]
+    if len(files) == 2 and not any(f.is_dir() for f in files):
+        facts.append(_pair_facts(facts, files))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for fact in facts:
+        print("\n".join(f"{k:>12}  {_line(v)}" for k, v in fact.items()) + "\n")
+
+
+@app.command
+def train(
+    config: Path,
+    /,
+    out: Path = Path("runs/train"),
+    data: Path | None = None,
+    tokenizer: Path | None = None,
+    start: Path | None = None,
+    scenes: int = 4096,
+    set_: Annotated[tuple[str, ...], Named(name="set")] = (),
+    until: int | None = None,
+) -> None:
+    """Train a configuration; run again with the same directory to resume after the last saved step.
+
+    Example: earthmind train configs/tiny.py --out runs/tiny --set steps=40 optim.learning_rate=5e-4
+
+    Args:
+        config: Python file with a function get_config() returning a RunConfig.
+        out: run directory (a checkpoint that ask and segment accept).
+        data: record file, one JSON object per line; simulated scenes where none is named.
+        tokenizer: Hugging Face tokenizer directory; a small one is trained on the data where none is named.
+        start: checkpoint whose weights to start from.
+        scenes: how many scenes to simulate.
+        set_: configuration keys to change, key=value.
+        until: stop after this step.
+    """
+    from earthmind_jax.train.run import run
+
+    run(config, out, data=data, tokenizer=tokenizer, start=start, scenes=scenes, changes=set_, until=until)
+
+
+@app.command
+def bench(
+    what: str,
+    /,
+    modes: tuple[str, ...] = (),
+    seeds: int = 3,
+    steps: int = 0,
+    out: Path = Path("bench"),
+) -> None:
+    """Run an experiment. "fusion" trains every fusion mode in two regimes and prints the table with intervals.
+
+    Example: earthmind bench fusion --modes hca_plus average concat --seeds 3
+
+    Args:
+        what: fusion.
+        modes: fusion modes; all of them if none is named.
+        seeds: runs of each mode.
+        steps: training steps of each run (0: the default of the experiment).
+        out: directory for results.jsonl (finished runs are not repeated) and table.md.
+    """
+    if what != "fusion":
+        raise UserError(f"There is no experiment '{what}'; choose: fusion.")
+    from earthmind_jax.evaluate.fusion_bench import run
+
+    run(out, modes=modes, seeds=seeds, steps=steps or None)
+
+
+def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:
+    facts = answer.to_dict() | (extra or {}) | {"files": [str(f) for f in files]}
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    print(answer.text)
+    for i, mask in enumerate(facts["masks"], 1):
+        print(f"mask {i}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
+    if facts["fusion"]:
+        print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
+    for key, value in (extra or {}).items():
+        print(f"{key}: {value}")
+    for file in files:
+        print(f"wrote {file}")
+
+
+def _against(answer: Any, truth: Path, value: int) -> float:
+    from earthmind_jax.evaluate.metrics import foreground_iou
+    from earthmind_jax.geo.raster import read_raster
+
+    mask = answer.masks[0]
+    labels = read_raster(truth, labels=True, native=True).data[0]
+    if labels.shape != mask.array.shape:
+        raise UserError(f"{truth} is {labels.shape[0]} x {labels.shape[1]} but the image is {mask.array.shape[0]} x {mask.array.shape[1]}.")
+    return foreground_iou(mask.array, labels == value, mask.valid)
+
+
+def _raster_facts(path: Path) -> dict[str, Any]:
+    from earthmind_jax.geo.radiometry import calibrate
+    from earthmind_jax.geo.raster import read_raster
+
+    raster = read_raster(path)
+    if raster.sensor is not None:
+        raster = calibrate(raster)
+    return {
+        "file": str(path),
+        "taken for": raster.sensor or "unknown sensor",
+        "unit": raster.unit,
+        "bands": list(raster.bands),
+        "size": f"{raster.shape[1]} x {raster.shape[0]} pixels, {raster.dtype}",
+        "crs": "none" if raster.crs is None else raster.crs.to_string(),
+        "pixel": "unknown" if raster.gsd is None else f"{raster.gsd:.2f} m",
+        "no data": f"{1 - raster.valid.mean():.1%}",
+        "notes": list(raster.notes),
+    }
+
+
+def _pair_facts(facts: list[dict[str, Any]], files: tuple[Path, ...]) -> dict[str, Any]:
+    from earthmind_jax.geo.align import load_pair
+
+    order = files if facts[0]["taken for"] != "s1" else files[::-1]
+    pair = load_pair(order[0], order[1])
+    ratio = None if pair.gsd_ratio is None else f"{pair.gsd_ratio:.2f} (SAR / optical)"
+    return {"pair": f"{order[0].name} + {order[1].name}", "overlap": f"{pair.overlap:.1%}", "pixel ratio": ratio, "notes": list(pair.notes)}
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    import math
+
+    from earthmind_jax import checkpoint
+    from earthmind_jax.models import earthmind
+
+    config = checkpoint.read_config(path)
+    shapes = earthmind.shapes(config)
+    source = path / checkpoint.SOURCE
+    return {
+        "checkpoint": str(path),
+        "parameters": f"{sum(math.prod(s.shape) for s in shapes.values()):,}",
+        "language": f"{config.lm.family}, {config.lm.depth} layers of {config.lm.width}",
+        "fusion": f"{config.fusion.mode}, masks from {config.fusion.grounding}",
+        "sensors": f"{' '.join(config.sensors.optical_bands)} + {' '.join(config.sensors.sar_bands)}",
+        "source": json.loads(source.read_text()) if source.is_file() else {},
+    }
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, list):
+        return ("\n" + " " * 14).join(str(v) for v in value) if any(len(str(v)) > 12 for v in value) else " ".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the command and turns our two errors into exit codes."""
+    # The host's cores are all there is to a CPU run; XLA's own notices would drown the progress line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        app.cli(prog="earthmind", args=arguments, description=__doc__)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except WorkError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,142 @@
+"""Unseen simulated scenes as a benchmark: questions and masks in three sensor settings, clear and cloudy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from earthmind_jax.data.collate import Buckets
+from earthmind_jax.data.records import Sample
+from earthmind_jax.data.simulate import Scene, make_questions, make_scene, to_sample
+from earthmind_jax.data.simulate.qa import QA
+from earthmind_jax.evaluate.metrics import Estimate, bootstrap, foreground_iou, official_iou, same_answer
+from earthmind_jax.infer.answer import answer
+from earthmind_jax.infer.engine import Engine
+
+SEGMENTATION = "referring_segmentation"
+QUESTIONS = (
+    "object_existence", "hallucination_detection", "scene_classification", "object_counting", "spatial_relationship",
+)  # fmt: skip
+TASKS = (SEGMENTATION, SEGMENTATION, *QUESTIONS)
+SETTINGS = ("optical", "sar", "both")
+SKIES = ("clear", "cloudy")
+UNSEEN = 1_000_003  # evaluation scenes never share a seed with training scenes
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One question about one unseen scene."""
+
+    scene: Scene
+    sample: Sample
+    qa: QA
+    sky: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """One answer's scores. ``iou`` (strict) and ``official`` are None unless the task has a mask; ``right`` is None for
+    masks. ``sar_cloud`` / ``sar_clear`` are the mean weights of SAR over hidden and over visible tokens."""
+
+    task: str
+    sky: str
+    setting: str
+    iou: float | None
+    official: float | None
+    right: bool | None
+    sar_cloud: float | None
+    sar_clear: float | None
+
+
+def make_items(scenes: int, seed: int = 0, tasks: Sequence[str] = TASKS, skies: Sequence[str] = SKIES) -> list[Item]:
+    """Questions about ``scenes`` unseen scenes of each sky; the seed gives the same items every time."""
+    items = []
+    for s, sky in enumerate(skies):
+        for i in range(scenes):
+            rng = np.random.default_rng((UNSEEN, seed, s, i))
+            scene = make_scene(rng, cloud=sky)
+            for k, qa in enumerate(make_questions(scene, rng, tasks)):
+                items.append(Item(scene, to_sample(scene, [qa], f"{sky}-{i}-{k}"), qa, sky))
+    return items
+
+
+def score(engine: Engine, items: Sequence[Item], setting: str, *, batch_size: int = 32, text: int = 128) -> list[Score]:
+    """Scores of every item with the sensors of ``setting``: "optical", "sar" or "both"."""
+    samples = [
+        dataclasses.replace(
+            item.sample,
+            optical=None if setting == "sar" else item.sample.optical,
+            sar=None if setting == "optical" else item.sample.sar,
+        )
+        for item in items
+    ]
+    buckets = Buckets(tiles=(1,), text=(text, 4 * text))
+    replies = answer(engine, samples, batch_size=batch_size, max_new=16, buckets=buckets, sensors=("optical", "sar"))
+    scores = []
+    for item, reply in zip(items, replies, strict=True):
+        target, iou, official, right = item.qa.mask, None, None, None
+        if item.qa.task != SEGMENTATION:
+            right = same_answer(reply.text, item.qa.answer)
+        elif target is not None:
+            drawn = reply.mask(target.shape)
+            mask = None if drawn is None else drawn > 0.5
+            iou, official = foreground_iou(mask, target), official_iou(mask, target)
+        else:
+            right = not reply.masks  # absent: nothing to draw
+        cloud, clear = _sar_weight(item.scene, reply.weights) if setting == "both" else (None, None)
+        scores.append(Score(item.qa.task, item.sky, setting, iou, official, right, cloud, clear))
+    return scores
+
+
+def _sar_weight(scene: Scene, weights: np.ndarray | None) -> tuple[float | None, float | None]:
+    if weights is None:
+        return None, None
+    side = weights.shape[1]
+    rows, columns = (np.arange(n) * side // n for n in scene.shape)
+    sar = weights[-1, rows[:, None], columns[None, :], 1]
+    both = scene.optical_valid & scene.sar_valid
+    parts = [both & scene.cloud, both & ~scene.cloud & ~scene.shadow]
+    cloud, clear = (float(sar[p].mean()) if p.any() else None for p in parts)
+    return cloud, clear
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means with intervals for one sky and setting: strict mask IoU, question accuracy, absent targets left empty."""
+
+    sky: str
+    setting: str
+    iou: Estimate
+    accuracy: Estimate
+    absent: Estimate
+    official: float
+
+
+def summarise(scores: Sequence[Score]) -> list[Summary]:
+    """One row for each sky and setting that occurs."""
+    rows = []
+    for sky in dict.fromkeys(s.sky for s in scores):
+        for setting in dict.fromkeys(s.setting for s in scores):
+            chosen = [s for s in scores if s.sky == sky and s.setting == setting]
+            official = [s.official for s in chosen if s.official is not None]
+            rows.append(
+                Summary(
+                    sky,
+                    setting,
+                    bootstrap([s.iou for s in chosen if s.iou is not None]),
+                    bootstrap([float(s.right) for s in chosen if s.right is not None and s.task != SEGMENTATION]),
+                    bootstrap([float(s.right) for s in chosen if s.right is not None and s.task == SEGMENTATION]),
+                    float(np.mean(official)) if official else float("nan"),
+                )
+            )
+    return rows
+
+
+def sar_share(scores: Sequence[Score]) -> tuple[float, float]:
+    """Mean weight of SAR over tokens under cloud, and over visible ones."""
+    cloud = [s.sar_cloud for s in scores if s.sar_cloud is not None]
+    clear = [s.sar_clear for s in scores if s.sar_clear is not None]
+    return float(np.mean(cloud)) if cloud else float("nan"), float(np.mean(clear)) if clear else float("nan")

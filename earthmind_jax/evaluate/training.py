@@ -1,0 +1,60 @@
+"""Training small models for experiments: tokenizer, pipeline and parameters, without a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from earthmind_jax.config import RunConfig
+from earthmind_jax.data.collate import with_tokens
+from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
+from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
+from earthmind_jax.distributed.sharding import put_batch
+from earthmind_jax.evaluate.simulated import QUESTIONS, SEGMENTATION
+from earthmind_jax.train.state import create
+from earthmind_jax.train.step import compile_step
+from earthmind_jax.types import Params
+
+TASKS = (*[SEGMENTATION] * 4, *QUESTIONS, "caption", "region_description")
+"""Tasks of a training scene; each sample keeps ``data.turns`` of its questions."""
+
+CORPUS_SEED, CORPUS = 7_654_321, 300
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run ready to train: configuration with the tokenizer's ids, tokenizer, and scenes made on demand."""
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    source: Lazy
+
+
+def setup(config: RunConfig) -> Setup:
+    """Tokenizer and scenes for ``config``; the same seed gives the same ones."""
+    corpus = simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS)
+    texts = [text for i in range(CORPUS) for turn in corpus[i].turns for text in (turn.question, turn.answer or "")]
+    tokenizer = train_bpe(texts, config.model.lm.vocab)
+    config = dataclasses.replace(config, model=with_tokens(config.model, tokenizer))
+    source = simulated(config.steps * config.data.batch_size, seed=config.seed, tasks=TASKS)
+    return Setup(config, tokenizer, source)
+
+
+def train(
+    ready: Setup, mesh: Mesh, params: Params | None = None, on_step: Callable[[int], None] | None = None
+) -> Params:
+    """Train to the last step and return all parameters (nothing is written)."""
+    batches = training_pipeline(ready.config, ready.source, ready.tokenizer)
+    with jax.set_mesh(mesh):
+        state, shardings = create(ready.config, mesh, params)
+        step = compile_step(ready.config, mesh, shardings)
+        for i in range(ready.config.steps):
+            state, metrics = step(state, put_batch(next(batches), mesh))
+            if on_step:
+                on_step(i + 1)
+        jax.block_until_ready(metrics)
+    return state.params
