@@ -40,7 +40,8 @@ def convert(
       grounding: SAM2's configuration or published tree in a whole model, where it is not one of the published sizes.
       fusion: how the model is to fuse; decides whether ``local_query`` is taken or left.
       dtype: of all parameters; None keeps that of the source, tensor by tensor.
-      place: called with (path, array) for each finished parameter, e.g. to put it on devices.
+      place: called with (path, array) for each finished parameter, e.g. to put it on devices; without it the parameters
+        are numpy arrays in host memory.
 
     Returns:
       The configuration (of the model, or of the component that the file holds) and the parameters that the file

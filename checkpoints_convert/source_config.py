@@ -17,7 +17,9 @@ from earthmind_jax.config import (
     VisionConfig,
     require,
 )
+from earthmind_jax.errors import UserError
 from earthmind_jax.models import families
+from earthmind_jax.models.families.family import require_fields
 from earthmind_jax.models.sam2_presets import PRESETS, grounding_from_hydra
 
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
@@ -26,10 +28,15 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 RELEASED = FusionConfig(mode="concat", grounding="sar")
 """How the published EarthMind inference treats a pair: tokens side by side, masks from the SAR image."""
 
+_VISION_FIELDS = (
+    "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+)  # fmt: skip
+
 
 def vision_from_hf(config: Mapping[str, Any], chat: Mapping[str, Any] | None = None) -> VisionConfig:
     """A published ``vision_config``; ``chat`` is the InternVL configuration around it, where there is one."""
     chat = chat or {}
+    require_fields(config, "InternViT", _VISION_FIELDS)
     require(config.get("hidden_act", "gelu") == "gelu", f"InternViT with {config.get('hidden_act')} is not supported.")
     require(config.get("num_channels", 3) == 3, "InternViT with other than three channels is not supported.")
     size = config["image_size"]
@@ -76,8 +83,9 @@ def grounding_from_shapes(shapes: Shapes) -> GroundingConfig:
     for preset in PRESETS.values():
         if (preset.embed_dim, sum(preset.stages), preset.version) == (embed, len(blocks), version):
             return preset
-    require(False, f"A SAM2 trunk of width {embed} with {len(blocks)} blocks is not a published size: give its tree.")
-    raise AssertionError  # not reached
+    raise UserError(
+        f"A SAM2 {version} trunk of width {embed} with {len(blocks)} blocks is not a published size: give its tree."
+    )
 
 
 def config_from_source(
@@ -98,15 +106,14 @@ def config_from_source(
     """
     if layout.covers == ("grounding/*",):
         return grounding_from_hydra(dict(config)) if config else grounding_from_shapes(shapes)
-    require(config is not None, f"A checkpoint of the layout '{layout.name}' needs its config.json beside it.")
-    assert config is not None
+    if config is None:
+        raise UserError(f"A checkpoint of the layout '{layout.name}' needs its config.json beside it.")
     if layout.covers == ("vision/*",):
         return vision_from_hf(config)
     head = any(name.endswith(("lm_head.weight", "output.weight")) for name in shapes)
     if layout.covers == ("lm/*",):
         return lm_from_hf(config, head=head, own=False)
-    missing = [key for key in ("vision_config", "llm_config") if key not in config]
-    require(not missing, f"The configuration of an InternVL or EarthMind model lacks {', '.join(missing)}.")
+    require_fields(config, "InternVL", ("vision_config", "llm_config"))
     if isinstance(grounding, Mapping):
         grounding = grounding_from_hydra(dict(grounding))
     below = {n.removeprefix(SAM2_PREFIX): shape for n, shape in shapes.items() if n.startswith(SAM2_PREFIX)}

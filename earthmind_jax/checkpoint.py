@@ -29,7 +29,14 @@ from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.models import earthmind
 from earthmind_jax.types import Params
 
-CONFIG, RUN, SOURCE, TOKENIZER, WEIGHTS, STEPS = "config.json", "run.json", "source.json", "tokenizer", "weights", "steps"
+CONFIG, RUN, SOURCE, TOKENIZER, WEIGHTS, STEPS = (
+    "config.json",
+    "run.json",
+    "source.json",
+    "tokenizer",
+    "weights",
+    "steps",
+)
 
 
 @contextlib.contextmanager
@@ -38,7 +45,9 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkError(f"Could not write {directory}: {error.strerror or error}; free space or choose another place.") from error
+        raise WorkError(
+            f"Could not write {directory}: {error.strerror or error}; free space or choose another place."
+        ) from error
     except ValueError as error:  # tensorstore reports a full disk this way
         if any(s in str(error) for s in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC", "Error writing", "fail")):
             raise WorkError(f"Could not write {directory}: {str(error).splitlines()[0]}") from error
@@ -58,7 +67,9 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def save(directory: str | Path, config: EarthMindConfig, params: Params, tokenizer: Any, source: dict[str, Any]) -> None:
+def save(
+    directory: str | Path, config: EarthMindConfig, params: Params, tokenizer: Any, source: dict[str, Any]
+) -> None:
     """Write a checkpoint directory beside its place and rename it there at the end.
 
     Raises:

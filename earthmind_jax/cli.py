@@ -218,7 +218,9 @@ def _against(answer: Any, truth: Path, value: int) -> float:
     mask = answer.masks[0]
     labels = read_raster(truth, labels=True, native=True).data[0]
     if labels.shape != mask.array.shape:
-        raise UserError(f"{truth} is {labels.shape[0]} x {labels.shape[1]} but the image is {mask.array.shape[0]} x {mask.array.shape[1]}.")
+        raise UserError(
+            f"{truth} is {labels.shape[0]} x {labels.shape[1]} but the image is {mask.array.shape[0]} x {mask.array.shape[1]}."
+        )
     return foreground_iou(mask.array, labels == value, mask.valid)
 
 
@@ -248,7 +250,12 @@ def _pair_facts(facts: list[dict[str, Any]], files: tuple[Path, ...]) -> dict[st
     order = files if facts[0]["taken for"] != "s1" else files[::-1]
     pair = load_pair(order[0], order[1])
     ratio = None if pair.gsd_ratio is None else f"{pair.gsd_ratio:.2f} (SAR / optical)"
-    return {"pair": f"{order[0].name} + {order[1].name}", "overlap": f"{pair.overlap:.1%}", "pixel ratio": ratio, "notes": list(pair.notes)}
+    return {
+        "pair": f"{order[0].name} + {order[1].name}",
+        "overlap": f"{pair.overlap:.1%}",
+        "pixel ratio": ratio,
+        "notes": list(pair.notes),
+    }
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
@@ -272,7 +279,11 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
 
 def _line(value: Any) -> str:
     if isinstance(value, list):
-        return ("\n" + " " * 14).join(str(v) for v in value) if any(len(str(v)) > 12 for v in value) else " ".join(map(str, value))
+        return (
+            ("\n" + " " * 14).join(str(v) for v in value)
+            if any(len(str(v)) > 12 for v in value)
+            else " ".join(map(str, value))
+        )
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 

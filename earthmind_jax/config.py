@@ -162,7 +162,9 @@ class LmConfig:
     remat: str = "full"
 
     def __post_init__(self) -> None:
-        require(self.heads % self.kv_heads == 0, f"lm.heads {self.heads} must be a multiple of kv_heads {self.kv_heads}.")
+        require(
+            self.heads % self.kv_heads == 0, f"lm.heads {self.heads} must be a multiple of kv_heads {self.kv_heads}."
+        )
         require(self.head_dim % 2 == 0, f"lm.head_dim {self.head_dim} must be even.")
         one_of("lm.remat", self.remat, ("none", "full", "dots"))
 

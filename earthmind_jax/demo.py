@@ -91,7 +91,13 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
     console.print(f"Training fusion mode {mode}: {config.steps} steps of {config.data.batch_size} scenes.")
     batches = training_pipeline(ready.config, ready.source, ready.tokenizer)
     state = fit(ready.config, run_directory, batches, ready.tokenizer, make_mesh(config.mesh), console=console)
-    source = {"trained": "earthmind demo", "mode": mode, "seed": seed, "steps": config.steps, "data": "simulated scenes"}
+    source = {
+        "trained": "earthmind demo",
+        "mode": mode,
+        "seed": seed,
+        "steps": config.steps,
+        "data": "simulated scenes",
+    }
     for found in (out / "checkpoint", out / f"checkpoint_{mode}"):
         if found.exists() and checkpoint.read_config(found).fusion.mode == mode:
             break
@@ -101,7 +107,9 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
 
 
 def _evaluate(model: EarthMind, mode: str, items: Sequence[Item], console: Console) -> ModeResult:
-    table = Table("sky", "sensors", "foreground mIoU", "answers right", "absent left empty", title=f"{mode}, unseen scenes")
+    table = Table(
+        "sky", "sensors", "foreground mIoU", "answers right", "absent left empty", title=f"{mode}, unseen scenes"
+    )
     engine: Engine = model.engine
     scores = [s for setting in SETTINGS for s in score(engine, items, setting)]
     rows = summarise(scores)
@@ -119,13 +127,19 @@ def _show(out: Path, model: EarthMind, seed: int, console: Console) -> list[Pict
     with writing(out):
         (out / "scenes").mkdir(parents=True, exist_ok=True)
     for i in range(SHOWN):
-        scene = make_scene(np.random.default_rng((seed, 77, i)), size=128, gsd=10.0, cloud="cloudy" if i % 2 else "clear")
+        scene = make_scene(
+            np.random.default_rng((seed, 77, i)), size=128, gsd=10.0, cloud="cloudy" if i % 2 else "clear"
+        )
         name = f"scene_{i}"
         write_scene(scene, out / "scenes", name)
         s2, s1 = out / "scenes" / f"{name}_s2.tif", out / "scenes" / f"{name}_s1.tif"
         targets = [c for c in (Cover.WATER, Cover.FOREST, Cover.FIELD, Cover.BARE) if scene.fractions[c] > 0.05]
         target = NOUNS[targets[0] if targets else Cover.FOREST][1]
-        for label, sensors in (("both", {"optical": s2, "sar": s1}), ("optical", {"optical": s2}), ("SAR", {"sar": s1})):
+        for label, sensors in (
+            ("both", {"optical": s2, "sar": s1}),
+            ("optical", {"optical": s2}),
+            ("SAR", {"sar": s1}),
+        ):
             answer = model.segment(target, **sensors)
             if label == "both":
                 answer.save(out / "results" / name)

@@ -19,7 +19,9 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     """
     sizes = [config.data, config.fsdp, config.tensor]
     if any(s == 0 or s < -1 for s in sizes) or sizes.count(-1) > 1:
-        raise UserError(f"Mesh sizes must be positive, with at most one -1, not data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}.")
+        raise UserError(
+            f"Mesh sizes must be positive, with at most one -1, not data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}."
+        )
     fixed = 1
     for size in sizes:
         fixed *= size if size > 0 else 1

@@ -136,7 +136,12 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 e = _over_seeds([r[column] for r in runs])
                 cells.append(f"{e.mean:.3f} ± {e.high - e.mean:.3f}" if e.count > 1 else f"{e.mean:.3f}")
             sar = [f"{np.mean([r[k] for r in runs]):.2f}" for k in ("sar_cloud", "sar_clear")]
-            rows.append((np.mean([r["cloudy_iou"] for r in runs]), f"| {mode} | {len(runs)} | {' | '.join(cells)} | {' / '.join(sar)} |"))
+            rows.append(
+                (
+                    np.mean([r["cloudy_iou"] for r in runs]),
+                    f"| {mode} | {len(runs)} | {' | '.join(cells)} | {' / '.join(sar)} |",
+                )
+            )
         if rows:
             text += f"\n{regime}\n\n| mode | seeds | cloudy IoU | clear IoU | cloudy accuracy | clear accuracy | SAR weight cloud / clear |\n|---|---|---|---|---|---|---|\n"
             text += "\n".join(line for _, line in sorted(rows, reverse=True)) + "\n"

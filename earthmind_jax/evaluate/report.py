@@ -35,9 +35,13 @@ class ModeResult:
     sar_clear: float
 
 
-def render(title: str, note: str, results: Sequence[ModeResult], pictures: Sequence[Picture], facts: Sequence[str]) -> str:
+def render(
+    title: str, note: str, results: Sequence[ModeResult], pictures: Sequence[Picture], facts: Sequence[str]
+) -> str:
     """The page as text; nothing is fetched from anywhere."""
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    ]
     parts.append(f"<h1>{html.escape(title)}</h1><p class=note>{html.escape(note)}</p>")
     for result in results:
         parts.append(f"<h2>Fusion mode <code>{html.escape(result.mode)}</code></h2>{_table(result)}")

@@ -72,7 +72,9 @@ class Engine:
         self.config, self.params, self.tokenizer = config, params, tokenizer
         words = get_template(config.template).stop_words
         ids = [tokenizer.encode(word) for word in words]
-        self.stop_ids = tuple({i[0] for i in ids if len(i) == 1} | ({config.tokens.eos} if config.tokens.eos >= 0 else set()))
+        self.stop_ids = tuple(
+            {i[0] for i in ids if len(i) == 1} | ({config.tokens.eos} if config.tokens.eos >= 0 else set())
+        )
         self.stop_words = tuple(word for word, i in zip(words, ids, strict=True) if len(i) > 1)
         self._encode = jax.jit(partial(_encode, config))
         self._prefill = jax.jit(partial(_prefill, config), static_argnames=("capacity", "size", "keep_logits"))

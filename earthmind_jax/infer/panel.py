@@ -38,7 +38,9 @@ def panel(answer: Answer) -> bytes:
     if answer.fusion is not None:
         shown = np.where(answer.fusion.sum(-1) > 0, answer.fusion[..., 1], np.nan)
         height, width = base.shape[:2]
-        drawn = axes[-1].imshow(shown, cmap="coolwarm_r", vmin=0, vmax=1, interpolation="nearest", extent=(0, width, height, 0))
+        drawn = axes[-1].imshow(
+            shown, cmap="coolwarm_r", vmin=0, vmax=1, interpolation="nearest", extent=(0, width, height, 0)
+        )
         axes[-1].set_title("weight of SAR", fontsize=10)
         figure.colorbar(drawn, ax=axes[-1], shrink=0.8)
     for axis in axes:

@@ -52,7 +52,9 @@ class EarthMind:
         return cls.from_params(config, params, Tokenizer.load(Path(path) / checkpoint.TOKENIZER), Path(path).name)
 
     @classmethod
-    def from_params(cls, config: EarthMindConfig, params: Params, tokenizer: Tokenizer, name: str = "earthmind") -> EarthMind:
+    def from_params(
+        cls, config: EarthMindConfig, params: Params, tokenizer: Tokenizer, name: str = "earthmind"
+    ) -> EarthMind:
         """A model from parameters in memory."""
         return cls(config, Engine(config, params, tokenizer), name)
 
@@ -126,7 +128,9 @@ class EarthMind:
         given = {name: source for name, source in (("optical", optical), ("sar", sar)) if source is not None}
         return load_images(given, self.config.sensors) if given else None
 
-    def _reply(self, samples: Sequence[Sample], max_new: int, temperature: float = 0.0, batch_size: int = 1) -> list[Reply]:
+    def _reply(
+        self, samples: Sequence[Sample], max_new: int, temperature: float = 0.0, batch_size: int = 1
+    ) -> list[Reply]:
         made = answer(
             self.engine, samples, batch_size=batch_size, max_new=max_new, temperature=temperature, buckets=Buckets()
         )
@@ -176,7 +180,9 @@ class EarthMind:
 
     def _check_region(self, region: np.ndarray | None, images: Images) -> None:
         if region is not None and region.shape != images.shape:
-            raise UserError(f"The region is {region.shape[0]} x {region.shape[1]} but the image is {images.shape[0]} x {images.shape[1]}.")
+            raise UserError(
+                f"The region is {region.shape[0]} x {region.shape[1]} but the image is {images.shape[0]} x {images.shape[1]}."
+            )
 
 
 def _sample(images: Images, turn: Turn) -> Sample:

@@ -74,7 +74,9 @@ class Answer:
         return {
             "question": self.question,
             "answer": self.text,
-            "masks": [{"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score} for m in self.masks],
+            "masks": [
+                {"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score} for m in self.masks
+            ],
             "fusion": self.sensor_shares,
             "notes": list(self.notes),
             "model": self.model,
@@ -95,7 +97,9 @@ class Answer:
 
         directory = Path(directory)
         if maps and any(m.crs is None for m in self.masks):
-            raise UserError("The image has no georeference, so its mask cannot become a map; ask for a plain picture instead.")
+            raise UserError(
+                "The image has no georeference, so its mask cannot become a map; ask for a plain picture instead."
+            )
         written = []
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)

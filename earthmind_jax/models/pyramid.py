@@ -36,5 +36,6 @@ class PyramidMaps(nn.Module):
             return jnp.where(optical[:, None, None, None], first, second)
 
         return ImageFeatures(
-            embed=mapped("embed", features.embed), high=tuple(mapped(f"high_{i}", x) for i, x in enumerate(features.high))
+            embed=mapped("embed", features.embed),
+            high=tuple(mapped(f"high_{i}", x) for i, x in enumerate(features.high)),
         )

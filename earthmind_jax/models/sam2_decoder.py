@@ -42,9 +42,11 @@ class Decoded:
 
 def mask_logits(pixels: Array, hyper: Array) -> Array:
     """Pixels of :class:`Decoded` and classifiers [B M K C] -> float32 logits [B M K 4g 4g]."""
-    logits = jnp.einsum("bmhwijklc,bmtc->bmthikwjl", pixels, hyper, preferred_element_type=jnp.float32)
-    batch, objects, count, height, _, _, width, _, _ = logits.shape
-    return logits.reshape(batch, objects, count, 4 * height, 4 * width)
+    batch, objects, height, width, *steps, channels = pixels.shape
+    flat = pixels.reshape(batch, objects, -1, channels)  # a plain product: the order of the pixels is changed after it
+    logits = jnp.einsum("bmxc,bmtc->bmtx", flat, hyper, preferred_element_type=jnp.float32)
+    logits = logits.reshape(batch, objects, -1, height, width, *steps).transpose(0, 1, 2, 3, 5, 7, 4, 6, 8)
+    return logits.reshape(batch, objects, -1, 4 * height, 4 * width)
 
 
 class DecoderAttention(nn.Module):

@@ -20,7 +20,12 @@ class TokenEmbed(nn.Module):
 
     def setup(self) -> None:
         self.embedding = param(
-            self, "embedding", self.embedding_init, (self.vocab, self.width), ("vocab", "vocab_embed"), self.precision.param
+            self,
+            "embedding",
+            self.embedding_init,
+            (self.vocab, self.width),
+            ("vocab", "vocab_embed"),
+            self.precision.param,
         )
 
     def __call__(self, tokens: Array) -> Array:

@@ -49,7 +49,13 @@ def save_step(steps: ocp.CheckpointManager, state: TrainState, step: int, positi
     """
     with writing(Path(str(steps.directory))):
         steps.check_for_errors()
-        tree = {"step": state.step, "trainable": state.trainable, "frozen": state.frozen, "opt": state.opt, "rng": state.rng}
+        tree = {
+            "step": state.step,
+            "trainable": state.trainable,
+            "frozen": state.frozen,
+            "opt": state.opt,
+            "rng": state.rng,
+        }
         steps.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), data=ocp.args.JsonSave(position)))
 
 
@@ -58,7 +64,13 @@ def restore_step(
 ) -> tuple[TrainState, dict[str, Any]]:
     """State of ``step`` placed as ``shardings`` say (any mesh), and the input position."""
     placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-    tree = {"step": placed.step, "trainable": placed.trainable, "frozen": placed.frozen, "opt": placed.opt, "rng": placed.rng}
+    tree = {
+        "step": placed.step,
+        "trainable": placed.trainable,
+        "frozen": placed.frozen,
+        "opt": placed.opt,
+        "rng": placed.rng,
+    }
     with damaged(Path(str(steps.directory))):
         out = steps.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree), data=ocp.args.JsonRestore())

@@ -78,7 +78,11 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then cosine to ``final`` times the peak (the released configuration: 5 % and 0)."""
     warm = max(1, round(config.warmup * steps))
     return optax.warmup_cosine_decay_schedule(
-        config.learning_rate / warm, config.learning_rate, warm, max(steps, warm + 1), config.learning_rate * config.final
+        config.learning_rate / warm,
+        config.learning_rate,
+        warm,
+        max(steps, warm + 1),
+        config.learning_rate * config.final,
     )
 
 

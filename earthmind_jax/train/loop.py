@@ -39,7 +39,9 @@ def check_batch(config: RunConfig, mesh: Mesh) -> None:
     """Raise a UserError unless the batch divides over the mesh."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.data.batch_size % ways:
-        raise UserError(f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp).")
+        raise UserError(
+            f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp)."
+        )
 
 
 def freeze_table(config: RunConfig) -> Table:
@@ -97,7 +99,9 @@ def fit(
                 if step % report_every == 0 or step == last:
                     values = {k: float(v) for k, v in metrics.items()}
                     if not math.isfinite(values["loss"]):
-                        raise WorkError(f"The loss is not finite at step {step}; lower optim.learning_rate or check the data.")
+                        raise WorkError(
+                            f"The loss is not finite at step {step}; lower optim.learning_rate or check the data."
+                        )
                     now = time.perf_counter()
                     rate = (step - counted) * config.data.batch_size / (now - clock)
                     clock, counted = now, step

@@ -91,7 +91,5 @@ def run(
         if model != config.model:
             raise UserError(f"{start} holds another model than {config_path} describes; use its own configuration.")
     mesh = make_mesh(config.mesh)
-    batches = training_pipeline(
-        config, source, words, process=jax.process_index(), processes=jax.process_count()
-    )
+    batches = training_pipeline(config, source, words, process=jax.process_index(), processes=jax.process_count())
     return fit(config, out, batches, words, mesh, params=params, until=until)

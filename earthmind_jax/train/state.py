@@ -17,6 +17,10 @@ from earthmind_jax.train.groups import Assignment, assign, optimiser, split
 from earthmind_jax.types import Params
 
 
+RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options for programs that run once: on a CPU, compiling takes most of their time."""
+
+
 @struct.dataclass
 class TrainState:
     """``trainable`` in the parameter dtype, ``frozen`` in the compute dtype, both flat path-keyed dicts."""
@@ -71,7 +75,10 @@ def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple
     _, shardings = state_shardings(config, mesh)
     if params is None:
         make = jax.jit(
-            lambda seed: build(config, earthmind.init(config.model, jax.random.key(seed))), out_shardings=shardings
+            lambda seed: build(config, earthmind.init(config.model, jax.random.key(seed))),
+            out_shardings=shardings,
+            compiler_options=RUN_ONCE,
         )
         return make(config.seed), shardings
-    return jax.jit(lambda p: build(config, p), out_shardings=shardings)(params), shardings
+    place = jax.jit(lambda p: build(config, p), out_shardings=shardings, compiler_options=RUN_ONCE)
+    return place(params), shardings

@@ -7,15 +7,14 @@ and areas as fractions of the image (so that every pixel size shows a few of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
 
 from earthmind_jax.config import one_of
-from earthmind_jax.data.simulate.materials import COVER, INDEX, OBJECTS, STUFF, Cover, draw_materials
-from earthmind_jax.data.simulate.noise import components, dilate, fractal_noise, smooth_noise
+from earthmind_jax.data.simulate.layout import Canvas, Layout
+from earthmind_jax.data.simulate.materials import STUFF, Cover, draw_materials
+from earthmind_jax.data.simulate.noise import dilate, fractal_noise, smooth_noise
 
 FOREST, FIELD, GRASSLAND, BARE, ASPHALT = STUFF[1:]
 

@@ -5,8 +5,11 @@ A material has a mean surface reflectance in the 12 bands of Sentinel-2 L2A and 
 
 * ``[chip]``: rounded from quantiles per land cover class of three real Sentinel-1/2 chips (a subtropical coast in
   July, a temperate farmland in October, a semi-arid savanna in June).
-* ``[lit]``: typical of published spectral libraries and backscatter statistics (pavements, roofs, turbid water, dry
-  vegetation, C-band levels of crops and built-up areas).
+* ``[lit]``: typical of published spectral libraries (pavements, roofs, turbid water, dry vegetation).
+
+The marks speak of the reflectance. Backscatter of forest, sand and ploughed or green crops is near the chips' medians
+(listed in ``radar``); calm water and asphalt are darker than the chips' water, over which there was wind; grass is
+0.5 - 3 dB below the chips' shrubby rangeland, as short grass is; roofs, ships and bridges are at published levels.
 
 A land cover product is not taken at its word: of the chip pixels labelled *water* on the coast, 41 % have an
 MNDWI (B03, B11) below zero and a SWIR reflectance of 0.04 - 0.5, which no water has; they are sand bars and tidal flats
@@ -109,16 +112,16 @@ MATERIALS: dict[str, Material] = {
     "tall_crop": _m(C, "a field of tall crops", ".024 .030 .068 .044 .122 .330 .405 .425 .440 .425 .225 .110",
                     -7.7, -13.7, share=3.0, spread=0.10, texture=0.05, sar_spread=0.9),  # [lit]
     "low_crop": _m(C, "a field of young crops", ".013 .015 .053 .034 .104 .235 .268 .292 .302 .304 .172 .090",
-                   -11.4, -17.4, share=0.8, spread=0.10, texture=0.05, sar_spread=1.2),  # [chip] median
+                   -11.4, -17.4, share=0.8, spread=0.10, texture=0.05, sar_spread=1.2),  # [chip] above the median
     "stubble": _m(C, "a harvested field", ".067 .078 .112 .156 .197 .236 .259 .265 .292 .292 .366 .281",
                   -11.8, -17.6, share=0.6, spread=0.10, texture=0.05, sar_spread=1.2),  # [chip] savanna crops, median
     "ploughed": _m(C, "a ploughed field", ".050 .062 .088 .118 .138 .150 .160 .168 .178 .182 .232 .196",
-                   -10.6, -17.4, share=0.8, spread=0.12, texture=0.05, sar_spread=1.3),  # [chip] lower quantile in B08
+                   -10.6, -17.4, share=0.8, spread=0.12, texture=0.05, sar_spread=1.3),  # [lit] dark, humus-rich soil
     # grassland and rangeland
     "rangeland": _m(G, "rangeland", ".029 .030 .047 .052 .093 .155 .178 .194 .210 .216 .186 .111", -12.8, -19.0,
                     spread=0.12, texture=0.10, sar_spread=0.9),  # [chip] coast
     "meadow": _m(G, "a meadow", ".028 .034 .066 .066 .118 .205 .238 .255 .266 .270 .250 .150", -13.6, -20.2,
-                 spread=0.10, texture=0.06, sar_spread=1.0),  # [lit], between the chips' rangelands
+                 spread=0.10, texture=0.06, sar_spread=1.0),  # [lit] autumn pasture
     "dry_grass": _m(G, "dry grassland", ".045 .054 .082 .100 .135 .185 .205 .220 .238 .245 .275 .175", -14.4, -20.8,
                     spread=0.10, texture=0.08, sar_spread=1.0),  # [lit], darker than the savanna of the chips
     # bare ground
