@@ -25,7 +25,7 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
             image_size=64, patch_size=8, width=96, depth=3, heads=3, mlp=288, downsample=1, layer_scale_init=1.0
         ),
         lm=LmConfig(
-            vocab=512, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, mlp=256, rope=RopeConfig(max_position=1024),
+            vocab=512, width=96, depth=3, heads=3, kv_heads=3, head_dim=32, mlp=256, rope=RopeConfig(max_position=1024),
             remat="none",
         ),
         grounding=GroundingConfig(

@@ -52,12 +52,12 @@ def adaptive_max(x: Shaped[Array, "*batch H W C"], size: tuple[int, int]) -> Sha
 
 def _interpolate(x: Array, size: tuple[int, int], taps: Callable[[int, int], Taps]) -> Array:
     _check(x, size)
-    out = x.astype(jnp.float32)
+    out = x.astype(jnp.result_type(jnp.float32, x))
     for axis, target in zip((-3, -2), size, strict=True):
         if out.shape[axis] == target:
             continue  # every kernel is the identity there
         index, weight = taps(out.shape[axis], target)
-        weight = weight.astype(np.float32).reshape(-1, *([1] * (-1 - axis)), index.shape[1])
+        weight = weight.astype(out.dtype).reshape(-1, *([1] * (-1 - axis)), index.shape[1])
         out = sum(jnp.take(out, index[:, t], axis=axis) * weight[..., t] for t in range(index.shape[1]))
     return out.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else out
 
