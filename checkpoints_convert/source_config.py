@@ -17,6 +17,7 @@ from earthmind_jax.config import (
     VisionConfig,
     require,
 )
+from earthmind_jax.data import prompts
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import families
 from earthmind_jax.models.families.family import require_fields
@@ -129,5 +130,5 @@ def config_from_source(
             max_tiles=config.get("max_dynamic_patch", 12), thumbnail=bool(config.get("use_thumbnail", True))
         ),
         # A base InternVL model has a template of its own; EarthMind models on it use that of their family.
-        template=published if published in families.TEMPLATES else families.find(config["llm_config"]).template,
+        template=published if published in prompts.TEMPLATES else families.find(config["llm_config"]).template,
     )

@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from earthmind_jax.config import EarthMindConfig, from_dict, to_json
 from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.models import earthmind
+from earthmind_jax.models import api
 from earthmind_jax.types import Params
 
 CONFIG, RUN, SOURCE, TOKENIZER, WEIGHTS, STEPS = (
@@ -123,7 +123,7 @@ def load(directory: str | Path) -> tuple[EarthMindConfig, Params]:
     """
     directory = Path(directory).absolute()
     config = read_config(directory)
-    wanted = earthmind.shapes(config)
+    wanted = api.shapes(config)
     if (directory / WEIGHTS).is_dir():
         return config, _restore(directory / WEIGHTS, wanted, directory)
     if (directory / STEPS).is_dir():

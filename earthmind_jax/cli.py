@@ -262,10 +262,10 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     import math
 
     from earthmind_jax import checkpoint
-    from earthmind_jax.models import earthmind
+    from earthmind_jax.models import api
 
     config = checkpoint.read_config(path)
-    shapes = earthmind.shapes(config)
+    shapes = api.shapes(config)
     source = path / checkpoint.SOURCE
     return {
         "checkpoint": str(path),

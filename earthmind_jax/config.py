@@ -158,6 +158,7 @@ class LmConfig:
     tie: bool = False
     sliding_window: int | None = None
     lora: LoraConfig | None = None
+    embed_init: float = 0.02  # standard deviation of new token embeddings (initializer_range)
     scan: bool = True
     remat: str = "full"
 
@@ -338,6 +339,7 @@ class LossConfig:
     oversample: float = 3.0
     importance: float = 0.75
     sensor_mse: float = 0.0  # "cos_loss" of the June 2025 release
+    phrase: float = 0.0  # masks drawn from the phrase's own embeddings (ours, for training from scratch)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy
 
 
@@ -380,6 +382,7 @@ def to_json(config: Any) -> str:
 
 def from_dict(cls: type[Config], values: dict[str, Any], where: str = "") -> Config:
     """Build ``cls`` from plain values; an unknown key is a :class:`UserError` naming the nearest key."""
+    require(isinstance(values, dict), f"Configuration '{where.rstrip('.') or cls.__name__}' must be an object.")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     kwargs = {}

@@ -1,18 +1,26 @@
-"""Common ground of all tests: eight virtual CPU devices, exact matrix products, and the recorded data."""
+"""Common ground of all tests: eight virtual CPU devices, quick compilation, exact matrix products, recorded data."""
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-FLAG = "--xla_force_host_platform_device_count"
+FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    # Toy programs run for milliseconds and compile for seconds: most of the suite's time would be LLVM's optimiser.
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
+if version("jaxlib").startswith("0.10."):  # XLA aborts at a flag that it does not know
+    FLAGS["--xla_cpu_use_fusion_emitters"] = "false"  # a third of the time to compile
 
 # Here rather than in a fixture: the flags are read once, when jax starts, and test modules import it when collected.
-if FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}=8".strip()
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(f"{k}={v}" for k, v in FLAGS.items() if k not in given)]).strip()
 
 
 def pytest_configure() -> None:

@@ -23,7 +23,7 @@ from earthmind_jax.evaluate.metrics import Estimate
 from earthmind_jax.evaluate.simulated import Item, make_items, sar_share, score, summarise
 from earthmind_jax.evaluate.training import Setup, setup, train
 from earthmind_jax.infer.engine import Engine
-from earthmind_jax.models import earthmind
+from earthmind_jax.models import api
 from earthmind_jax.types import Params
 
 REGIMES = ("scratch", "frozen")
@@ -92,7 +92,7 @@ def _run_pairs(config: RunConfig, first: Params | None) -> tuple[Setup, Params]:
     ready = dataclasses.replace(ready, config=_freeze(ready.config))
     import jax
 
-    fresh = jax.jit(lambda: earthmind.init(ready.config.model, jax.random.key(config.seed)))()
+    fresh = jax.jit(lambda: api.init(ready.config.model, jax.random.key(config.seed)))()
     params = {path: first.get(path, value) for path, value in fresh.items()}
     return ready, train(ready, make_mesh(), params)
 

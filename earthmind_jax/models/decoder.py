@@ -53,7 +53,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c, p = self.config, self.precision
-        self.table = TokenEmbed(c.vocab, c.width, p, name="embed")
+        self.table = TokenEmbed(c.vocab, c.width, p, nn.initializers.normal(c.embed_init), name="embed")
         self.final_norm = RMSNorm(c.norm_eps, precision=p, name="norm")
         if not c.tie:
             self.output = Linear(

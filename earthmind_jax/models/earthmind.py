@@ -1,6 +1,6 @@
 """The composition: encode -> fuse -> embed -> language model -> [SEG] -> masks, as pure functions over flat parameters.
 
-Each function runs one published component through :mod:`earthmind_jax.models.api`; together they are EarthMind's
+Each function runs one published component through :mod:`earthmind_jax.models.functional`; together they are EarthMind's
 forward pass. Inference calls them one by one (each its own jit), training calls :func:`forward`.
 """
 
@@ -16,7 +16,7 @@ from flax import struct
 from jax import Array
 
 from earthmind_jax.config import EarthMindConfig
-from earthmind_jax.models import api
+from earthmind_jax.models import functional
 from earthmind_jax.models.decoder import Decoder
 from earthmind_jax.models.fusion import Fusion
 from earthmind_jax.models.intern_vit import InternViT
@@ -25,26 +25,30 @@ from earthmind_jax.models.pyramid import MAPPED_MODES, PyramidMaps
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
 from earthmind_jax.ops import fusion as fusion_ops
 from earthmind_jax.ops import tokens as token_ops
+from earthmind_jax.ops.norms import rms_norm
 from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params
 
 
 @struct.dataclass
 class ForwardOutput:
-    """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, and the two
-    sensors' tokens before fusion (for the sensor loss)."""
+    """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, the two
+    sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves, with
+    ``phrase_valid`` [B M] (see :func:`forward`)."""
 
     hidden: Array
     fused: Fused | None
     masks: MaskOutput | None
     sensor_tokens: tuple[Array, Array] | None
+    phrase_masks: MaskOutput | None = None
+    phrase_valid: Array | None = None
 
 
 def encode(cfg: EarthMindConfig, params: Params, tiles: Array) -> Array:
     """Tiles [B I H W 3] -> visual tokens [B I N D] (InternViT, pixel shuffle, mlp1: ``extract_feature``)."""
     batch, count = tiles.shape[:2]
     flat = tiles.reshape(batch * count, *tiles.shape[2:])
-    patches = api.apply_module(vision_module(cfg), params, "vision", flat).features
-    tokens = api.apply_module(projector_module(cfg), params, "projector", patches)
+    patches = functional.apply_module(vision_module(cfg), params, "vision", flat).features
+    tokens = functional.apply_module(projector_module(cfg), params, "projector", patches)
     return tokens.reshape(batch, count, *tokens.shape[1:])
 
 
@@ -83,7 +87,7 @@ def fuse(
     given = optical if optical is not None else sar
     assert given is not None
     missing = jnp.zeros(given.shape[:3], bool)
-    return api.apply_module(
+    return functional.apply_module(
         fusion_module(cfg),
         params,
         "fusion",
@@ -99,7 +103,7 @@ def fuse(
 
 def embed(cfg: EarthMindConfig, params: Params, tokens: Array) -> Array:
     """Token embeddings [B T] -> [B T D]."""
-    return api.apply_module(decoder_module(cfg), params, "lm", tokens, method="embed")
+    return functional.apply_module(decoder_module(cfg), params, "lm", tokens, method="embed")
 
 
 def place(text: Array, visual: Array | None, index: Array) -> Array:
@@ -122,22 +126,22 @@ def language(
     """The language model over right-padded [B T D]; the arguments are those of :class:`Decoder`."""
     rngs = None if dropout is None else {"dropout": dropout}
     options = {"cache": cache, "fresh": fresh, "states": states, "attention": attention}
-    return api.apply_module(decoder_module(cfg), params, "lm", embeds, lengths=lengths, rngs=rngs, **options)
+    return functional.apply_module(decoder_module(cfg), params, "lm", embeds, lengths=lengths, rngs=rngs, **options)
 
 
 def logits(cfg: EarthMindConfig, params: Params, hidden: Array) -> Array:
     """Vocabulary logits, float32, [B T V]."""
-    return api.apply_module(decoder_module(cfg), params, "lm", hidden, method="logits")
+    return functional.apply_module(decoder_module(cfg), params, "lm", hidden, method="logits")
 
 
 def head_kernel(cfg: EarthMindConfig, params: Params) -> Array:
     """The vocabulary head [D V], adapters included (the transposed embedding table where tied)."""
-    return api.apply_module(decoder_module(cfg), params, "lm", method="head")
+    return functional.apply_module(decoder_module(cfg), params, "lm", method="head")
 
 
 def seg_prompt(cfg: EarthMindConfig, params: Params, states: Array) -> Array:
     """Language-model states at ``[SEG]`` [B M D] -> language prompt of the mask decoder [B M d] (text_hidden_fcs)."""
-    return api.apply_module(seg_module(cfg), params, "text_hidden_fcs", states)
+    return functional.apply_module(seg_module(cfg), params, "text_hidden_fcs", states)
 
 
 def image_features(
@@ -195,11 +199,19 @@ def grounding_weights(fused: Fused) -> Array:
 
 def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompts: Array) -> MaskOutput:
     """One mask per language prompt [B M d]: the mask of highest predicted IoU, logits [B M h w] float32."""
-    return api.apply_module(mask_module(cfg), params, "grounding", features, prompts, method="ground")
+    return functional.apply_module(mask_module(cfg), params, "grounding", features, prompts, method="ground")
 
 
-def forward(cfg: EarthMindConfig, params: Params, batch: Batch, *, dropout: Array | None = None) -> ForwardOutput:
-    """Teacher-forced pass over a training batch."""
+def forward(
+    cfg: EarthMindConfig, params: Params, batch: Batch, *, dropout: Array | None = None, phrases: bool = False
+) -> ForwardOutput:
+    """Teacher-forced pass over a training batch.
+
+    Args:
+      dropout: key for LoRA dropout.
+      phrases: also draw each mask from the embeddings of its phrase (``<p> phrase </p> [SEG]``) in place of the ``[SEG]``
+        state, which teaches the mask decoder the words before the language model can tell them apart.
+    """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
     if batch.optical is not None or batch.sar is not None:
@@ -221,8 +233,17 @@ def forward(cfg: EarthMindConfig, params: Params, batch: Batch, *, dropout: Arra
             batch.ground_sar_valid,
             None if fused is None else grounding_weights(fused),
         )
-        prompts = seg_prompt(cfg, params, token_ops.gather_rows(hidden, batch.seg_index))
-        masks = ground(cfg, params, features, prompts)
+        states = token_ops.gather_rows(hidden, batch.seg_index)
+        if not phrases:
+            masks = ground(cfg, params, features, seg_prompt(cfg, params, states))
+            return ForwardOutput(hidden, fused, masks, sensor_tokens)
+        marks = (cfg.tokens.p_start, cfg.tokens.p_end)
+        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
+        # The norm of the final state, so that one map serves both.
+        words = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
+        both = ground(cfg, params, features, seg_prompt(cfg, params, jnp.concatenate([states, words], axis=1)))
+        masks, named = (jax.tree.map(lambda x, half=half: jnp.split(x, 2, axis=1)[half], both) for half in (0, 1))
+        return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found)
     return ForwardOutput(hidden, fused, masks, sensor_tokens)
 
 
@@ -230,7 +251,7 @@ def init(cfg: EarthMindConfig, key: Array) -> Params:
     """New parameters of the whole model, flat. Wrap in ``jax.jit`` with output shardings to create them in place."""
     params: Params = {}
     for i, (prefix, module, dummy) in enumerate(_components(cfg)):
-        params |= api.add_prefix(api.init_module(module, jax.random.fold_in(key, i), *dummy), prefix)
+        params |= functional.add_prefix(functional.init_module(module, jax.random.fold_in(key, i), *dummy), prefix)
     return params
 
 
@@ -238,7 +259,7 @@ def param_axes(cfg: EarthMindConfig) -> dict[str, tuple[str | None, ...]]:
     """Logical axis names of every parameter, by path."""
     axes: dict[str, tuple[str | None, ...]] = {}
     for prefix, module, dummy in _components(cfg):
-        axes |= api.add_prefix(api.module_axes(module, *dummy), prefix)
+        axes |= functional.add_prefix(functional.module_axes(module, *dummy), prefix)
     return axes
 
 
@@ -309,13 +330,13 @@ def mask_module(cfg: EarthMindConfig) -> MaskHead:
 
 
 def _image_encoder(cfg: EarthMindConfig, params: Params, image: Array) -> ImageFeatures:
-    return api.apply_module(encoder_module(cfg), params, "grounding", image)
+    return functional.apply_module(encoder_module(cfg), params, "grounding", image)
 
 
 def _mapped(cfg: EarthMindConfig, params: Params, features: ImageFeatures, optical: Array) -> ImageFeatures:
     if not _has_pyramid_maps(cfg):
         return features
-    return api.apply_module(PyramidMaps(cfg.precision), params, "pyramid", features, optical)
+    return functional.apply_module(PyramidMaps(cfg.precision), params, "pyramid", features, optical)
 
 
 def _has_pyramid_maps(cfg: EarthMindConfig) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def place_visual(
@@ -21,3 +21,24 @@ def place_visual(
 def gather_rows(hidden: Float[Array, "B T D"], positions: Int[Array, "B M"]) -> Float[Array, "B M D"]:
     """Rows of each sample at ``positions`` (e.g. of its ``[SEG]`` tokens); NaN where a position is beyond T."""
     return jnp.take_along_axis(hidden, positions[..., None], axis=1, mode="fill")
+
+
+def phrase_mean(
+    embeds: Float[Array, "B T D"], tokens: Int[Array, "B T"], positions: Int[Array, "B M"], start: int, end: int
+) -> tuple[Float[Array, "B M D"], Bool[Array, "B M"]]:
+    """Mean embedding of the phrase that each position closes: the tokens between the last ``start`` and ``end`` before it.
+
+    In the published grounded-caption form, ``<p> phrase </p> [SEG]``, that is the name of what ``[SEG]`` points at. The
+    second output is False where there is no such phrase.
+    """
+    place = jnp.arange(tokens.shape[1])
+    before = place < positions[..., None]  # [B M T]
+
+    def last(token: int) -> Int[Array, "B M"]:
+        return jnp.max(jnp.where(before & (tokens == token)[:, None], place, -1), axis=-1)
+
+    first, behind = last(start), last(end)
+    inside = (place > first[..., None]) & (place < behind[..., None])
+    found = (first >= 0) & inside.any(-1)
+    weight = inside / jnp.maximum(inside.sum(-1, keepdims=True), 1)
+    return jnp.einsum("bmt,btd->bmd", weight.astype(embeds.dtype), embeds), found

@@ -19,7 +19,7 @@ from earthmind_jax.checkpoint import writing
 from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.models import earthmind
+from earthmind_jax.models import api
 from earthmind_jax.train import checkpoint
 from earthmind_jax.train.state import TrainState, assignment, create, state_shardings
 from earthmind_jax.train.step import compile_step
@@ -47,7 +47,7 @@ def check_batch(config: RunConfig, mesh: Mesh) -> None:
 def freeze_table(config: RunConfig) -> Table:
     """The freeze table for printing: pattern, state, arrays, parameters."""
     table = Table("pattern", "state", "arrays", "parameters", title="parameters by group")
-    for pattern, state, arrays, count in assignment(config).table(earthmind.shapes(config.model)):
+    for pattern, state, arrays, count in assignment(config).table(api.shapes(config.model)):
         table.add_row(pattern, state, str(arrays), f"{count:,}")
     return table
 
@@ -90,12 +90,16 @@ def fit(
             source.set_state(position)
             console.print(f"Resumed after step {done}.")
         step_fn = compile_step(config, mesh, shardings)
+        # Virtual CPU devices share a small thread pool: two steps in flight can wait for each other's collectives.
+        lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
         with _progress(console) as progress, writing(directory), open(directory / "metrics.jsonl", "a") as log:
             task = progress.add_task("training", total=last, completed=done, terms="compiling", rate="")
             clock, counted = time.perf_counter(), done
             metrics: dict[str, jax.Array] = {}
             for step in range(done + 1, last + 1):
                 state, metrics = step_fn(state, put_batch(next(source), mesh))
+                if lockstep:
+                    jax.block_until_ready(metrics)
                 if step % report_every == 0 or step == last:
                     values = {k: float(v) for k, v in metrics.items()}
                     if not math.isfinite(values["loss"]):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import param_shardings, replicated
-from earthmind_jax.models import earthmind
+from earthmind_jax.models import api
 from earthmind_jax.train.groups import Assignment, assign, optimiser, split
 from earthmind_jax.types import Params
 
@@ -38,7 +38,7 @@ class TrainState:
 
 def assignment(config: RunConfig) -> Assignment:
     """The freeze table of a run: every parameter of the model has exactly one group."""
-    return assign(sorted(earthmind.shapes(config.model)), config.optim.groups)
+    return assign(sorted(api.shapes(config.model)), config.optim.groups)
 
 
 def build(config: RunConfig, params: Params) -> TrainState:
@@ -52,8 +52,8 @@ def build(config: RunConfig, params: Params) -> TrainState:
 
 def state_shardings(config: RunConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
     """(abstract state, sharding of every leaf): optimiser moments are sharded as the parameters they belong to."""
-    abstract = jax.eval_shape(lambda: build(config, earthmind.init(config.model, jax.random.key(0))))
-    shardings = param_shardings({**abstract.frozen, **abstract.trainable}, earthmind.param_axes(config.model), mesh)
+    abstract = jax.eval_shape(lambda: build(config, api.init(config.model, jax.random.key(0))))
+    shardings = param_shardings({**abstract.frozen, **abstract.trainable}, api.param_axes(config.model), mesh)
     whole = replicated(mesh)
 
     def of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -75,7 +75,7 @@ def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple
     _, shardings = state_shardings(config, mesh)
     if params is None:
         make = jax.jit(
-            lambda seed: build(config, earthmind.init(config.model, jax.random.key(seed))),
+            lambda seed: build(config, api.init(config.model, jax.random.key(seed))),
             out_shardings=shardings,
             compiler_options=RUN_ONCE,
         )

@@ -24,11 +24,11 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     """Weighted sum of the losses and each term, float32 scalars.
 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
-    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors' tokens.
+    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors' tokens; ``phrase`` is ours.
     """
     weights = config.loss
     drop, points = jax.random.split(key)
-    out = earthmind.forward(config.model, params, batch, dropout=drop)
+    out = earthmind.forward(config.model, params, batch, dropout=drop, phrases=weights.phrase > 0)
     head = earthmind.head_kernel(config.model, params)
     targets = jnp.roll(batch.tokens, -1, axis=1)
     wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
@@ -37,25 +37,36 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     metrics = {"text": text}
     loss = text
     if out.masks is not None and batch.masks is not None and batch.mask_valid is not None:
-        size = out.masks.logits.shape[-2:]
-        logits = out.masks.logits.reshape(-1, *size).astype(jnp.float32)
-        target = batch.masks.reshape(-1, *size).astype(jnp.float32)
-        valid = batch.mask_valid.reshape(-1)
-        if weights.points:
-            coords = losses.sample_points(
-                points, jax.lax.stop_gradient(logits), weights.points, weights.oversample, weights.importance
-            )
-            logits, target = losses.point_sample(logits, coords), losses.point_sample(target, coords)
-        else:
-            logits, target = logits.reshape(len(logits), -1), target.reshape(len(target), -1)
-        bce, dice = losses.mask_bce(logits, target, valid), losses.mask_dice(logits, target, valid)
+        bce, dice = mask_losses(config, points, out.masks.logits, batch.masks, batch.mask_valid)
         loss = loss + weights.mask_bce * bce + weights.mask_dice * dice
         metrics |= {"bce": bce, "dice": dice}
+        if out.phrase_masks is not None:
+            named = batch.mask_valid & out.phrase_valid
+            bce, dice = mask_losses(config, points, out.phrase_masks.logits, batch.masks, named)
+            loss = loss + weights.phrase * (weights.mask_bce * bce + weights.mask_dice * dice)
+            metrics["phrase_dice"] = dice
     if weights.sensor_mse and out.sensor_tokens is not None:
         mse = losses.sensor_mse(*out.sensor_tokens)
         loss = loss + weights.sensor_mse * mse
         metrics["sensor_mse"] = mse
     return loss, metrics | {"loss": loss}
+
+
+def mask_losses(
+    config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """BCE and Dice of mask logits against targets [B M h w]: on sampled points, or on every pixel where ``points`` is 0."""
+    weights, size = config.loss, logits.shape[-2:]
+    logits = logits.reshape(-1, *size).astype(jnp.float32)
+    target = masks.reshape(-1, *size).astype(jnp.float32)
+    if weights.points:
+        uncertain = jax.lax.stop_gradient(logits)
+        coords = losses.sample_points(key, uncertain, weights.points, weights.oversample, weights.importance)
+        logits, target = losses.point_sample(logits, coords), losses.point_sample(target, coords)
+    else:
+        logits, target = logits.reshape(len(logits), -1), target.reshape(len(target), -1)
+    keep = valid.reshape(-1)
+    return losses.mask_bce(logits, target, keep), losses.mask_dice(logits, target, keep)
 
 
 def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

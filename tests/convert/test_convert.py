@@ -16,7 +16,7 @@ from checkpoints_convert.plan import source_tree
 from checkpoints_convert.source_config import RELEASED, config_from_source, grounding_from_shapes
 from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig, LmConfig, VisionConfig
 from earthmind_jax.errors import UserError
-from earthmind_jax.models import api, earthmind
+from earthmind_jax.models import functional, earthmind
 from earthmind_jax.models.decoder import Decoder
 
 HF_LM = {
@@ -64,9 +64,9 @@ def test_a_language_model_answers_as_in_pytorch(tmp_path):
     with torch.no_grad():
         theirs = model.eval()(torch.from_numpy(ids)).logits.numpy()
     params = {path: jnp.asarray(x) for path, x in params.items()}
-    embeds = api.apply_module(Decoder(config), params, "lm", ids, method="embed")
-    hidden = api.apply_module(Decoder(config), params, "lm", embeds).hidden
-    ours = api.apply_module(Decoder(config), params, "lm", hidden, method="logits")
+    embeds = functional.apply_module(Decoder(config), params, "lm", ids, method="embed")
+    hidden = functional.apply_module(Decoder(config), params, "lm", embeds).hidden
+    ours = functional.apply_module(Decoder(config), params, "lm", hidden, method="logits")
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

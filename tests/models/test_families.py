@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import pytest
 
 from earthmind_jax.config import LmConfig
+from earthmind_jax.data import prompts
 from earthmind_jax.errors import UserError
-from earthmind_jax.models.api import apply_module, init_module
+from earthmind_jax.models.functional import apply_module, init_module
 from earthmind_jax.models.decoder import Decoder
-from earthmind_jax.models.families import FAMILIES, TEMPLATES, find, from_hf, template
+from earthmind_jax.models.families import FAMILIES, find, from_hf
 
 QWEN = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -98,17 +99,9 @@ def test_records_are_complete(name):
     family = FAMILIES[name]
     assert family.name == name
     assert family.architectures
-    assert family.template in TEMPLATES
+    assert prompts.get_template(family.template).name == family.template
     assert all(isinstance(preset, LmConfig) and preset.family == name for preset in family.presets.values())
     tokens = jnp.zeros((1, 4), jnp.int32)
     decoder = Decoder(family.tiny)
     params = init_module(decoder, jax.random.key(0), tokens)
     assert apply_module(decoder, params, "", tokens, method="init_all").shape == (1, 4, family.tiny.vocab)
-
-
-def test_templates():
-    assert template("phi3-chat").instruction.format(input="hi") == "<|user|>\nhi<|end|>\n<|assistant|>\n"
-    assert template("qwen_chat").stop == ("<|im_end|>", "<|endoftext|>")
-    assert template("internlm2_chat").suffix == "<|im_end|>"
-    with pytest.raises(UserError, match="phi3_chat"):
-        template("phi3_chatt")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from earthmind_jax.config import GroundingConfig, Precision
-from earthmind_jax.models import api
+from earthmind_jax.models import functional
 from earthmind_jax.models.hiera import FpnNeck, Hiera, block_specs, level_positions
 from earthmind_jax.models.sam2_presets import sam2_preset
 
@@ -27,8 +27,8 @@ def _quick(function):
 @pytest.fixture(scope="module")
 def trunk():
     module = Hiera(TINY, Precision())
-    params = _quick(lambda key: api.init_module(module, key, jnp.zeros((1, 64, 64, 3))))(jax.random.key(0))
-    return _quick(module.apply), api.unflatten(params)
+    params = _quick(lambda key: functional.init_module(module, key, jnp.zeros((1, 64, 64, 3))))(jax.random.key(0))
+    return _quick(module.apply), functional.unflatten(params)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def test_blocks_of_the_large_model():
 )
 def test_published_parameter_counts(name, count):
     module, key = Hiera(sam2_preset(name), Precision()), jax.random.key(0)
-    shapes = jax.eval_shape(lambda: api.init_module(module, key, jnp.zeros((1, 64, 64, 3))))
+    shapes = jax.eval_shape(lambda: functional.init_module(module, key, jnp.zeros((1, 64, 64, 3))))
     assert sum(x.size for x in shapes.values()) == count
 
 
 def test_every_parameter_has_axes():
-    axes = api.module_axes(Hiera(TINY, Precision()), jnp.zeros((1, 64, 64, 3)))
+    axes = functional.module_axes(Hiera(TINY, Precision()), jnp.zeros((1, 64, 64, 3)))
     assert axes["block_1/attn/q/kernel"] == ("embed", "heads", "head")
     assert axes["block_1/attn/out/kernel"] == ("heads", "head", "embed")
     assert axes["block_1/mlp/fc1/kernel"] == ("embed", "mlp")
@@ -97,7 +97,7 @@ def test_windows_keep_the_first_stage_local(trunk, image):
 def test_gradients_are_finite(trunk, image):
     apply, variables = Hiera(TINY, Precision()).apply, trunk[1]
     grads = _quick(jax.grad(lambda v: sum((x**2).mean() for x in apply(v, image))))(variables)
-    flat = api.flatten(grads)
+    flat = functional.flatten(grads)
     assert all(bool(jnp.isfinite(x).all()) for x in flat.values())
     assert all(float(jnp.abs(x).max()) > 0 for path, x in flat.items() if not path.endswith("attn/k/bias"))
 
@@ -115,7 +115,7 @@ def test_only_top_down_levels_see_the_level_below():
     rng = np.random.default_rng(1)
     stages = [jnp.asarray(rng.normal(size=(1, 32 >> i, 16 >> i, 8 << i)), jnp.float32) for i in range(4)]
     neck = FpnNeck(TINY, Precision())
-    variables = api.unflatten(api.init_module(neck, jax.random.key(0), tuple(stages)))
+    variables = functional.unflatten(functional.init_module(neck, jax.random.key(0), tuple(stages)))
     levels = neck.apply(variables, tuple(stages))
     assert [x.shape for x in levels] == [(1, 32 >> i, 16 >> i, 16) for i in range(4)]
     moved = neck.apply(variables, (*stages[:3], stages[3] + 1.0))

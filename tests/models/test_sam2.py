@@ -13,7 +13,7 @@ from flax.core import meta
 
 from earthmind_jax.config import GroundingConfig, Precision
 from earthmind_jax.errors import UserError
-from earthmind_jax.models import api
+from earthmind_jax.models import functional
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead, best_mask, three_masks
 from earthmind_jax.models.sam2_decoder import MaskDecoder
 from earthmind_jax.models.sam2_presets import PRESETS, grounding_from_hydra, sam2_preset
@@ -42,14 +42,14 @@ def params():
     @_quick
     def init(key):
         features, variables = ENCODER.init_with_output(key, image)
-        return api.flatten(meta.unbox(variables)) | api.init_module(HEAD, key, features, language)
+        return functional.flatten(meta.unbox(variables)) | functional.init_module(HEAD, key, features, language)
 
     return init(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def variables(params):
-    return api.unflatten(params)
+    return functional.unflatten(params)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_images_do_not_see_each_other(variables, features, ground):
 
 def test_one_image_for_all_objects_is_a_copy_for_each(params, features):
     """What the decoder shares between objects is what it would compute for each of them."""
-    decoder, variables = MaskDecoder(TINY, Precision()), api.unflatten(params, "decoder")
+    decoder, variables = MaskDecoder(TINY, Precision()), functional.unflatten(params, "decoder")
     encoder = PromptEncoder(TINY, Precision())
-    prompts = encoder.apply(api.unflatten(params, "prompt"), (4, 6), 2, language=_normal(4, 2, 3, 32))
+    prompts = encoder.apply(functional.unflatten(params, "prompt"), (4, 6), 2, language=_normal(4, 2, 3, 32))
     copies = prompts._replace(dense=jnp.broadcast_to(prompts.dense, (2, 3, 4, 6, 32)))
     run = _quick(decoder.apply)
     _same(run(variables, features.embed, features.high, prompts), run(variables, features.embed, features.high, copies))
@@ -104,9 +104,9 @@ def test_one_image_for_all_objects_is_a_copy_for_each(params, features):
 
 def test_shared_work_does_not_grow_with_the_objects(params, features):
     """The first layer's projections of the image are computed once: no array of them has an object axis."""
-    decoder, variables = MaskDecoder(TINY, Precision()), api.unflatten(params, "decoder")
+    decoder, variables = MaskDecoder(TINY, Precision()), functional.unflatten(params, "decoder")
     encoder = PromptEncoder(TINY, Precision())
-    prompts = encoder.apply(api.unflatten(params, "prompt"), (4, 6), 2, language=_normal(4, 2, 3, 32))
+    prompts = encoder.apply(functional.unflatten(params, "prompt"), (4, 6), 2, language=_normal(4, 2, 3, 32))
 
     def products(prompts):
         traced = jax.make_jaxpr(decoder.apply)(variables, features.embed, features.high, prompts)
@@ -143,7 +143,7 @@ def test_gradients_are_finite_and_reach_the_chosen_mask_only(variables, features
         return (HEAD.apply(variables, features, language).logits ** 2).mean()
 
     grads, image, prompt = _quick(jax.grad(loss, argnums=(0, 1, 2)))(variables, features, _normal(6, 2, 3, 32))
-    flat = api.flatten(grads)
+    flat = functional.flatten(grads)
     assert all(bool(jnp.isfinite(x).all()) for x in (*flat.values(), *jax.tree.leaves(image), prompt))
     assert all(float(jnp.abs(x).max()) > 0 for x in (*jax.tree.leaves(image), prompt))
     assert float(jnp.abs(flat["decoder/upscale1/kernel"]).max()) > 0
@@ -166,14 +166,16 @@ def test_bfloat16_stays_close(variables, features, ground):
 
 
 def test_every_parameter_has_axes(params, features):
-    axes = api.module_axes(HEAD, features, jnp.zeros((2, 1, 32))) | api.module_axes(ENCODER, jnp.zeros((1, 64, 64, 3)))
+    axes = functional.module_axes(HEAD, features, jnp.zeros((2, 1, 32))) | functional.module_axes(
+        ENCODER, jnp.zeros((1, 64, 64, 3))
+    )
     assert axes.keys() == params.keys()
     assert all(len(axes[path]) == x.ndim for path, x in params.items())
     assert axes["decoder/transformer/layer_0/token_to_image/q/kernel"] == ("embed", "heads", "head")
 
 
 def test_padding_point_rule(params):
-    encoder, variables = PromptEncoder(TINY, Precision()), api.unflatten(params, "prompt")
+    encoder, variables = PromptEncoder(TINY, Precision()), functional.unflatten(params, "prompt")
     nothing = params["prompt/not_a_point"]
 
     def tokens(**prompts):

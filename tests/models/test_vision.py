@@ -8,7 +8,7 @@ import pytest
 
 from earthmind_jax.config import Precision, VisionConfig
 from earthmind_jax.errors import UserError
-from earthmind_jax.models.api import add_prefix, apply_module, init_module, module_axes
+from earthmind_jax.models.functional import add_prefix, apply_module, init_module, module_axes
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.models.projector import Projector, TextHiddenFcs
 

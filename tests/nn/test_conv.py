@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earthmind_jax.models.api import apply_module, init_module, module_axes
+from earthmind_jax.models.functional import apply_module, init_module, module_axes
 from earthmind_jax.nn.conv import Conv2d, ConvTranspose2x2
 
 torch = pytest.importorskip("torch")

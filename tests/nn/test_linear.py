@@ -5,7 +5,7 @@ import pytest
 
 from earthmind_jax.config import LoraConfig, Precision
 from earthmind_jax.errors import UserError
-from earthmind_jax.models.api import apply_module, init_module, module_axes
+from earthmind_jax.models.functional import apply_module, init_module, module_axes
 from earthmind_jax.nn.linear import Linear, merge_factors
 
 HEADS = {"features": (4, 5), "axes": ("embed", "heads", "head")}

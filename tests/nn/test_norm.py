@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from earthmind_jax.config import Precision
-from earthmind_jax.models.api import apply_module, init_module, module_axes
+from earthmind_jax.models.functional import apply_module, init_module, module_axes
 from earthmind_jax.nn.embed import TokenEmbed
 from earthmind_jax.nn.norm import LayerNorm, RMSNorm, norm
 

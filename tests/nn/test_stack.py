@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from earthmind_jax.config import LoraConfig
-from earthmind_jax.models.api import apply_module, init_module, module_axes
+from earthmind_jax.models.functional import apply_module, init_module, module_axes
 from earthmind_jax.nn.linear import Linear
 from earthmind_jax.nn.stack import scan_or_loop
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from earthmind_jax.config import VisionConfig
-from earthmind_jax.models.api import apply_module
+from earthmind_jax.models.functional import apply_module
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.models.projector import Projector, TextHiddenFcs
 

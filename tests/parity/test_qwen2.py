@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from earthmind_jax.models import families
-from earthmind_jax.models.api import apply_module
+from earthmind_jax.models.functional import apply_module
 from earthmind_jax.models.decoder import Decoder, init_cache
 
 torch = pytest.importorskip("torch")

@@ -13,7 +13,7 @@ import pytest
 from flax.core import meta
 
 from earthmind_jax.config import GroundingConfig, Precision
-from earthmind_jax.models import api
+from earthmind_jax.models import functional
 from earthmind_jax.models.hiera import Hiera, block_specs, level_positions
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead, single_mask, stable_mask, three_masks
 from earthmind_jax.models.sam2_presets import grounding_from_hydra
@@ -156,7 +156,7 @@ def encode(config: GroundingConfig, params: dict[str, np.ndarray], images: np.nd
         return module.name in ("trunk", "neck")
 
     apply = functools.partial(ImageEncoder(config).apply, capture_intermediates=inner)
-    features, state = jax.jit(apply, compiler_options=QUICK)(api.unflatten(params), images)
+    features, state = jax.jit(apply, compiler_options=QUICK)(functional.unflatten(params), images)
     return features, *(state["intermediates"][name]["__call__"][0] for name in ("trunk", "neck"))
 
 
@@ -209,8 +209,8 @@ def test_every_parameter_is_mapped(recorded):
     key, language = jax.random.key(0), jnp.zeros((1, 2, recorded.config.width))
     encoder, image = ImageEncoder(recorded.config), jnp.zeros((1, 128, 128, 3))
     features, variables = jax.eval_shape(lambda: encoder.init_with_output(key, image))
-    shapes = api.flatten(meta.unbox(variables))
-    shapes |= jax.eval_shape(lambda x: api.init_module(MaskHead(recorded.config), key, x, language), features)
+    shapes = functional.flatten(meta.unbox(variables))
+    shapes |= jax.eval_shape(lambda x: functional.init_module(MaskHead(recorded.config), key, x, language), features)
     assert {path: x.shape for path, x in recorded.params.items()} == {path: x.shape for path, x in shapes.items()}
 
 
@@ -235,7 +235,7 @@ def test_recorded_image_features(recorded, encoded):
 def test_recorded_prompts(recorded, name):
     encoder = PromptEncoder(recorded.config, Precision())
     prompts = recorded_prompts(recorded.inputs, name)
-    ours = encoder.apply(api.unflatten(recorded.params, "prompt"), (8, 8), 1, **prompts)
+    ours = encoder.apply(functional.unflatten(recorded.params, "prompt"), (8, 8), 1, **prompts)
     close(ours.sparse[0], recorded.outputs[f"{name}.sparse"], FEATURES)
     close(ours.position, last(recorded.outputs["dense_pe"])[0], FEATURES)
     if "mask" in name:
@@ -262,7 +262,7 @@ def test_recorded_masks(goldens, recorded, encoded, name):
 
 def choices(config: GroundingConfig, params: dict[str, np.ndarray], features, prompts, stabilities=()):
     """The three candidates, the single mask, and the stable mask for each (delta, threshold)."""
-    return _choices(config, tuple(stabilities), api.unflatten(params), features, prompts)
+    return _choices(config, tuple(stabilities), functional.unflatten(params), features, prompts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
@@ -283,7 +283,7 @@ def ground(spoken, encoded):
     language = np.broadcast_to(spoken.inputs["language_embd"], (7, 3, 32))
     run = jax.jit(MaskHead(spoken.config).apply, compiler_options=QUICK)
     features = jax.tree.map(lambda x: x[2:], encoded[0])
-    return lambda params: jax.tree.map(np.asarray, run(api.unflatten(params), features, language))
+    return lambda params: jax.tree.map(np.asarray, run(functional.unflatten(params), features, language))
 
 
 def test_recorded_preprocessing(spoken, frames):
@@ -447,7 +447,7 @@ def test_live_other_image_size(port, images):
     with torch.no_grad():
         theirs = port[0].vision_encoder.backbone(torch.from_numpy(image)).intermediate_hidden_states
     stages = jax.jit(Hiera(CONFIG, Precision()).apply, compiler_options=QUICK)(
-        api.unflatten(port[1], "trunk"), last(image)
+        functional.unflatten(port[1], "trunk"), last(image)
     )
     for ours, other in zip(stages, theirs, strict=True):
         close(ours, other, FEATURES)
@@ -475,7 +475,7 @@ def test_live_prompt_encoder(port):
     points, labels = _random_points(3)
     boxes = np.sort(np.random.default_rng(4).uniform(0, 127, (2, 3, 2, 2)).astype(np.float32), axis=2).reshape(2, 3, 4)
     masks = np.random.default_rng(5).normal(size=(2, 1, 32, 32)).astype(np.float32)
-    encoder, variables = PromptEncoder(CONFIG, Precision()), api.unflatten(params, "prompt")
+    encoder, variables = PromptEncoder(CONFIG, Precision()), functional.unflatten(params, "prompt")
 
     def encode_prompts(**prompts):
         return encoder.apply(variables, (8, 8), 2, **prompts)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from earthmind_jax.config import one_of
-from earthmind_jax.data.prompts import SEGMENTATION_ANSWERS, SEGMENTATION_QUESTIONS
+from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.simulate.layout import Instance
 from earthmind_jax.data.simulate.materials import OBJECTS, STUFF, Cover
 from earthmind_jax.data.simulate.open_questions import caption, disaster, region, route, urban
@@ -181,7 +181,8 @@ def segmentation(
         if not mask.any():
             return None
     question = SEGMENTATION_QUESTIONS[int(rng.integers(len(SEGMENTATION_QUESTIONS)))].format(c=phrase)
-    answer = SEGMENTATION_ANSWERS[int(rng.integers(len(SEGMENTATION_ANSWERS)))]
+    # The published grounded-caption form: naming the object right before its [SEG] makes it quick to learn which is meant.
+    answer = f"<p> {phrase} </p> [SEG]."
     return QA("referring_segmentation", question, answer, mask=mask, needs=sensors_for(scene, cover))
 
 

@@ -6,7 +6,6 @@ from earthmind_jax.config import LmConfig, nearest
 from earthmind_jax.errors import UserError
 from earthmind_jax.models.families import qwen2
 from earthmind_jax.models.families.family import Family, HfConfig
-from earthmind_jax.models.families.templates import TEMPLATES, ChatTemplate, template
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (qwen2.FAMILY,)}
 
@@ -33,4 +32,4 @@ def from_hf(config: HfConfig) -> LmConfig:
     return find(config).from_hf(config)
 
 
-__all__ = ["FAMILIES", "TEMPLATES", "ChatTemplate", "Family", "find", "from_hf", "template"]
+__all__ = ["FAMILIES", "Family", "find", "from_hf"]

@@ -13,7 +13,7 @@ import numpy as np
 from checkpoints_convert.reader import Source
 from earthmind_jax.config import GroundingConfig
 from earthmind_jax.data.tiles import sam_preprocess_image
-from earthmind_jax.models import api
+from earthmind_jax.models import functional
 from earthmind_jax.models.hiera import FpnNeck, Hiera, level_positions
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
 from earthmind_jax.models.sam2_decoder import mask_logits
@@ -55,11 +55,11 @@ def _image(
 
     @jax.jit
     def run(image: Any) -> Any:
-        encoded = api.apply_module(encoder, params, "grounding", image)
+        encoded = functional.apply_module(encoder, params, "grounding", image)
         if not any(name.startswith(("trunk.", "fpn.", "pos.")) for name in report.case.outputs):
             return encoded, (), (), ()
-        stages = api.apply_module(Hiera(config, encoder.precision), params, "grounding/trunk", image)
-        levels = api.apply_module(FpnNeck(config, encoder.precision), params, "grounding/neck", stages)
+        stages = functional.apply_module(Hiera(config, encoder.precision), params, "grounding/trunk", image)
+        levels = functional.apply_module(FpnNeck(config, encoder.precision), params, "grounding/neck", stages)
         return encoded, stages, levels, level_positions(levels)
 
     encoded, stages, levels, codes = run(image)
@@ -114,7 +114,7 @@ def _masks(
 
     @jax.jit
     def run(features: ImageFeatures, prompts: dict[str, Any]) -> dict[str, Any]:
-        encoded = api.apply_module(encoder, params, "grounding/prompt", grid, 1, **prompts)
+        encoded = functional.apply_module(encoder, params, "grounding/prompt", grid, 1, **prompts)
         ours = {
             f"{name}.sparse": encoded.sparse[0],
             f"{name}.dense": jnp.moveaxis(encoded.dense[0], -1, 1),
@@ -124,7 +124,7 @@ def _masks(
             which = f"{name}.multimask_{switch}"
             if f"{which}.low_res_masks" in outputs:
                 options = {**prompts, "multimask": switch == "on", "method": "predict"}
-                out = api.apply_module(head, params, "grounding", features, **options)
+                out = functional.apply_module(head, params, "grounding", features, **options)
                 ours |= {
                     f"{which}.low_res_masks": out.logits[0],
                     f"{which}.iou": out.iou[0],
@@ -132,7 +132,7 @@ def _masks(
                     f"{which}.tokens": out.tokens[0],
                 }
         if f"{name}.predict_masks.all4" in outputs:
-            decoded = api.apply_module(head, params, "grounding", features, **prompts, method="decode")
+            decoded = functional.apply_module(head, params, "grounding", features, **prompts, method="decode")
             ours[f"{name}.predict_masks.all4"] = mask_logits(decoded.pixels, decoded.hyper)[0]
             ours[f"{name}.predict_masks.iou"] = decoded.iou[0]
         return ours
@@ -153,7 +153,7 @@ def language_prompts(case: Case, report: Report) -> None:
     report.close("preprocessed_if_mean_std_float32", channels_second(sam_preprocess_image(frames[:1])), 1e-5)
     runs = sorted({name.partition(".")[0] for name in case.outputs if "." in name})
     prompted = {run: _prompted(run, case.inputs["language_embd"]) for run in runs}
-    encode = jax.jit(lambda x: api.apply_module(ImageEncoder(config), params, "grounding", x))
+    encode = jax.jit(lambda x: functional.apply_module(ImageEncoder(config), params, "grounding", x))
     encoded = encode(images[: max(count for count, _ in prompted.values())])
     for run, (count, language) in prompted.items():
         ours = dict(params)
@@ -190,8 +190,8 @@ def _language(
 
     @jax.jit
     def ground(features: ImageFeatures, language: Any) -> Any:
-        best = api.apply_module(head, params, "grounding", features, language, method="ground")
-        three = api.apply_module(head, params, "grounding", features, language=language, method="predict")
+        best = functional.apply_module(head, params, "grounding", features, language, method="ground")
+        three = functional.apply_module(head, params, "grounding", features, language=language, method="predict")
         return best, three
 
     best, three = ground(features, language)

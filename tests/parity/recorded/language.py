@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earthmind_jax.config import LmConfig
-from earthmind_jax.models import api
+from earthmind_jax.models import functional
 from earthmind_jax.models.decoder import Decoder, init_cache
 from earthmind_jax.types import Params
 from recorded.case import Case, Report
@@ -41,9 +41,9 @@ def batch(
 
     @jax.jit
     def forward(ids: Any, lengths: Any) -> Any:
-        embeds = api.apply_module(module, params, "lm", ids, method="embed")
-        out = api.apply_module(module, params, "lm", embeds, lengths=lengths, states=True, attention=True)
-        return out, api.apply_module(module, params, "lm", out.hidden, method="logits")
+        embeds = functional.apply_module(module, params, "lm", ids, method="embed")
+        out = functional.apply_module(module, params, "lm", embeds, lengths=lengths, states=True, attention=True)
+        return out, functional.apply_module(module, params, "lm", out.hidden, method="logits")
 
     out, logits = forward(ids.astype(np.int32), mask.sum(1).astype(np.int32))
     rows = mask[:, :, None]
@@ -69,11 +69,13 @@ def _compiled(config: LmConfig) -> tuple[Any, Any]:
     module = Decoder(config)
 
     def run(params: Params, embeds: Any, cache: Any, fresh: bool) -> Any:
-        out = api.apply_module(module, params, "lm", embeds, cache=cache, fresh=fresh)
-        return out, api.apply_module(module, params, "lm", out.hidden[:, -1:], method="logits")[0, 0]
+        out = functional.apply_module(module, params, "lm", embeds, cache=cache, fresh=fresh)
+        return out, functional.apply_module(module, params, "lm", out.hidden[:, -1:], method="logits")[0, 0]
 
     def step(params: Params, token: Any, cache: Any) -> Any:
-        return run(params, api.apply_module(module, params, "lm", token[None, None], method="embed"), cache, False)
+        return run(
+            params, functional.apply_module(module, params, "lm", token[None, None], method="embed"), cache, False
+        )
 
     return jax.jit(lambda params, embeds, cache: run(params, embeds, cache, True)), jax.jit(step)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from earthmind_jax.models import api, earthmind
+from earthmind_jax.models import functional, earthmind
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.ops.resize import bicubic
 from earthmind_jax.ops.windows import pixel_shuffle
@@ -19,7 +19,7 @@ def intern_vit(case: Case, report: Report) -> None:
     """Every hidden state at every input size, and the resized position embeddings."""
     tolerance = case.tolerance(2e-4, "{} absolute")
     config, params = case.convert()
-    run = jax.jit(lambda pixels: api.apply_module(InternViT(config), params, "vision", pixels, states=True))
+    run = jax.jit(lambda pixels: functional.apply_module(InternViT(config), params, "vision", pixels, states=True))
     positions = params["vision/position_embedding"]
     grid = positions[1:].reshape(config.patches, config.patches, -1)
 
@@ -48,7 +48,7 @@ def projector(case: Case, report: Report) -> None:
     tolerance = case.tolerance(2e-4, "{} for features")
     config, params = case.convert()
     pixels = channels_last(case.inputs["pixel_values"])
-    out = jax.jit(lambda x: api.apply_module(InternViT(config.vision), params, "vision", x))(pixels)
+    out = jax.jit(lambda x: functional.apply_module(InternViT(config.vision), params, "vision", x))(pixels)
     factor = config.vision.downsample
     for name in case.outputs:
         version, _, what = name.partition(".")

@@ -13,7 +13,7 @@ import numpy as np
 from earthmind_jax.config import EarthMindConfig, GroundingConfig
 from earthmind_jax.data import prompts, tiles
 from earthmind_jax.data.tokenizer import Tokenizer
-from earthmind_jax.models import api, earthmind
+from earthmind_jax.models import functional, earthmind
 from earthmind_jax.types import Params
 from recorded.case import Case, Report, channels_second
 from recorded.grounding import TRACKED, upsampled
@@ -73,7 +73,7 @@ class Model:
     def masks(self) -> Any:
         def run(features: Any, vectors: Any) -> Any:
             head, arguments = earthmind.mask_module(self.config), (self.params, "grounding", features)
-            three = api.apply_module(head, *arguments, language=vectors, method="predict")
+            three = functional.apply_module(head, *arguments, language=vectors, method="predict")
             return earthmind.ground(self.config, self.params, features, vectors), three.iou
 
         return jax.jit(run)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earthmind_jax.config import LoraConfig
-from earthmind_jax.models.api import add_prefix, apply_module, flatten, init_module, merge_lora, unflatten
+from earthmind_jax.models.functional import add_prefix, apply_module, flatten, init_module, merge_lora, unflatten
 from earthmind_jax.nn.linear import Linear
 
 LAYER = Linear(3, ("embed", "mlp"), lora=LoraConfig(rank=2, alpha=4.0, targets=""))

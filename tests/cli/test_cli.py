@@ -1,0 +1,204 @@
+"""The command line: answers, exit codes, and one plain sentence for every wrong request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from configs import tiny
+from earthmind_jax import checkpoint
+from earthmind_jax.cli import main
+from earthmind_jax.data.collate import with_tokens
+from earthmind_jax.data.simulate import make_scene, write_scene
+from earthmind_jax.data.tokenizer import train_bpe
+from earthmind_jax.models import api
+
+
+CONFIG = Path(tiny.__file__)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny random checkpoint and a simulated pair."""
+    root = tmp_path_factory.mktemp("cli")
+    tokenizer = train_bpe(["Is there water in the image? Please segment the water."] * 3, 300)
+    config = with_tokens(tiny.model(), tokenizer)
+    params = jax.jit(lambda: api.init(config, jax.random.key(0)))()
+    checkpoint.save(root / "model", config, params, tokenizer, {"made": "for tests"})
+    write_scene(make_scene(3, size=48, gsd=10.0, nodata=0.0), root, "a")
+    write_scene(make_scene(4, size=48, gsd=10.0, nodata=0.0), root, "somewhere else")
+    return root
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    try:
+        main([str(a) for a in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def wrong(capsys: pytest.CaptureFixture[str], *arguments: object, says: str) -> None:
+    code, _, err = run(capsys, *arguments)
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1, err
+    assert says.lower() in err.lower(), err
+
+
+def test_ask_about_a_pair(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        capsys, "ask", "Is there water?", "--checkpoint", work / "model", "--optical", work / "a_s2.tif",
+        "--sar", work / "a_s1.tif", "--max-new", 4, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    answer = json.loads(out)
+    assert isinstance(answer["answer"], str)
+    assert answer["fusion"]["optical"] + answer["fusion"]["sar"] == pytest.approx(1, abs=1e-3)
+
+
+def test_segment_writes_maps_that_land_on_the_input(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "maps"
+    code, text, err = run(
+        capsys, "segment", "water", "--checkpoint", work / "model", "--optical", work / "a_s2.tif",
+        "--sar", work / "a_s1.tif", "--out", out, "--truth", work / "a_label.tif", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert 0 <= json.loads(text)["iou"] <= 1
+    with rasterio.open(out / "mask_1.tif") as mask, rasterio.open(work / "a_s2.tif") as optical:
+        assert mask.transform == optical.transform
+        assert mask.crs == optical.crs
+        assert mask.shape == optical.shape
+        assert mask.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    assert json.loads((out / "mask_1.geojson").read_text())["type"] == "FeatureCollection"
+    assert (out / "panel.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(p.name for p in out.iterdir()) == ["answer.json", "mask_1.geojson", "mask_1.tif", "panel.png"]
+
+
+@pytest.mark.parametrize("sensor", ["optical", "sar"])
+def test_segment_with_one_sensor(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sensor: str) -> None:
+    name = "a_s2.tif" if sensor == "optical" else "a_s1.tif"
+    code, _, err = run(
+        capsys,
+        "segment",
+        "water",
+        "--checkpoint",
+        work / "model",
+        f"--{sensor}",
+        work / name,
+        "--out",
+        tmp_path / "out",
+    )
+    assert code == 0, err
+
+
+def test_info_on_a_pair_and_a_checkpoint(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "info", work / "a_s2.tif", work / "a_s1.tif", "--json")
+    first, second, pair = json.loads(out)
+    assert code == 0
+    assert (first["taken for"], second["taken for"]) == ("s2_l2a", "s1")
+    assert float(pair["overlap"].rstrip("%")) > 90
+    code, out, _ = run(capsys, "info", work / "model", "--json")
+    assert code == 0
+    assert "hca_plus" in json.loads(out)[0]["fusion"]
+
+
+def test_bad_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--checkpoint", work / "model")
+    wrong(capsys, "ask", "x", *model, "--optical", tmp_path / "none.tif", says="none.tif")
+    (tmp_path / "torn.tif").write_bytes((work / "a_s2.tif").read_bytes()[:3000])
+    wrong(capsys, "ask", "x", *model, "--optical", tmp_path / "torn.tif", says="torn.tif")
+    wrong(
+        capsys, "segment", "water", *model, "--optical", work / "a_s2.tif", "--sar", work / "somewhere else_s1.tif",
+        "--out", tmp_path / "o", says="s1.tif",
+    )  # fmt: skip
+    wrong(
+        capsys, "ask", "x", "--checkpoint", tmp_path / "nothing", "--optical", work / "a_s2.tif", says="does not exist"
+    )
+    wrong(capsys, "ask", "x", "--checkpoint", tmp_path, "--optical", work / "a_s2.tif", says="not a checkpoint")
+    assert not (tmp_path / "o").exists()
+
+
+def test_missing_band_and_no_data(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = {
+        "driver": "GTiff",
+        "width": 32,
+        "height": 32,
+        "crs": "EPSG:32632",
+        "transform": from_origin(5e5, 5e6, 10, 10),
+    }
+    with rasterio.open(tmp_path / "two.tif", "w", count=2, dtype="uint16", **profile) as file:
+        file.write(np.full((2, 32, 32), 900, np.uint16))
+        file.descriptions = ("B02", "B03")
+    wrong(capsys, "ask", "x", "--checkpoint", work / "model", "--optical", tmp_path / "two.tif", says="B04")
+    with rasterio.open(tmp_path / "empty.tif", "w", count=12, dtype="uint16", nodata=0, **profile) as file:
+        file.write(np.zeros((12, 32, 32), np.uint16))
+    wrong(capsys, "ask", "x", "--checkpoint", work / "model", "--optical", tmp_path / "empty.tif", says="empty.tif")
+
+
+def test_a_map_needs_a_georeference(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    given = (
+        "segment",
+        "water",
+        "--checkpoint",
+        work / "model",
+        "--optical",
+        tmp_path / "p.png",
+        "--out",
+        tmp_path / "o",
+    )
+    wrong(capsys, *given, says="georeference")
+    assert not (tmp_path / "o" / "mask_1.tif").exists()
+    code, _, err = run(capsys, *given, "--picture")
+    assert code == 0, err
+    assert (tmp_path / "o" / "mask_1.png").is_file()
+
+
+def test_unknown_names_come_with_the_nearest(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong(capsys, "demo", tmp_path / "d", "--modes", "hca_pluss", says="hca_plus")
+    wrong(capsys, "train", CONFIG, "--out", tmp_path / "t", "--set", "model.lm.dept=3", says="depth")
+    wrong(capsys, "train", tmp_path / "no.py", "--out", tmp_path / "t", says="no.py")
+    wrong(capsys, "bench", "fission", says="fusion")
+    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for command in ("demo", "ask", "segment", "info", "train", "bench"):
+        done = subprocess.run(
+            [sys.executable, "-c", f"from earthmind_jax.cli import main; main(['{command}', '--help'])"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0
+        assert "Example:" in done.stdout
+
+
+def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = (
+        "train", CONFIG, "--out", tmp_path / "run", "--scenes", 64, "--set", "steps=4", "checkpoint_every=2",
+    )  # fmt: skip
+    code, _, err = run(capsys, *given, "--until", 2)
+    assert code == 0, err
+    code, _, err = run(capsys, *given)
+    assert code == 0, err
+    assert "Resumed after step 2" in err
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
+    code, out, _ = run(capsys, "info", tmp_path / "run", "--json")
+    assert code == 0

@@ -1,0 +1,96 @@
+"""One optimiser step: it learns, it leaves the frozen alone, and its precision policy holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import support
+
+from earthmind_jax.config import Group, LoraConfig, MeshConfig, Precision
+from earthmind_jax.distributed.mesh import make_mesh
+from earthmind_jax.distributed.sharding import put_batch
+from earthmind_jax.models import api, earthmind
+from earthmind_jax.train.state import create
+from earthmind_jax.train.step import compile_step
+
+FROZEN = (Group(pattern="vision/"), *support.ALL)
+
+
+def steps(config, count, batch=None):
+    """(states' host copies before and after, metrics of each step) of training on one batch, on one device."""
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    batch = put_batch(support.scenes(config.model) if batch is None else batch, mesh)
+    with jax.set_mesh(mesh):
+        state, shardings = create(config, mesh, support.params(config.model))
+        before = jax.device_get(state)
+        step, metrics = compile_step(config, mesh, shardings), []
+        for _ in range(count):
+            state, values = step(state, batch)
+            metrics.append({name: float(x) for name, x in values.items()})
+    return before, jax.device_get(state), metrics
+
+
+@functools.cache
+def text_run(compute="float32"):
+    model = dataclasses.replace(support.model(grounding=None), precision=Precision(compute=compute))
+    return steps(support.run_config(model, FROZEN), 6)
+
+
+def test_every_loss_falls_on_one_batch():
+    config = support.run_config(support.model(), (Group(pattern="grounding/prompt/"), *support.ALL), steps=30)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=5e-3))
+    batch = support.scenes(config.model, count=4)
+    before, after, metrics = steps(config, 30, batch)
+    assert set(metrics[0]) == {"text", "bce", "dice", "loss", "grad_norm"}
+    first = metrics[0]
+    np.testing.assert_allclose(first["loss"], first["text"] + 2 * first["bce"] + 0.5 * first["dice"], rtol=1e-5)
+    assert metrics[-1]["loss"] < 0.5 * first["loss"]
+    assert metrics[-1]["text"] < 0.5 * first["text"]
+    assert metrics[-1]["bce"] < first["bce"]
+    assert int(after.step) == 30
+    assert set(before.frozen) == {path for path in after.params if path.startswith("grounding/prompt/")}
+    for path, x in before.frozen.items():
+        np.testing.assert_array_equal(x, after.frozen[path], err_msg=path)
+
+
+def test_only_trainables_move():
+    before, after, _ = text_run()
+    assert before.frozen
+    for path, x in before.frozen.items():
+        np.testing.assert_array_equal(x, after.frozen[path], err_msg=path)
+    still = [path for path, x in before.trainable.items() if np.array_equal(x, after.trainable[path])]
+    assert still == []
+
+
+def test_bfloat16_trains_and_stays_close():
+    before, after, metrics = text_run("bfloat16")
+    _, _, exact = text_run()
+    assert {x.dtype for x in before.frozen.values()} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in after.trainable.values()} == {jnp.dtype("float32")}
+    for path, x in before.frozen.items():
+        np.testing.assert_array_equal(x, after.frozen[path], err_msg=path)
+    losses, wanted = ([m["loss"] for m in run] for run in (metrics, exact))
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, wanted, rtol=0.03)
+
+
+def test_adapters_alone_train_and_merge():
+    model = support.model(grounding=None)
+    model = dataclasses.replace(model, lm=dataclasses.replace(model.lm, lora=LoraConfig(rank=2, alpha=4.0)))
+    config = support.run_config(model, (Group(pattern="lora/", learning_rate=1.0), Group(pattern=".*")))
+    before, after, metrics = steps(config, 3)
+    assert all(path.startswith("lora/lm/blocks/") for path in before.trainable)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    for path, x in before.frozen.items():
+        np.testing.assert_array_equal(x, after.frozen[path], err_msg=path)
+    plain = dataclasses.replace(model, lm=dataclasses.replace(model.lm, lora=None))
+    merged = api.merge_lora(after.params, model.lm.lora)
+    assert set(merged) == set(api.shapes(plain))
+    batch = support.scenes(model, count=2)
+    run = jax.jit(lambda config, params: earthmind.forward(config, params, batch).hidden, static_argnums=0)
+    used = np.arange(batch.tokens.shape[1])[None] < batch.lengths[:, None]
+    np.testing.assert_allclose(run(plain, merged)[used], run(model, after.params)[used], atol=1e-4)
