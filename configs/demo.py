@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from earthmind_jax.config import (
     DataConfig,
     EarthMindConfig,
@@ -40,21 +42,65 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
     )  # fmt: skip
 
 
-def get_config(mode: str = "hca_plus", steps: int = 500, seed: int = 0) -> RunConfig:
-    return RunConfig(
-        name="demo",
-        model=model(mode),
-        data=DataConfig(batch_size=16, text_length=192, masks_per_sample=3, turns=6),
-        optim=OptimConfig(
-            learning_rate=2e-3,
-            warmup=0.06,
-            final=0.02,
-            betas=(0.9, 0.98),
-            groups=(Group(pattern="grounding/prompt/"), Group(pattern=".*", learning_rate=1.0, weight_decay=0.01)),
+SEGMENTATION = ("referring_segmentation",)
+
+
+def stages(
+    mode: str = "hca_plus", steps: tuple[int, int, int] = (150, 120, 260), seed: int = 0
+) -> tuple[RunConfig, ...]:
+    """The curriculum: see (clear optical scenes, masks from words), see both sensors, then everything together.
+
+    The first two leave the language model out, so that a step costs a quarter; they stand for the pretraining that the
+    published model's parts bring along.
+    """
+    whole = model(mode)
+    eyes = dataclasses.replace(whole, fusion=dataclasses.replace(whole.fusion, grounding="optical"))
+    groups = (Group(pattern="grounding/prompt/"), Group(pattern=".*", learning_rate=1.0, weight_decay=0.01))
+    words = LossConfig(points=0, text=0.0, seg=0.0, phrase=1.0)
+    see = DataConfig(batch_size=16, text_length=256, masks_per_sample=6, turns=6, tasks=SEGMENTATION * 6)
+
+    def optim(rate: float, warmup: float, final: float) -> OptimConfig:
+        return OptimConfig(learning_rate=rate, warmup=warmup, final=final, betas=(0.9, 0.98), groups=groups)
+
+    return (
+        RunConfig(
+            name="clear optical",
+            model=eyes,
+            data=dataclasses.replace(see, sky="clear", drop_optical=0.0, drop_sar=1.0),
+            optim=optim(1.5e-3, 0.15, 0.5),
+            loss=words,
+            steps=steps[0],
+            checkpoint_every=steps[0],
+            keep=1,
+            seed=seed,
         ),
-        loss=LossConfig(points=0),
-        steps=steps,
-        checkpoint_every=steps,
-        keep=1,
-        seed=seed,
-    )
+        RunConfig(
+            name="either sensor",
+            model=eyes,
+            data=dataclasses.replace(see, drop_optical=0.6, drop_sar=0.4),
+            optim=optim(1.5e-3, 0.05, 0.5),
+            loss=words,
+            steps=steps[1],
+            checkpoint_every=steps[1],
+            keep=1,
+            seed=seed + 100,
+        ),
+        RunConfig(
+            name="pairs, words and masks",
+            model=whole,
+            data=DataConfig(
+                batch_size=16, text_length=192, masks_per_sample=3, turns=4, drop_optical=0.15, drop_sar=0.15
+            ),
+            optim=optim(1.5e-3, 0.05, 0.02),
+            loss=LossConfig(points=0, phrase=1.0),
+            steps=steps[2],
+            checkpoint_every=steps[2],
+            keep=1,
+            seed=seed + 200,
+        ),
+    )  # fmt: skip
+
+
+def get_config() -> RunConfig:
+    """The last stage alone, for ``earthmind train``."""
+    return stages()[-1]

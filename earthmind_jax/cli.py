@@ -218,9 +218,7 @@ def _against(answer: Any, truth: Path, value: int) -> float:
     mask = answer.masks[0]
     labels = read_raster(truth, labels=True, native=True).data[0]
     if labels.shape != mask.array.shape:
-        raise UserError(
-            f"{truth} is {labels.shape[0]} x {labels.shape[1]} but the image is {mask.array.shape[0]} x {mask.array.shape[1]}."
-        )
+        raise UserError(f"{truth} has {labels.shape} pixels (rows, columns) but the image has {mask.array.shape}.")
     return foreground_iou(mask.array, labels == value, mask.valid)
 
 

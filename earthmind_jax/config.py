@@ -7,6 +7,7 @@ that names the nearest field.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -339,7 +340,9 @@ class LossConfig:
     oversample: float = 3.0
     importance: float = 0.75
     sensor_mse: float = 0.0  # "cos_loss" of the June 2025 release
-    phrase: float = 0.0  # masks drawn from the phrase's own embeddings (ours, for training from scratch)
+    text: float = 1.0  # next-token cross-entropy; 0 leaves the language model out of the step altogether
+    seg: float = 1.0  # multiplies the mask losses of [SEG]
+    phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy
 
 
@@ -352,6 +355,8 @@ class DataConfig:
     drop_optical: float = 0.15  # share of samples that show SAR alone
     drop_sar: float = 0.15
     workers: int = 0
+    tasks: tuple[str, ...] = ()  # of simulated scenes; empty = all
+    sky: str | None = None  # of simulated scenes: clear, partly, cloudy; None = mixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,7 +407,7 @@ def from_json(cls: type[Config], text: str) -> Config:
 
 
 def replace_path(config: Config, path: str, value: Any) -> Config:
-    """``config`` with the field at dotted ``path`` set, e.g. ``("model.lm.depth", 2)``; strings are read as JSON if they parse."""
+    """``config`` with the field at dotted ``path`` set, e.g. ``("model.lm.depth", 2)``; strings may be JSON."""
     head, _, rest = path.partition(".")
     names = [f.name for f in dataclasses.fields(config)]  # type: ignore[arg-type]
     if head not in names:
@@ -410,10 +415,8 @@ def replace_path(config: Config, path: str, value: Any) -> Config:
     if rest:
         return dataclasses.replace(config, **{head: replace_path(getattr(config, head), rest, value)})  # type: ignore[type-var]
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             value = json.loads(value)
-        except json.JSONDecodeError:
-            pass
     hint = typing.get_type_hints(type(config))[head]
     return dataclasses.replace(config, **{head: _convert(hint, value, path)})  # type: ignore[type-var]
 

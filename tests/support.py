@@ -53,7 +53,7 @@ def run_config(config: EarthMindConfig | None = None, groups: Sequence[Group] = 
 
 @functools.cache
 def params(config: EarthMindConfig) -> Params:
-    """Parameters that are special in no way: nothing is zero or the identity. Drawn by numpy, so nothing is compiled."""
+    """Parameters without special values: nothing is zero or the identity. Drawn by numpy, so nothing is compiled."""
     rng = np.random.default_rng(0)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -31,13 +31,14 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
         sizes[sizes.index(-1)] = devices // fixed
     elif fixed != devices:
         raise UserError(
-            f"Mesh data={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} needs {fixed} devices, but there are {devices}; set one axis to -1."
+            f"Mesh data={sizes[0]} x fsdp={sizes[1]} x tensor={sizes[2]} needs {fixed} devices, "
+            f"but there are {devices}; set one axis to -1."
         )
     return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over ``devices`` (default: all). Axis types are Auto: the compiler propagates shardings, as with pjit."""
     devices = devices if devices is not None else jax.devices()
-    shape = mesh_shape(config, len(devices))
+    shape = mesh_shape(config or MeshConfig(), len(devices))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

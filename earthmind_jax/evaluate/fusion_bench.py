@@ -74,6 +74,10 @@ def run(out: Path, *, modes: Sequence[str] = (), seeds: int = 3, steps: int | No
 
 
 BENCH_STEPS = 300
+HEAD = (
+    "| mode | seeds | cloudy IoU | clear IoU | cloudy accuracy | clear accuracy | SAR weight cloud / clear |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
 
 
 def _optical_alone(config: RunConfig) -> Params:
@@ -143,6 +147,6 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 )
             )
         if rows:
-            text += f"\n{regime}\n\n| mode | seeds | cloudy IoU | clear IoU | cloudy accuracy | clear accuracy | SAR weight cloud / clear |\n|---|---|---|---|---|---|---|\n"
+            text += f"\n{regime}\n\n{HEAD}"
             text += "\n".join(line for _, line in sorted(rows, reverse=True)) + "\n"
     return text

@@ -47,7 +47,7 @@ def foreground_iou(predicted: np.ndarray | None, target: np.ndarray, valid: np.n
 
 
 def official_iou(predicted: np.ndarray | None, target: np.ndarray) -> float | None:
-    """The released script's per-sample figure: (background IoU + foreground IoU) / 2, or None (skipped) without a mask."""
+    """The released script's figure: (background IoU + foreground IoU) / 2, or None (skipped) without a mask."""
     if predicted is None:
         return None
     p, t = predicted.astype(bool), target.astype(bool)
@@ -56,7 +56,7 @@ def official_iou(predicted: np.ndarray | None, target: np.ndarray) -> float | No
 
 
 def same_answer(predicted: str, reference: str) -> bool:
-    """Exact match of the cleaned text, or of the option letter where the reference starts with one (``"B. forest"``)."""
+    """Exact match of the cleaned text, or of the option letter where the reference has one (``"B. forest"``)."""
     first, second = _clean(predicted), _clean(reference)
     if first == second:
         return True

@@ -27,7 +27,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ModeResult:
-    """Evaluation of one fusion mode: rows of the table, and the mean weight of SAR under cloud and where it is clear."""
+    """Evaluation of one fusion mode: rows of the table, and the mean weight of SAR under cloud and elsewhere."""
 
     mode: str
     rows: Sequence[Summary]

@@ -40,7 +40,13 @@ def setup(config: RunConfig) -> Setup:
     texts = [text for i in range(CORPUS) for turn in corpus[i].turns for text in (turn.question, turn.answer or "")]
     tokenizer = train_bpe(texts, config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, tokenizer))
-    source = simulated(config.steps * config.data.batch_size, seed=config.seed, tasks=TASKS)
+    data = config.data
+    source = simulated(
+        config.steps * data.batch_size,
+        seed=config.seed,
+        tasks=data.tasks or TASKS,
+        **({"cloud": data.sky} if data.sky else {}),
+    )
     return Setup(config, tokenizer, source)
 
 

@@ -51,7 +51,7 @@ def answer(
     max_new: int = 256,
     temperature: float = 0.0,
     seed: int = 0,
-    buckets: Buckets = Buckets(),
+    buckets: Buckets | None = None,
     sensors: tuple[str, ...] | None = None,
 ) -> Iterator[Reply]:
     """Answer the last question of every sample, in order.
@@ -66,7 +66,7 @@ def answer(
     for start in range(0, len(samples), batch_size):
         group = [_ask(s) for s in samples[start : start + batch_size]]
         filled = [group[i % len(group)] for i in range(batch_size)]
-        batch = collate(filled, engine.config, data, engine.tokenizer, buckets, sensors=sensors)
+        batch = collate(filled, engine.config, data, engine.tokenizer, buckets or Buckets(), sensors=sensors)
         fused = engine.encode(batch)
         made = engine.generate(batch, fused, max_new=max_new, temperature=temperature, seed=seed)
         logits = _logits(engine, batch, fused, made.seg_states)

@@ -1,7 +1,7 @@
 """The four compiled functions of inference: encode, prefill, decode and masks, each with its own buckets.
 
-Shapes come from the bucket table that training pads to, so a session compiles one variant for each bucket it uses and no
-more (:meth:`Engine.compiled` counts them). The key/value cache is donated from step to step.
+Shapes come from the bucket table that training pads to, so a session compiles one variant for each bucket it uses and
+no more (:meth:`Engine.compiled` counts them). The key/value cache is donated from step to step.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Generated:
-    """What one batch produced: ``ids`` a list of token lists (stop token excluded), ``texts``, ``seg_states`` [B M D] with
-    ``seg_valid`` [B M], ``hidden`` [B N D] of the generated tokens, ``logits`` [B N V] where asked for."""
+    """What one batch produced: ``ids`` a list of token lists (stop token excluded), ``texts``, ``seg_states`` [B M D]
+    with ``seg_valid`` [B M], ``hidden`` [B N D] of the generated tokens, ``logits`` [B N V] where asked for."""
 
     ids: list[list[int]]
     texts: list[str]
@@ -115,6 +115,8 @@ class Engine:
           keep_logits: keep the scores of every step (for tests).
         """
         length = batch.tokens.shape[1]
+        room = np.maximum(self.config.max_length - np.asarray(batch.lengths), 0)
+        max_new = min(max_new, int(room.max()))
         size = bucket(max_new, NEW_TOKENS)
         force = np.full(size, -1, np.int32)
         for step, token in (forced or {}).items():
@@ -132,7 +134,7 @@ class Engine:
             state = self._decode(self.params, state, end, stops, force, np.float32(temperature), jax.random.key(seed))
             if bool(state.done.all()) or (stop and self._said_stop(state)):
                 break
-        return self._collect(state, stop, keep_logits)
+        return self._collect(state, room, stop, keep_logits)
 
     def masks(self, batch: Batch, fused: Fused | None, seg_states: Array) -> tuple[np.ndarray, np.ndarray]:
         """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D]."""
@@ -146,14 +148,16 @@ class Engine:
         return np.asarray(logits)[:, :m], np.asarray(iou)[:, :m]
 
     def _said_stop(self, state: Decoding) -> bool:
-        ids = np.asarray(state.ids)[:, : int(state.step)]
-        return all(any(w in self.tokenizer.decode(row.tolist()) for w in self.stop_words) for row in ids)
+        ids, done = np.asarray(state.ids)[:, : int(state.step)], np.asarray(state.done)
+        texts = [self.tokenizer.decode(row.tolist()) for row in ids]
+        return all(end or any(w in text for w in self.stop_words) for end, text in zip(done, texts, strict=True))
 
-    def _collect(self, state: Decoding, stop: bool, keep_logits: bool) -> Generated:
+    def _collect(self, state: Decoding, room: np.ndarray, stop: bool, keep_logits: bool) -> Generated:
         count = int(state.step)
         rows = np.asarray(state.ids)[:, :count].tolist()
         ids, texts = [], []
-        for row in rows:
+        for row, most in zip(rows, room.tolist(), strict=True):
+            row = row[:most]
             if stop:
                 ends = [i for i, token in enumerate(row) if token in self.stop_ids]
                 row = row[: ends[0]] if ends else row
@@ -174,10 +178,10 @@ class Engine:
         return Generated(ids, texts, states, valid, state.hidden[:, :count], logits)
 
     def _until(self, row: list[int], word: str) -> list[int]:
-        for end in range(1, len(row) + 1):
-            if word in self.tokenizer.decode(row[:end]):
-                return row[: end - 1]
-        return row
+        """The tokens whose text ends before ``word`` begins."""
+        start = self.tokenizer.decode(row).index(word)
+        ends = [end for end in range(len(row) + 1) if len(self.tokenizer.decode(row[:end])) <= start]
+        return row[: ends[-1]]
 
 
 def _encode(

@@ -13,7 +13,7 @@ from earthmind_jax.infer.result import Answer
 
 
 def panel(answer: Answer) -> bytes:
-    """PNG bytes: one row of optical, SAR, each mask over the first image, and the weight of SAR (blue) against optical."""
+    """PNG bytes: one row of optical, SAR, each mask over the first image, and the weight of SAR (blue)."""
     # The object interface: no global backend is touched, so that a caller's own figures are safe.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -180,9 +180,7 @@ class EarthMind:
 
     def _check_region(self, region: np.ndarray | None, images: Images) -> None:
         if region is not None and region.shape != images.shape:
-            raise UserError(
-                f"The region is {region.shape[0]} x {region.shape[1]} but the image is {images.shape[0]} x {images.shape[1]}."
-            )
+            raise UserError(f"The region has {region.shape} pixels (rows, columns) but the image has {images.shape}.")
 
 
 def _sample(images: Images, turn: Turn) -> Sample:

@@ -1,7 +1,7 @@
 """The seam: what everyone outside ``nn/`` and ``models/`` needs of the model, as pure functions over flat parameters.
 
 ``init(cfg, key) -> Params``, ``forward(cfg, params, batch)``, ``param_axes(cfg)``, ``shapes(cfg)`` and
-``init_cache(cfg.lm, ...)`` for the whole model; the single parts of the road are in :mod:`earthmind_jax.models.earthmind`.
+``init_cache(cfg.lm, ...)`` for the whole model; the parts of the road are in :mod:`earthmind_jax.models.earthmind`.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, 
 @struct.dataclass
 class ForwardOutput:
     """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, the two
-    sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves, with
-    ``phrase_valid`` [B M] (see :func:`forward`)."""
+    sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves
+    with ``phrase_valid`` [B M] (see :func:`forward`)."""
 
     hidden: Array
     fused: Fused | None
@@ -190,7 +190,7 @@ def image_features(
 
 
 def grounding_weights(fused: Fused) -> Array:
-    """Weights [B N 2] of the tile that shows the whole image: the thumbnail, which is the last valid tile (or the only one)."""
+    """Weights [B N 2] of the tile that shows the whole image: the last valid one (the thumbnail, or the only tile)."""
     shown = fused.weights.sum(-1).max(-1) > 0  # [B I]
     count = shown.shape[1]
     last = jnp.max(jnp.where(shown, jnp.arange(count), 0), axis=1)
@@ -209,8 +209,8 @@ def forward(
 
     Args:
       dropout: key for LoRA dropout.
-      phrases: also draw each mask from the embeddings of its phrase (``<p> phrase </p> [SEG]``) in place of the ``[SEG]``
-        state, which teaches the mask decoder the words before the language model can tell them apart.
+      phrases: also draw each mask from the embeddings of its phrase (``<p> phrase </p> [SEG]``) in place of the
+        ``[SEG]`` state, which teaches the mask decoder the words before the language model can tell them apart.
     """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
@@ -234,16 +234,14 @@ def forward(
             None if fused is None else grounding_weights(fused),
         )
         states = token_ops.gather_rows(hidden, batch.seg_index)
-        if not phrases:
-            masks = ground(cfg, params, features, seg_prompt(cfg, params, states))
-            return ForwardOutput(hidden, fused, masks, sensor_tokens)
-        marks = (cfg.tokens.p_start, cfg.tokens.p_end)
-        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
-        # The norm of the final state, so that one map serves both.
-        words = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
-        both = ground(cfg, params, features, seg_prompt(cfg, params, jnp.concatenate([states, words], axis=1)))
-        masks, named = (jax.tree.map(lambda x, half=half: jnp.split(x, 2, axis=1)[half], both) for half in (0, 1))
-        return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found)
+        masks = ground(cfg, params, features, seg_prompt(cfg, params, states))
+        if phrases:
+            marks = (cfg.tokens.p_start, cfg.tokens.p_end)
+            words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
+            # The norm of the final state, so that one map serves both.
+            words = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
+            named = ground(cfg, params, features, seg_prompt(cfg, params, words))
+            return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found)
     return ForwardOutput(hidden, fused, masks, sensor_tokens)
 
 

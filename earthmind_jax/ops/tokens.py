@@ -26,7 +26,7 @@ def gather_rows(hidden: Float[Array, "B T D"], positions: Int[Array, "B M"]) -> 
 def phrase_mean(
     embeds: Float[Array, "B T D"], tokens: Int[Array, "B T"], positions: Int[Array, "B M"], start: int, end: int
 ) -> tuple[Float[Array, "B M D"], Bool[Array, "B M"]]:
-    """Mean embedding of the phrase that each position closes: the tokens between the last ``start`` and ``end`` before it.
+    """Mean embedding of the phrase that each position closes: the tokens between the last ``start`` and ``end`` there.
 
     In the published grounded-caption form, ``<p> phrase </p> [SEG]``, that is the name of what ``[SEG]`` points at. The
     second output is False where there is no such phrase.

@@ -16,7 +16,6 @@ from earthmind_jax.models import api
 from earthmind_jax.train.groups import Assignment, assign, optimiser, split
 from earthmind_jax.types import Params
 
-
 RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Compiler options for programs that run once: on a CPU, compiling takes most of their time."""
 

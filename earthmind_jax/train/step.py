@@ -24,27 +24,31 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     """Weighted sum of the losses and each term, float32 scalars.
 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
-    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors' tokens; ``phrase`` is ours.
+    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors' tokens;
+    ``phrase`` is ours.
     """
     weights = config.loss
     drop, points = jax.random.split(key)
     out = earthmind.forward(config.model, params, batch, dropout=drop, phrases=weights.phrase > 0)
-    head = earthmind.head_kernel(config.model, params)
-    targets = jnp.roll(batch.tokens, -1, axis=1)
-    wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
-    total, count = losses.token_cross_entropy(out.hidden, head, targets, wanted, chunk=weights.vocab_chunk)
-    text = total / jnp.maximum(count, 1)
-    metrics = {"text": text}
-    loss = text
-    if out.masks is not None and batch.masks is not None and batch.mask_valid is not None:
-        bce, dice = mask_losses(config, points, out.masks.logits, batch.masks, batch.mask_valid)
-        loss = loss + weights.mask_bce * bce + weights.mask_dice * dice
-        metrics |= {"bce": bce, "dice": dice}
-        if out.phrase_masks is not None:
-            named = batch.mask_valid & out.phrase_valid
-            bce, dice = mask_losses(config, points, out.phrase_masks.logits, batch.masks, named)
-            loss = loss + weights.phrase * (weights.mask_bce * bce + weights.mask_dice * dice)
-            metrics["phrase_dice"] = dice
+    loss, metrics = jnp.zeros(()), {}
+    if weights.text:
+        head = earthmind.head_kernel(config.model, params)
+        targets = jnp.roll(batch.tokens, -1, axis=1)
+        wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
+        total, count = losses.token_cross_entropy(out.hidden, head, targets, wanted, chunk=weights.vocab_chunk)
+        metrics["text"] = total / jnp.maximum(count, 1)
+        loss = weights.text * metrics["text"]
+    if batch.masks is not None and batch.mask_valid is not None:
+        for name, weight, masks, valid in (
+            ("", weights.seg, out.masks, batch.mask_valid),
+            ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid),
+        ):
+            # A term of weight 0 is not computed: without [SEG] and text, nothing of the language model is.
+            if weight and masks is not None:
+                keep = batch.mask_valid & valid
+                bce, dice = mask_losses(config, points, masks.logits, batch.masks, keep)
+                loss = loss + weight * (weights.mask_bce * bce + weights.mask_dice * dice)
+                metrics |= {f"{name}bce": bce, f"{name}dice": dice}
     if weights.sensor_mse and out.sensor_tokens is not None:
         mse = losses.sensor_mse(*out.sensor_tokens)
         loss = loss + weights.sensor_mse * mse
@@ -55,7 +59,7 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
 def mask_losses(
     config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """BCE and Dice of mask logits against targets [B M h w]: on sampled points, or on every pixel where ``points`` is 0."""
+    """BCE and Dice of mask logits against targets [B M h w]: on sampled points, or everywhere where ``points`` is 0."""
     weights, size = config.loss, logits.shape[-2:]
     logits = logits.reshape(-1, *size).astype(jnp.float32)
     target = masks.reshape(-1, *size).astype(jnp.float32)

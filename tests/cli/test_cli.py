@@ -21,7 +21,6 @@ from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.data.tokenizer import train_bpe
 from earthmind_jax.models import api
 
-
 CONFIG = Path(tiny.__file__)
 
 
@@ -200,5 +199,4 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Resumed after step 2" in err
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
-    code, out, _ = run(capsys, "info", tmp_path / "run", "--json")
-    assert code == 0
+    assert run(capsys, "info", tmp_path / "run", "--json")[0] == 0

@@ -16,7 +16,7 @@ from checkpoints_convert.plan import source_tree
 from checkpoints_convert.source_config import RELEASED, config_from_source, grounding_from_shapes
 from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig, LmConfig, VisionConfig
 from earthmind_jax.errors import UserError
-from earthmind_jax.models import functional, earthmind
+from earthmind_jax.models import earthmind, functional
 from earthmind_jax.models.decoder import Decoder
 
 HF_LM = {

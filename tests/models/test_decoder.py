@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from earthmind_jax.config import LmConfig, Precision, RopeConfig
-from earthmind_jax.models.functional import add_prefix, apply_module, init_module, module_axes
 from earthmind_jax.models.decoder import Decoder, init_cache, rope
+from earthmind_jax.models.functional import add_prefix, apply_module, init_module, module_axes
 
 CONFIG = LmConfig(vocab=61, width=32, depth=3, heads=4, kv_heads=2, head_dim=8, mlp=48, remat="none")
 NTK = dataclasses.replace(

@@ -5,9 +5,9 @@ import pytest
 from earthmind_jax.config import LmConfig
 from earthmind_jax.data import prompts
 from earthmind_jax.errors import UserError
-from earthmind_jax.models.functional import apply_module, init_module
 from earthmind_jax.models.decoder import Decoder
 from earthmind_jax.models.families import FAMILIES, find, from_hf
+from earthmind_jax.models.functional import apply_module, init_module
 
 QWEN = {
     "architectures": ["Qwen2ForCausalLM"],

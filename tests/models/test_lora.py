@@ -8,8 +8,8 @@ import pytest
 
 from earthmind_jax.config import LmConfig, LoraConfig
 from earthmind_jax.errors import UserError
-from earthmind_jax.models.functional import add_prefix, apply_module, init_module, merge_lora, module_axes
 from earthmind_jax.models.decoder import Decoder
+from earthmind_jax.models.functional import add_prefix, apply_module, init_module, merge_lora, module_axes
 
 PLAIN = LmConfig(vocab=61, width=32, depth=3, heads=4, kv_heads=2, head_dim=8, mlp=48, remat="none")
 LORA = LoraConfig(rank=4, alpha=8.0)

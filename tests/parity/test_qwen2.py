@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from earthmind_jax.models import families
-from earthmind_jax.models.functional import apply_module
 from earthmind_jax.models.decoder import Decoder, init_cache
+from earthmind_jax.models.functional import apply_module
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

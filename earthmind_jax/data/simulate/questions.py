@@ -181,7 +181,7 @@ def segmentation(
         if not mask.any():
             return None
     question = SEGMENTATION_QUESTIONS[int(rng.integers(len(SEGMENTATION_QUESTIONS)))].format(c=phrase)
-    # The published grounded-caption form: naming the object right before its [SEG] makes it quick to learn which is meant.
+    # The published grounded-caption form: with the name right before its [SEG], it is quick to learn which is meant.
     answer = f"<p> {phrase} </p> [SEG]."
     return QA("referring_segmentation", question, answer, mask=mask, needs=sensors_for(scene, cover))
 

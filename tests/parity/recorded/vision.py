@@ -8,7 +8,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from earthmind_jax.models import functional, earthmind
+from earthmind_jax.models import earthmind, functional
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.ops.resize import bicubic
 from earthmind_jax.ops.windows import pixel_shuffle

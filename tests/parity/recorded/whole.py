@@ -13,7 +13,7 @@ import numpy as np
 from earthmind_jax.config import EarthMindConfig, GroundingConfig
 from earthmind_jax.data import prompts, tiles
 from earthmind_jax.data.tokenizer import Tokenizer
-from earthmind_jax.models import functional, earthmind
+from earthmind_jax.models import earthmind, functional
 from earthmind_jax.types import Params
 from recorded.case import Case, Report, channels_second
 from recorded.grounding import TRACKED, upsampled

@@ -1,0 +1,100 @@
+"""Samples to replies: short batches, missing sensors, and one compiled variant for all of them."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import support
+
+from earthmind_jax.data.collate import Buckets
+from earthmind_jax.infer.answer import Reply, answer, upsample
+from earthmind_jax.infer.engine import Engine
+
+CONFIG = support.model()
+BUCKETS = Buckets((1,), (96,))
+KINDS = (("optical",), ("sar",), support.BOTH, support.BOTH, ("optical",))
+SAMPLES = tuple(support.sample(i, kind) for i, kind in enumerate(KINDS))
+
+
+class Pointing(Engine):
+    """An engine whose every answer has a [SEG] as its second token."""
+
+    def generate(self, batch, fused, **options):
+        return super().generate(batch, fused, **options, forced={1: self.config.tokens.seg})
+
+
+def ask(engine, samples, **options):
+    return list(answer(engine, samples, **{"batch_size": 2, "max_new": 6, "buckets": BUCKETS, **options}))
+
+
+@functools.cache
+def engine():
+    return Pointing(CONFIG, support.params(CONFIG), support.tokenizer())
+
+
+@functools.cache
+def replies():
+    return ask(engine(), SAMPLES, sensors=support.BOTH)
+
+
+def same(first, second):
+    assert first.text == second.text
+    assert len(first.masks) == len(second.masks)
+    for a, b in zip(first.masks, second.masks, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+    np.testing.assert_allclose(first.weights, second.weights, atol=1e-5)
+
+
+def test_short_batches_are_filled_up():
+    assert len(replies()) == 5
+    for reply in replies():
+        assert len(reply.masks) >= 1
+        assert reply.masks[0].shape == (CONFIG.grounding.mask_size,) * 2
+        assert reply.weights.shape == (1, CONFIG.vision.grid, CONFIG.vision.grid, 2)
+
+
+def test_one_variant_serves_every_combination_of_sensors():
+    replies()
+    assert engine().compiled() == {"encode": 1, "prefill": 1, "decode": 1, "masks": 1}
+
+
+def test_a_missing_sensor_has_no_weight():
+    for kind, reply in zip(KINDS, replies(), strict=True):
+        for i, name in enumerate(support.BOTH):
+            if kind == (name,):
+                np.testing.assert_array_equal(reply.weights[..., i], 1)
+    assert 0 < replies()[2].weights.min() < replies()[2].weights.max() < 1
+
+
+@pytest.mark.parametrize("name", support.BOTH)
+def test_room_for_a_missing_sensor_changes_nothing(name):
+    """The array of zeros marked invalid, and no array at all."""
+    index = KINDS.index((name,))
+    narrow = ask(Pointing(CONFIG, support.params(CONFIG), support.tokenizer()), [SAMPLES[index]])
+    same(narrow[0], replies()[index])
+
+
+def test_the_answer_in_the_sample_is_not_seen():
+    asked = [support.sample(2, answer="Yes, there is a lake."), SAMPLES[3]]
+    same(ask(engine(), asked, sensors=support.BOTH)[0], replies()[2])
+
+
+def test_text_alone():
+    reply = ask(engine(), [support.sample(0, (), answer=None)])[0]
+    assert reply.weights is None
+    assert reply.masks == ()
+    assert isinstance(reply.text, str)
+
+
+def test_masks_on_the_image():
+    logits = np.full((16, 16), -20.0, np.float32)
+    logits[:, 8:] = 20.0
+    reply = Reply("", (logits,), None)
+    mask = reply.mask((40, 60))
+    assert mask.shape == (40, 60)
+    assert mask[:, :25].max() < 1e-3
+    assert mask[:, 35:].min() > 1 - 1e-3
+    assert reply.mask((40, 60), 1) is None
+    np.testing.assert_allclose(upsample(np.full((4, 4), 1e4, np.float32), (5, 5)), 1)
