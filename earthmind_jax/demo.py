@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.errors import UserError
 from earthmind_jax.evaluate.report import ModeResult, Picture, render
 from earthmind_jax.evaluate.simulated import SETTINGS, Item, make_items, sar_share, score, summarise
-from earthmind_jax.evaluate.training import setup
+from earthmind_jax.evaluate.training import carry, setup
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.panel import panel
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.train.loop import fit
+from earthmind_jax.types import Params
 
 NOTE = (
     "This model is small and was trained for a few minutes on simulated scenes alone. It shows how the parts work "
@@ -65,7 +67,7 @@ def run(out: Path, *, modes: Sequence[str] = (), steps: int | None = None, seed:
     minutes = (time.perf_counter() - started) / 60
     facts = [
         f"{len(items)} questions about {2 * SCENES} unseen scenes; seed {seed}",
-        f"{settings.get_config().steps if steps is None else steps} training steps for each mode",
+        "stages: " + ", ".join(f"{s.name} ({steps or s.steps} steps)" for s in settings.stages()),
         f"{minutes:.1f} minutes in all",
         "model: " + json.dumps(checkpoint.read_config(out / "checkpoint").fusion.__dict__),
     ]
@@ -83,27 +85,27 @@ def run(out: Path, *, modes: Sequence[str] = (), steps: int | None = None, seed:
 
 
 def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console) -> EarthMind:
-    """Train one mode (resuming its run if there is one) and write its checkpoint."""
-    config = settings.get_config(mode, seed=seed) if steps is None else settings.get_config(mode, steps, seed)
-    ready = setup(config)
-    run_directory = out / "runs" / mode
-    place = out / ("checkpoint" if not (out / "checkpoint").exists() else f"checkpoint_{mode}")
-    console.print(f"Training fusion mode {mode}: {config.steps} steps of {config.data.batch_size} scenes.")
-    batches = training_pipeline(ready.config, ready.source, ready.tokenizer)
-    state = fit(ready.config, run_directory, batches, ready.tokenizer, make_mesh(config.mesh), console=console)
-    source = {
-        "trained": "earthmind demo",
-        "mode": mode,
-        "seed": seed,
-        "steps": config.steps,
-        "data": "simulated scenes",
-    }
-    for found in (out / "checkpoint", out / f"checkpoint_{mode}"):
-        if found.exists() and checkpoint.read_config(found).fusion.mode == mode:
-            break
-    else:
-        checkpoint.save(place, ready.config.model, state.params, ready.tokenizer, source)
-    return EarthMind.from_params(ready.config.model, state.params, ready.tokenizer, f"demo {mode}")
+    """Train one mode stage by stage (resuming its runs if there are some) and write its checkpoint."""
+    params: Params | None = None
+    for number, stage in enumerate(settings.stages(mode, seed=seed), 1):
+        if steps is not None:
+            stage = dataclasses.replace(stage, steps=steps, checkpoint_every=steps)
+        ready = setup(stage)
+        console.print(f"Fusion mode {mode}, stage {number} ({stage.name}): {stage.steps} steps of 16 scenes.")
+        batches = training_pipeline(ready.config, ready.source, ready.tokenizer)
+        directory = out / "runs" / mode / f"stage_{number}"
+        params = None if params is None else carry(ready.config, params)
+        mesh = make_mesh(stage.mesh)
+        state = fit(ready.config, directory, batches, ready.tokenizer, mesh, params=params, console=console)
+        params = state.params
+    assert params is not None
+    place = out / "checkpoint"
+    if place.exists() and checkpoint.read_config(place).fusion.mode != mode:
+        place = out / f"checkpoint_{mode}"
+    if not place.exists():
+        source = {"trained": "earthmind demo", "mode": mode, "seed": seed, "data": "simulated scenes alone"}
+        checkpoint.save(place, ready.config.model, params, ready.tokenizer, source)
+    return EarthMind.from_params(ready.config.model, params, ready.tokenizer, f"demo {mode}")
 
 
 def _evaluate(model: EarthMind, mode: str, items: Sequence[Item], console: Console) -> ModeResult:

@@ -73,7 +73,7 @@ class KVCache:
 
 @struct.dataclass
 class LmOutput:
-    """``hidden`` [B T D] after the final norm; ``states`` [L+1 B T D] and head-mean ``attention`` [L B T S] if asked."""
+    """``hidden`` [B T D] after the final norm; if asked ``states`` [L+1 B T D], head-mean ``attention`` [L B T S]."""
 
     hidden: Array
     cache: KVCache | None = None

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from configs import demo
 from earthmind_jax.checkpoint import write_text, writing
-from earthmind_jax.config import FUSION_MODES, Group, RunConfig, one_of
+from earthmind_jax.config import FUSION_MODES, Group, one_of
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.evaluate.metrics import Estimate
 from earthmind_jax.evaluate.simulated import Item, make_items, sar_share, score, summarise
-from earthmind_jax.evaluate.training import Setup, setup, train
+from earthmind_jax.evaluate.training import Setup, carry, setup, train
 from earthmind_jax.infer.engine import Engine
-from earthmind_jax.models import api
 from earthmind_jax.types import Params
 
 REGIMES = ("scratch", "frozen")
@@ -37,31 +37,26 @@ SCENES = 60  # of each sky
 
 def run(out: Path, *, modes: Sequence[str] = (), seeds: int = 3, steps: int | None = None) -> None:
     """Train what is missing, then print and write the table."""
-    from configs import demo
-
     for mode in modes:
         one_of("fusion mode", mode, FUSION_MODES)
     chosen, console = tuple(modes) or FUSION_MODES, Console(stderr=True)
-    steps = steps or BENCH_STEPS
+    steps = steps or STEPS
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         path = out / "results.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         done = {(r["regime"], r["mode"], r["seed"]) for r in lines if r["steps"] == steps}
         items = make_items(SCENES)
-        for seed in range(seeds):
-            first: Params | None = None
-            for mode in chosen:
-                base = demo.get_config(mode, steps, seed)
-                for regime in REGIMES:
+        for regime in REGIMES:
+            for seed in range(seeds):
+                start: Params | None = None
+                for mode in chosen:
                     if (regime, mode, seed) in done:
                         continue
-                    if regime == "scratch":
-                        ready, params = _run_pairs(base, None)
-                    else:
-                        if first is None:
-                            first = _optical_alone(demo.get_config("average", steps, seed))
-                        ready, params = _run_pairs(base, first)
+                    if start is None:
+                        # What comes before the fusion is the same for every mode, so it is trained once.
+                        start = _start(regime, seed, steps)
+                    ready, params = _on_pairs(regime, mode, seed, steps, start)
                     result = {"regime": regime, "mode": mode, "seed": seed, "steps": steps}
                     result |= _evaluate(ready, params, items)
                     with open(path, "a") as file:
@@ -73,36 +68,25 @@ def run(out: Path, *, modes: Sequence[str] = (), seeds: int = 3, steps: int | No
     print(table)
 
 
-BENCH_STEPS = 300
-HEAD = (
-    "| mode | seeds | cloudy IoU | clear IoU | cloudy accuracy | clear accuracy | SAR weight cloud / clear |\n"
-    "|---|---|---|---|---|---|---|\n"
-)
+def _start(regime: str, seed: int, steps: int) -> Params:
+    """Parameters before pairs are seen: ``scratch`` has looked at single sensors, ``frozen`` knows optical alone."""
+    first, second, third = demo.stages("average", seed=seed)
+    params = train(setup(first), make_mesh())
+    if regime == "scratch":
+        ready = setup(second)
+    else:
+        alone = dataclasses.replace(third.data, drop_optical=0.0, drop_sar=1.0, sky="clear")
+        ready = setup(dataclasses.replace(third, data=alone, steps=steps))
+    return train(ready, make_mesh(), carry(ready.config, params))
 
 
-def _optical_alone(config: RunConfig) -> Params:
-    """Stage 1 of the frozen regime: optical images only."""
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, drop_optical=0.0, drop_sar=1.0))
-    return train(setup(config), make_mesh())
-
-
-def _run_pairs(config: RunConfig, first: Params | None) -> tuple[Setup, Params]:
-    """Train on pairs: from scratch, or from stage 1 with both encoders frozen."""
-    if first is None:
-        ready = setup(config)
-        return ready, train(ready, make_mesh())
-    # Stage 2 sees other scenes than stage 1, as another data set would be.
-    ready = setup(dataclasses.replace(config, seed=config.seed + 1000))
-    ready = dataclasses.replace(ready, config=_freeze(ready.config))
-    import jax
-
-    fresh = jax.jit(lambda: api.init(ready.config.model, jax.random.key(config.seed)))()
-    params = {path: first.get(path, value) for path, value in fresh.items()}
-    return ready, train(ready, make_mesh(), params)
-
-
-def _freeze(config: RunConfig) -> RunConfig:
-    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, groups=FROZEN))
+def _on_pairs(regime: str, mode: str, seed: int, steps: int, start: Params) -> tuple[Setup, Params]:
+    """The last stage, on pairs, with one fusion mode; in the frozen regime both image encoders stay as they are."""
+    config = dataclasses.replace(demo.stages(mode, seed=seed)[-1], steps=steps)
+    if regime == "frozen":
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, groups=FROZEN))
+    ready = setup(config)
+    return ready, train(ready, make_mesh(), carry(ready.config, start))
 
 
 def _evaluate(ready: Setup, params: Params, items: Sequence[Item]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.evaluate.simulated import QUESTIONS, SEGMENTATION
-from earthmind_jax.train.state import create
+from earthmind_jax.models import api
+from earthmind_jax.train.state import RUN_ONCE, create
 from earthmind_jax.train.step import compile_step
 from earthmind_jax.types import Params
 
@@ -48,6 +49,20 @@ def setup(config: RunConfig) -> Setup:
         **({"cloud": data.sky} if data.sky else {}),
     )
     return Setup(config, tokenizer, source)
+
+
+def carry(config: RunConfig, params: Params) -> Params:
+    """Parameters for the next stage: those there are, and new ones for what the next model has besides."""
+    missing = sorted(set(api.shapes(config.model)) - set(params))
+    if not missing:
+        return {path: params[path] for path in api.shapes(config.model)}
+
+    def new() -> Params:
+        fresh = api.init(config.model, jax.random.key(config.seed))
+        return {path: fresh[path] for path in missing}
+
+    fresh = jax.jit(new, compiler_options=RUN_ONCE)()
+    return {path: params[path] if path in params else fresh[path] for path in api.shapes(config.model)}
 
 
 def train(

@@ -24,8 +24,8 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     """Weighted sum of the losses and each term, float32 scalars.
 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
-    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors' tokens;
-    ``phrase`` is ours.
+    ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors'
+    tokens; ``phrase`` is ours.
     """
     weights = config.loss
     drop, points = jax.random.split(key)
