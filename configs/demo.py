@@ -28,7 +28,7 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
         ),
         lm=LmConfig(
             vocab=512, width=96, depth=3, heads=3, kv_heads=3, head_dim=32, mlp=256, rope=RopeConfig(max_position=1024),
-            embed_init=0.5, remat="none",
+            embed_init=0.15, remat="none",
         ),
         grounding=GroundingConfig(
             image_size=128, embed_dim=16, heads=1, stages=(1, 2, 2, 1), global_blocks=(4,), windows=(8, 4, 8, 4),
@@ -55,7 +55,11 @@ def stages(
     """
     whole = model(mode)
     eyes = dataclasses.replace(whole, fusion=dataclasses.replace(whole.fusion, grounding="optical"))
-    groups = (Group(pattern="grounding/prompt/"), Group(pattern=".*", learning_rate=1.0, weight_decay=0.01))
+    groups = (
+        Group(pattern="grounding/prompt/"),
+        Group(pattern="lm/", learning_rate=2.0, weight_decay=0.01),
+        Group(pattern=".*", learning_rate=1.0, weight_decay=0.01),
+    )
     words = LossConfig(points=0, text=0.0, seg=0.0, phrase=1.0)
     see = DataConfig(batch_size=16, text_length=256, masks_per_sample=6, turns=6, tasks=SEGMENTATION * 6)
 
@@ -92,7 +96,7 @@ def stages(
                 batch_size=16, text_length=192, masks_per_sample=3, turns=4, drop_optical=0.15, drop_sar=0.15
             ),
             optim=optim(1.5e-3, 0.05, 0.02),
-            loss=LossConfig(points=0, phrase=1.0),
+            loss=LossConfig(points=0, phrase=1.0, align=2.0),
             steps=steps[2],
             checkpoint_every=steps[2],
             keep=1,

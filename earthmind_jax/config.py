@@ -343,6 +343,7 @@ class LossConfig:
     text: float = 1.0  # next-token cross-entropy; 0 leaves the language model out of the step altogether
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
+    align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy
 
 

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from configs import tiny
@@ -16,7 +15,7 @@ from earthmind_jax.data.collate import Buckets, collate, with_tokens
 from earthmind_jax.data.records import Sample, Turn
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.models import earthmind
-from earthmind_jax.types import Batch, Params
+from earthmind_jax.types import Batch
 
 QUESTIONS = ("Where is the river?", "Is there a lake in the image?", "Show the ships near the harbour, all of them.")
 TEXTS = (*QUESTIONS, "It is [SEG].", "Sure, [SEG] and [SEG].", "Yes, there is a lake.", "user assistant")
@@ -52,7 +51,7 @@ def run_config(config: EarthMindConfig | None = None, groups: Sequence[Group] = 
 
 
 @functools.cache
-def params(config: EarthMindConfig) -> Params:
+def params(config: EarthMindConfig) -> dict[str, np.ndarray]:
     """Parameters without special values: nothing is zero or the identity. Drawn by numpy, so nothing is compiled."""
     rng = np.random.default_rng(0)
 
@@ -63,7 +62,7 @@ def params(config: EarthMindConfig) -> Params:
             return values / np.float32(np.sqrt(max(np.prod(shape[:-1]) / (shape[0] if "blocks/" in path else 1), 1)))
         return 1 + 0.1 * values if name == "scale" else 0.1 * values
 
-    return {path: jax.numpy.asarray(draw(path, x.shape), x.dtype) for path, x in earthmind.shapes(config).items()}
+    return {path: np.asarray(draw(path, x.shape), x.dtype) for path, x in earthmind.shapes(config).items()}
 
 
 def sample(seed: int, sensors: Sequence[str] = BOTH, *, answer: str | None = "It is [SEG].", size: int = 32) -> Sample:

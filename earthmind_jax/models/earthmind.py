@@ -33,7 +33,7 @@ from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, 
 class ForwardOutput:
     """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, the two
     sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves
-    with ``phrase_valid`` [B M] (see :func:`forward`)."""
+    with ``phrase_valid`` [B M] and the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see :func:`forward`)."""
 
     hidden: Array
     fused: Fused | None
@@ -41,6 +41,7 @@ class ForwardOutput:
     sensor_tokens: tuple[Array, Array] | None
     phrase_masks: MaskOutput | None = None
     phrase_valid: Array | None = None
+    prompts: tuple[Array, Array] | None = None
 
 
 def encode(cfg: EarthMindConfig, params: Params, tiles: Array) -> Array:
@@ -234,14 +235,16 @@ def forward(
             None if fused is None else grounding_weights(fused),
         )
         states = token_ops.gather_rows(hidden, batch.seg_index)
-        masks = ground(cfg, params, features, seg_prompt(cfg, params, states))
+        prompts = seg_prompt(cfg, params, states)
+        masks = ground(cfg, params, features, prompts)
         if phrases:
             marks = (cfg.tokens.p_start, cfg.tokens.p_end)
             words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
             # The norm of the final state, so that one map serves both.
             words = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
-            named = ground(cfg, params, features, seg_prompt(cfg, params, words))
-            return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found)
+            word_prompts = seg_prompt(cfg, params, words)
+            named = ground(cfg, params, features, word_prompts)
+            return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found, (prompts, word_prompts))
     return ForwardOutput(hidden, fused, masks, sensor_tokens)
 
 

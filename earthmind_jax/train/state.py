@@ -79,5 +79,7 @@ def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple
             compiler_options=RUN_ONCE,
         )
         return make(config.seed), shardings
+    # Loaded weights may be committed to one device, which a program over the mesh would refuse.
+    placed = jax.device_put(params, {path: shardings.params[path] for path in params})
     place = jax.jit(lambda p: build(config, p), out_shardings=shardings, compiler_options=RUN_ONCE)
-    return place(params), shardings
+    return place(placed), shardings

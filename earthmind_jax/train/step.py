@@ -49,6 +49,12 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
                 bce, dice = mask_losses(config, points, masks.logits, batch.masks, keep)
                 loss = loss + weight * (weights.mask_bce * bce + weights.mask_dice * dice)
                 metrics |= {f"{name}bce": bce, f"{name}dice": dice}
+    if weights.align and out.prompts is not None and batch.mask_valid is not None:
+        seg, words = out.prompts
+        keep = (batch.mask_valid & out.phrase_valid)[..., None]
+        square = jnp.square(seg - jax.lax.stop_gradient(words)).astype(jnp.float32)
+        metrics["align"] = jnp.where(keep, square, 0).sum() / jnp.maximum(keep.sum() * seg.shape[-1], 1)
+        loss = loss + weights.align * metrics["align"]
     if weights.sensor_mse and out.sensor_tokens is not None:
         mse = losses.sensor_mse(*out.sensor_tokens)
         loss = loss + weights.sensor_mse * mse

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from earthmind_jax.data.prompts import SEGMENTATION_ANSWERS, SEGMENTATION_QUESTIONS
+from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.simulate import TASKS, Cover, make_questions, make_scene, scene_kind, to_sample
 from earthmind_jax.data.simulate.materials import OBJECTS
 from earthmind_jax.data.simulate.qa import MIN_SHARE, NOUNS, list_words, place_in_words, sensors_for
@@ -142,6 +142,10 @@ def test_segmentation(asked):
     found = of(asked, "referring_segmentation")
     for scene, qa in found:
         cover = noun_in(qa.question)
+        if qa.mask is not None:
+            phrase = qa.answer.removeprefix("<p> ").removesuffix(" </p> [SEG].")
+            assert qa.answer == f"<p> {phrase} </p> [SEG]."
+            assert phrase in qa.question
         if qa.mask is None:
             absent += 1
             assert qa.answer == f"There is no {NOUNS[cover][0]} in this image."
@@ -150,7 +154,6 @@ def test_segmentation(asked):
             single += 1
             assert (scene.class_map[qa.mask] == cover).all()
         else:
-            assert qa.answer in SEGMENTATION_ANSWERS
             np.testing.assert_array_equal(qa.mask, scene.mask(cover))
             assert cover in OBJECTS or qa.mask.mean() >= MIN_SHARE
     assert 0.08 < absent / len(found) < 0.25

@@ -58,8 +58,10 @@ def test_moments_are_sharded_like_their_parameters():
 
 
 def test_given_parameters_are_placed_as_they_are():
-    params = support.params(config().model)
-    state, _ = create(config(), make_mesh(MeshConfig(data=1, fsdp=8)), params)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    params = jax.device_put(support.params(config().model), jax.devices()[0])  # as a checkpoint gives them
+    with jax.set_mesh(mesh):
+        state, _ = create(config(), mesh, params)
     for path, x in state.params.items():
         np.testing.assert_array_equal(x, params[path], err_msg=path)
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values())
