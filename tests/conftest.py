@@ -20,6 +20,8 @@ if version("jaxlib").startswith("0.10."):  # XLA aborts at a flag that it does n
 
 # Here rather than in a fixture: the flags are read once, when jax starts, and test modules import it when collected.
 given = os.environ.get("XLA_FLAGS", "")
+# XLA's pool has a thread per core; eight devices that wait for one another in collectives would use it up and hang.
+os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{k}={v}" for k, v in FLAGS.items() if k not in given)]).strip()
 
 
