@@ -46,7 +46,7 @@ SEGMENTATION = ("referring_segmentation",)
 
 
 def stages(
-    mode: str = "hca_plus", steps: tuple[int, int, int] = (150, 120, 260), seed: int = 0
+    mode: str = "hca_plus", steps: tuple[int, int, int] = (180, 120, 200), seed: int = 0
 ) -> tuple[RunConfig, ...]:
     """The curriculum: see (clear optical scenes, masks from words), see both sensors, then everything together.
 
@@ -93,7 +93,7 @@ def stages(
             name="pairs, words and masks",
             model=whole,
             data=DataConfig(
-                batch_size=16, text_length=192, masks_per_sample=3, turns=4, drop_optical=0.15, drop_sar=0.15
+                batch_size=16, text_length=192, masks_per_sample=4, turns=5, drop_optical=0.15, drop_sar=0.15
             ),
             optim=optim(1.5e-3, 0.05, 0.02),
             loss=LossConfig(points=0, phrase=1.0, align=2.0),

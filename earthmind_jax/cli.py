@@ -39,6 +39,8 @@ def demo(
         steps: training steps for each mode (0: as many as the demo needs).
         seed: the same seed gives the same numbers.
     """
+    # A small model on a CPU: LLVM's slowest passes cost more time than they save.
+    os.environ["XLA_FLAGS"] = f"--xla_llvm_disable_expensive_passes=true {os.environ.get('XLA_FLAGS', '')}"
     from earthmind_jax.demo import run
 
     run(out, modes=modes, steps=steps or None, seed=seed)

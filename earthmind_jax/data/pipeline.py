@@ -221,6 +221,7 @@ class _Stack:
 class _Simulated:
     seed: int
     tasks: tuple[str, ...] | None
+    lettered: bool
     options: dict[str, Any]
 
     def __call__(self, index: int) -> Sample:
@@ -228,13 +229,17 @@ class _Simulated:
 
         rng = generator(self.seed, index)
         scene = make_scene(rng, **self.options)
-        return to_sample(scene, make_questions(scene, rng, self.tasks), f"scene-{self.seed}-{index}")
+        return to_sample(
+            scene, make_questions(scene, rng, self.tasks, lettered=self.lettered), f"scene-{self.seed}-{index}"
+        )
 
 
-def simulated(count: int, seed: int = 0, tasks: Sequence[str] | None = None, **options: Any) -> Lazy:
+def simulated(
+    count: int, seed: int = 0, tasks: Sequence[str] | None = None, *, lettered: bool = True, **options: Any
+) -> Lazy:
     """Scenes made on demand, with questions about them: scene ``i`` follows from the seed and ``i`` alone.
 
     Args:
-      tasks, options: for ``make_questions`` and ``make_scene`` of :mod:`earthmind_jax.data.simulate`.
+      tasks, lettered, options: for ``make_questions`` and ``make_scene`` of :mod:`earthmind_jax.data.simulate`.
     """
-    return Lazy(_Simulated(seed, None if tasks is None else tuple(tasks), options), count)
+    return Lazy(_Simulated(seed, None if tasks is None else tuple(tasks), lettered, options), count)

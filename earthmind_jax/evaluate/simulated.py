@@ -58,7 +58,7 @@ def make_items(scenes: int, seed: int = 0, tasks: Sequence[str] = TASKS, skies: 
         for i in range(scenes):
             rng = np.random.default_rng((UNSEEN, seed, s, i))
             scene = make_scene(rng, cloud=sky)
-            for k, qa in enumerate(make_questions(scene, rng, tasks)):
+            for k, qa in enumerate(make_questions(scene, rng, tasks, lettered=False)):
                 items.append(Item(scene, to_sample(scene, [qa], f"{sky}-{i}-{k}"), qa, sky))
     return items
 

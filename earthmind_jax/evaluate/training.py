@@ -37,7 +37,7 @@ class Setup:
 
 def setup(config: RunConfig) -> Setup:
     """Tokenizer and scenes for ``config``; the same seed gives the same ones."""
-    corpus = simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS)
+    corpus = simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS, lettered=False)
     texts = [text for i in range(CORPUS) for turn in corpus[i].turns for text in (turn.question, turn.answer or "")]
     tokenizer = train_bpe(texts, config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, tokenizer))
@@ -46,6 +46,7 @@ def setup(config: RunConfig) -> Setup:
         config.steps * data.batch_size,
         seed=config.seed,
         tasks=data.tasks or TASKS,
+        lettered=False,
         **({"cloud": data.sky} if data.sky else {}),
     )
     return Setup(config, tokenizer, source)

@@ -8,6 +8,7 @@ text of an option, ``"B. yes"``; ``QA.prompt`` is the question with its options 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -214,8 +215,13 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
 }
 
 
-def make_questions(scene: Scene, rng: np.random.Generator, tasks: Sequence[str] | None = None) -> list[QA]:
+def make_questions(
+    scene: Scene, rng: np.random.Generator, tasks: Sequence[str] | None = None, *, lettered: bool = True
+) -> list[QA]:
     """One question for each task that the scene has an answer to, in the order given (all tasks by default).
+
+    Args:
+      lettered: multiple choice with lettered options; else the bare question, to be answered in a word or a few.
 
     Raises:
       UserError: for an unknown task.
@@ -223,5 +229,10 @@ def make_questions(scene: Scene, rng: np.random.Generator, tasks: Sequence[str] 
     tasks = tuple(TASKS) if tasks is None else tuple(tasks)
     for task in tasks:
         one_of("task", task, tuple(TASKS))
-    found = (TASKS[task](scene, rng) for task in tasks)
-    return [qa for qa in found if qa is not None]
+    found = [qa for task in tasks if (qa := TASKS[task](scene, rng)) is not None]
+    return found if lettered else [open_form(qa) for qa in found]
+
+
+def open_form(qa: QA) -> QA:
+    """The question without its options; the answer without its letter."""
+    return qa if qa.options is None else replace(qa, options=None, answer=qa.answer.partition(". ")[2])
