@@ -28,7 +28,7 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
         ),
         lm=LmConfig(
             vocab=512, width=96, depth=3, heads=3, kv_heads=3, head_dim=32, mlp=256, rope=RopeConfig(max_position=1024),
-            embed_init=0.03, remat="none",
+            embed_init=0.15, remat="none",
         ),
         grounding=GroundingConfig(
             image_size=128, embed_dim=16, heads=1, stages=(1, 2, 2, 1), global_blocks=(4,), windows=(8, 4, 8, 4),
