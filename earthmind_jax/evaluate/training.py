@@ -16,6 +16,7 @@ from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.evaluate.simulated import QUESTIONS, SEGMENTATION
 from earthmind_jax.models import api
+from earthmind_jax.train.run import corpus
 from earthmind_jax.train.state import RUN_ONCE, create
 from earthmind_jax.train.step import compile_step
 from earthmind_jax.types import Params
@@ -37,8 +38,7 @@ class Setup:
 
 def setup(config: RunConfig) -> Setup:
     """Tokenizer and scenes for ``config``; the same seed gives the same ones."""
-    corpus = simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS, lettered=False)
-    texts = [text for i in range(CORPUS) for turn in corpus[i].turns for text in (turn.question, turn.answer or "")]
+    texts = corpus(simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS, lettered=False), CORPUS)
     tokenizer = train_bpe(texts, config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, tokenizer))
     data = config.data

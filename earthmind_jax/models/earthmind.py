@@ -85,17 +85,14 @@ def fuse(
       text: embeddings of the tokens that guide fusion [B L D]; ``text_valid`` bool [B L].
       training: the June 2025 release gates the tokens while it trains and not when it answers; other modes ignore it.
     """
-    given = optical if optical is not None else sar
-    assert given is not None
-    missing = jnp.zeros(given.shape[:3], bool)
     return functional.apply_module(
         fusion_module(cfg),
         params,
         "fusion",
-        optical if optical is not None else jnp.zeros_like(given),
-        sar if sar is not None else jnp.zeros_like(given),
-        optical_valid if optical is not None and optical_valid is not None else (missing | (optical is not None)),
-        sar_valid if sar is not None and sar_valid is not None else (missing | (sar is not None)),
+        optical,
+        sar,
+        optical_valid,
+        sar_valid,
         text,
         text_valid,
         training,
