@@ -321,6 +321,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    method: str = "adamw"  # or muon: matrices by orthogonalised momentum, everything else by AdamW
     learning_rate: float = 4e-5
     warmup: float = 0.05  # share of the steps
     final: float = 0.0  # learning rate at the end, relative to the peak
@@ -329,6 +330,9 @@ class OptimConfig:
     clip: float = 1.0
     groups: tuple[Group, ...] = (Group(pattern=".*", learning_rate=1.0),)
 
+    def __post_init__(self) -> None:
+        one_of("optim.method", self.method, ("adamw", "muon"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -336,6 +340,7 @@ class LossConfig:
 
     mask_bce: float = 2.0
     mask_dice: float = 0.5
+    mask_contrast: float = 0.0  # pixels choose among the masks of their image (ours, for training from scratch)
     points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
@@ -344,6 +349,7 @@ class LossConfig:
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
+    region_word: float = 0.0  # visual tokens recognise the phrases of the masks they lie in (ours, as above)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy
 
 

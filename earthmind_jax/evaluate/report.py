@@ -59,11 +59,12 @@ def render(
 def _table(result: ModeResult) -> str:
     head = (
         "<tr><th>sky<th>sensors<th>foreground mIoU (strict)<th>masks<th>mIoU with background (as the released script)"
-        "<th>answers right<th>questions<th>absent targets left empty"
+        "<th>answers right<th>questions<th>absent targets left empty<th>single objects, mIoU<th>objects"
     )
     rows = [
         f"<tr><td>{row.sky}<td>{row.setting}<td>{row.iou}<td>{row.iou.count}<td>{row.official:.3f}"
         f"<td>{row.accuracy}<td>{row.accuracy.count}<td>{row.absent}"
+        f"<td>{row.objects}<td>{row.objects.count}"
         for row in result.rows
     ]
     weights = (

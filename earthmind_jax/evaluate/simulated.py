@@ -16,11 +16,11 @@ from earthmind_jax.evaluate.metrics import Estimate, bootstrap, foreground_iou, 
 from earthmind_jax.infer.answer import answer
 from earthmind_jax.infer.engine import Engine
 
-SEGMENTATION = "referring_segmentation"
+SEGMENTATION, OBJECT = "referring_segmentation", "object_segmentation"
 QUESTIONS = (
     "object_existence", "hallucination_detection", "scene_classification", "object_counting", "spatial_relationship",
 )  # fmt: skip
-TASKS = (SEGMENTATION, SEGMENTATION, *QUESTIONS)
+TASKS = (SEGMENTATION, SEGMENTATION, SEGMENTATION, OBJECT, *QUESTIONS)
 SETTINGS = ("optical", "sar", "both")
 SKIES = ("clear", "cloudy")
 UNSEEN = 1_000_003  # evaluation scenes never share a seed with training scenes
@@ -78,7 +78,7 @@ def score(engine: Engine, items: Sequence[Item], setting: str, *, batch_size: in
     scores = []
     for item, reply in zip(items, replies, strict=True):
         target, iou, official, right = item.qa.mask, None, None, None
-        if item.qa.task != SEGMENTATION:
+        if item.qa.task not in (SEGMENTATION, OBJECT):
             right = same_answer(reply.text, item.qa.answer)
         elif target is not None:
             drawn = reply.mask(target.shape)
@@ -105,13 +105,15 @@ def _sar_weight(scene: Scene, weights: np.ndarray | None) -> tuple[float | None,
 
 @dataclass(frozen=True)
 class Summary:
-    """Means with intervals for one sky and setting: strict mask IoU, question accuracy, absent targets left empty."""
+    """Means with intervals for one sky and setting: strict IoU of areas, of single objects, question accuracy, absent
+    targets left empty; and the official IoU of areas."""
 
     sky: str
     setting: str
     iou: Estimate
     accuracy: Estimate
     absent: Estimate
+    objects: Estimate
     official: float
 
 
@@ -121,14 +123,16 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
     for sky in dict.fromkeys(s.sky for s in scores):
         for setting in dict.fromkeys(s.setting for s in scores):
             chosen = [s for s in scores if s.sky == sky and s.setting == setting]
-            official = [s.official for s in chosen if s.official is not None]
+            areas = [s for s in chosen if s.task == SEGMENTATION]
+            official = [s.official for s in areas if s.official is not None]
             rows.append(
                 Summary(
                     sky,
                     setting,
-                    bootstrap([s.iou for s in chosen if s.iou is not None]),
+                    bootstrap([s.iou for s in areas if s.iou is not None]),
                     bootstrap([float(s.right) for s in chosen if s.right is not None and s.task != SEGMENTATION]),
-                    bootstrap([float(s.right) for s in chosen if s.right is not None and s.task == SEGMENTATION]),
+                    bootstrap([float(s.right) for s in areas if s.right is not None]),
+                    bootstrap([s.iou for s in chosen if s.iou is not None and s.task == OBJECT]),
                     float(np.mean(official)) if official else float("nan"),
                 )
             )

@@ -14,14 +14,17 @@ from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.sharding import put_batch
-from earthmind_jax.evaluate.simulated import QUESTIONS, SEGMENTATION
+from earthmind_jax.evaluate.simulated import OBJECT, SEGMENTATION
 from earthmind_jax.models import api
 from earthmind_jax.train.run import corpus
 from earthmind_jax.train.state import RUN_ONCE, create
 from earthmind_jax.train.step import compile_step
 from earthmind_jax.types import Params
 
-TASKS = (*[SEGMENTATION] * 4, *QUESTIONS, "caption", "region_description")
+TASKS = (
+    *[SEGMENTATION] * 3, OBJECT, *["object_existence"] * 3, *["hallucination_detection"] * 2, "scene_classification",
+    "object_counting", *["spatial_relationship"] * 2, "caption", "region_description",
+)  # fmt: skip
 """Tasks of a training scene; each sample keeps ``data.turns`` of its questions."""
 
 CORPUS_SEED, CORPUS = 7_654_321, 300

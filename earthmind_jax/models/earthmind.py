@@ -33,7 +33,8 @@ from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, 
 class ForwardOutput:
     """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, the two
     sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves
-    with ``phrase_valid`` [B M] and the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see :func:`forward`)."""
+    with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see :func:`forward`), and
+    the phrases' mean embeddings ``words`` [B M D]."""
 
     hidden: Array
     fused: Fused | None
@@ -42,6 +43,7 @@ class ForwardOutput:
     phrase_masks: MaskOutput | None = None
     phrase_valid: Array | None = None
     prompts: tuple[Array, Array] | None = None
+    words: Array | None = None
 
 
 def encode(cfg: EarthMindConfig, params: Params, tiles: Array) -> Array:
@@ -187,12 +189,17 @@ def image_features(
     return ImageFeatures(embed=blend(both.embed), high=tuple(blend(x) for x in both.high))
 
 
-def grounding_weights(fused: Fused) -> Array:
-    """Weights [B N 2] of the tile that shows the whole image: the last valid one (the thumbnail, or the only tile)."""
+def whole_tile(fused: Fused, values: Array) -> Array:
+    """Of ``values`` [B I ...], those of the tile that shows the whole image: the last valid one (the thumbnail, or the
+    only tile)."""
     shown = fused.weights.sum(-1).max(-1) > 0  # [B I]
-    count = shown.shape[1]
-    last = jnp.max(jnp.where(shown, jnp.arange(count), 0), axis=1)
-    return jnp.take_along_axis(fused.weights, last[:, None, None, None], axis=1)[:, 0]
+    last = jnp.max(jnp.where(shown, jnp.arange(shown.shape[1]), 0), axis=1)
+    return jnp.take_along_axis(values, last.reshape(-1, 1, *(1,) * (values.ndim - 2)), axis=1)[:, 0]
+
+
+def grounding_weights(fused: Fused) -> Array:
+    """Weights [B N 2] of :func:`whole_tile`."""
+    return whole_tile(fused, fused.weights)
 
 
 def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompts: Array) -> MaskOutput:
@@ -238,10 +245,10 @@ def forward(
             marks = (cfg.tokens.p_start, cfg.tokens.p_end)
             words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
             # The norm of the final state, so that one map serves both.
-            words = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
-            word_prompts = seg_prompt(cfg, params, words)
+            normed = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
+            word_prompts = seg_prompt(cfg, params, normed)
             named = ground(cfg, params, features, word_prompts)
-            return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found, (prompts, word_prompts))
+            return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found, (prompts, word_prompts), words)
     return ForwardOutput(hidden, fused, masks, sensor_tokens)
 
 

@@ -95,6 +95,25 @@ def mask_dice(
     return _mean(1 - overlap / extent, valid, 1, eps)
 
 
+def mask_contrast(
+    logits: Float[Array, "B M n"], targets: Float[Array, "B M n"], valid: Bool[Array, "B M"] | None = None
+) -> Float[Array, ""]:
+    """Cross entropy of each pixel's choice among the masks of its image, averaged over pixels that lie in one of them.
+
+    The choice is a softmax of the M logits; a pixel in several masks is shared evenly. Independent binary losses have a
+    saddle at "the same mask whatever is asked for", where training from scratch lingers; here it earns nothing.
+    Ours, after the pixel-to-text contrast of LSeg (Li et al. 2022, eq. 1) with an image's own phrases as the classes.
+    """
+    keep = jnp.ones(logits.shape[:2], bool) if valid is None else valid
+    targets = jnp.where(keep[..., None], targets.astype(jnp.float32), 0)
+    total = targets.sum(1, keepdims=True)
+    share = targets / jnp.maximum(total, 1e-6)
+    chances = jax.nn.log_softmax(jnp.where(keep[..., None], logits.astype(jnp.float32), -1e9), axis=1)
+    each = -jnp.sum(jnp.where(share > 0, share * chances, 0), axis=1)
+    inside = total[:, 0] > 0.5
+    return jnp.sum(each * inside) / jnp.maximum(jnp.sum(inside), 1)
+
+
 def _mean(each: Array, valid: Array | None, elements: int, eps: float) -> Array:
     """Sum over the valid entries / (their number x ``elements`` + eps)."""
     valid = jnp.ones(each.shape, bool) if valid is None else valid
@@ -167,11 +186,45 @@ def patch_grid(tokens: int, smallest: int = 8, largest: int = 64) -> tuple[int, 
     return None
 
 
+def region_word(
+    tokens: Float[Array, "B N D"],
+    valid: Bool[Array, "B N"],
+    words: Float[Array, "B M D"],
+    named: Bool[Array, "B M"],
+    cover: Float[Array, "B M N"],
+    *,
+    scale: float = 10.0,
+    shift: float = -3.0,
+) -> Float[Array, ""]:
+    """Binary cross entropy of "this visual token shows what this phrase names", for the phrases of the whole batch.
+
+    The logit is ``scale * cosine + shift``; the target is the share of the token that the phrase's mask covers. Words
+    of another sample count as well: where a sample has the very same phrase its mask holds, and otherwise the phrase
+    is taken as absent there, which is right as far as each sample names what it shows. Pairs are averaged so that what
+    is there weighs as much as what is not. Ours, after the region-word alignment of GLIP (Li et al. 2022, eq. 3).
+    """
+
+    def unit(x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-9)
+
+    phrases, asked = unit(words).reshape(-1, words.shape[-1]), named.reshape(-1)
+    logits = scale * jnp.einsum("bnd,jd->bnj", unit(tokens), phrases) + shift
+    # Phrases are the same when their directions are; one sample may name a thing twice.
+    same = jnp.einsum("bmd,jd->bmj", unit(words), phrases) > 1 - 1e-4
+    covers = jnp.where(named[..., None], cover.astype(jnp.float32), 0)
+    target = jnp.max(jnp.where(same[..., None], covers[:, :, None], 0), axis=1).swapaxes(1, 2)  # [B N J]
+    each = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    keep = (valid[..., None] & asked).astype(jnp.float32)
+    there, absent = keep * target, keep * (1 - target)
+    return 0.5 * sum(jnp.sum(each * share) / jnp.maximum(jnp.sum(share), 1) for share in (there, absent))
+
+
 def attention_target(masks: Shaped[Array, "*masks H W"], grid: tuple[int, int]) -> Float[Array, "*masks N"]:
     """Each mask's share on the cells of the token grid: (max over the cell > 0) / (their number + 1e-6)."""
     cells = resize.adaptive_max((masks > 0)[..., None], grid)
     cells = cells.reshape(*masks.shape[:-2], grid[0] * grid[1]).astype(jnp.float32)
-    return cells / (jnp.sum(cells, axis=-1, keepdims=True) + 1e-6)
+    return cells / (jnp.sum(cells, axis=-1, keepdims=True) + 1e-9)
 
 
 def attention_kl(

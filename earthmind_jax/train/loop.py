@@ -22,7 +22,7 @@ from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.models import api
 from earthmind_jax.train import checkpoint
 from earthmind_jax.train.state import TrainState, assignment, create, state_shardings
-from earthmind_jax.train.step import compile_step
+from earthmind_jax.train.step import Step, compile_step
 from earthmind_jax.types import Batch, Params
 
 
@@ -64,10 +64,14 @@ def fit(
     report_every: int = 10,
     until: int | None = None,
     on_report: Callable[[int, dict[str, float]], None] | None = None,
+    step_fn: Callable[[], Step] | None = None,
 ) -> TrainState:
     """Train to ``config.steps`` (or ``until``), resuming from the latest whole step in ``directory``.
 
     Progress (loss terms, samples/s, time left) goes to ``console``; every report is a line of ``metrics.jsonl``.
+
+    Args:
+      step_fn: gives the step, where it is compiled elsewhere (:func:`compile_ahead`).
 
     Raises:
       UserError: the batch does not divide over the mesh, or the directory belongs to another run.
@@ -89,7 +93,7 @@ def fit(
             state, position = checkpoint.restore_step(steps, done, abstract, shardings)
             source.set_state(position)
             console.print(f"Resumed after step {done}.")
-        step_fn = compile_step(config, mesh, shardings)
+        run_step = step_fn() if step_fn else compile_step(config, mesh, shardings)
         # Virtual CPU devices share a small thread pool: two steps in flight can wait for each other's collectives.
         lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
         with _progress(console) as progress, writing(directory), open(directory / "metrics.jsonl", "a") as log:
@@ -97,7 +101,7 @@ def fit(
             clock, counted = time.perf_counter(), done
             metrics: dict[str, jax.Array] = {}
             for step in range(done + 1, last + 1):
-                state, metrics = step_fn(state, put_batch(next(source), mesh))
+                state, metrics = run_step(state, put_batch(next(source), mesh))
                 if lockstep:
                     jax.block_until_ready(metrics)
                 if step % report_every == 0 or step == last:

@@ -55,11 +55,11 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
 
 
 def corpus(source: Sequence[Any] | Lazy, count: int = CORPUS) -> list[str]:
-    """Questions and answers of the first ``count`` samples, for a new tokenizer."""
+    """Questions and answers of the first ``count`` samples, and who says them, for a new tokenizer."""
     texts = []
     for i in range(min(count, len(source))):
         for turn in source[i].turns:
-            texts += [turn.question, turn.answer or ""]
+            texts += ["user", turn.question, "assistant", turn.answer or ""]
     return texts
 
 

@@ -40,11 +40,17 @@ def assignment(config: RunConfig) -> Assignment:
     return assign(sorted(api.shapes(config.model)), config.optim.groups)
 
 
+def make_optimiser(config: RunConfig) -> optax.GradientTransformation:
+    """The optimiser of a run; the same every time it is made."""
+    axes = api.param_axes(config.model) if config.optim.method == "muon" else None
+    return optimiser(config.optim, assignment(config), config.steps, axes)
+
+
 def build(config: RunConfig, params: Params) -> TrainState:
     """State at step 0 from initialised or converted parameters (traceable)."""
     table = assignment(config)
     trainable, frozen = split(params, table, jnp.dtype(config.model.precision.compute))
-    tx = optimiser(config.optim, table, config.steps)
+    tx = make_optimiser(config)
     rng = jax.random.key_data(jax.random.key(config.seed + 1))
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), rng)
 

@@ -10,14 +10,14 @@ import optax
 from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig
-from earthmind_jax.distributed.sharding import batch_sharding, replicated
+from earthmind_jax.distributed.sharding import batch_sharding, put_batch, replicated
 from earthmind_jax.models import earthmind
-from earthmind_jax.ops import losses
-from earthmind_jax.train.groups import optimiser
-from earthmind_jax.train.state import TrainState, assignment
-from earthmind_jax.types import Batch, Params
+from earthmind_jax.ops import losses, resize
+from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
+from earthmind_jax.types import Batch, Fused, Params
 
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -25,7 +25,7 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
     ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors'
-    tokens; ``phrase`` is ours.
+    tokens; ``phrase``, ``contrast`` and ``align`` are ours.
     """
     weights = config.loss
     drop, points = jax.random.split(key)
@@ -46,15 +46,20 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
             # A term of weight 0 is not computed: without [SEG] and text, nothing of the language model is.
             if weight and masks is not None:
                 keep = batch.mask_valid & valid
-                bce, dice = mask_losses(config, points, masks.logits, batch.masks, keep)
-                loss = loss + weight * (weights.mask_bce * bce + weights.mask_dice * dice)
-                metrics |= {f"{name}bce": bce, f"{name}dice": dice}
+                terms = mask_losses(config, points, masks.logits, batch.masks, keep)
+                scale = {"bce": weights.mask_bce, "dice": weights.mask_dice, "contrast": weights.mask_contrast}
+                loss = loss + weight * sum((scale[term] * value for term, value in terms.items()), start=jnp.zeros(()))
+                metrics |= {f"{name}{term}": value for term, value in terms.items()}
     if weights.align and out.prompts is not None and batch.mask_valid is not None:
         seg, words = out.prompts
         keep = (batch.mask_valid & out.phrase_valid)[..., None]
         square = jnp.square(seg - jax.lax.stop_gradient(words)).astype(jnp.float32)
         metrics["align"] = jnp.where(keep, square, 0).sum() / jnp.maximum(keep.sum() * seg.shape[-1], 1)
         loss = loss + weights.align * metrics["align"]
+    if weights.region_word and out.words is not None and out.fused is not None and batch.masks is not None:
+        named = batch.mask_valid & out.phrase_valid
+        metrics["region_word"] = region_word_loss(config, out.fused, out.words, named, batch.masks)
+        loss = loss + weights.region_word * metrics["region_word"]
     if weights.sensor_mse and out.sensor_tokens is not None:
         mse = losses.sensor_mse(*out.sensor_tokens)
         loss = loss + weights.sensor_mse * mse
@@ -62,11 +67,25 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     return loss, metrics | {"loss": loss}
 
 
-def mask_losses(
-    config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """BCE and Dice of mask logits against targets [B M h w]: on sampled points, or everywhere where ``points`` is 0."""
-    weights, size = config.loss, logits.shape[-2:]
+def region_word_loss(
+    config: RunConfig, fused: Fused, words: jax.Array, named: jax.Array, masks: jax.Array
+) -> jax.Array:
+    """:func:`losses.region_word` of the tile that shows the whole image; a mode of 2N tokens is held to it twice."""
+    tokens, valid = earthmind.whole_tile(fused, fused.tokens), earthmind.whole_tile(fused, fused.valid)
+    per_place = config.model.fusion.sensors_out
+    side = round((tokens.shape[1] // per_place) ** 0.5)
+    cover = resize.adaptive_average(masks.astype(jnp.float32)[..., None], (side, side))
+    cover = jnp.tile(cover.reshape(*masks.shape[:2], -1), (1, 1, per_place))
+    return losses.region_word(tokens, valid, words, named, cover)
+
+
+def mask_losses(config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array) -> Metrics:
+    """BCE and Dice of mask logits against targets [B M h w]: on sampled points, or everywhere where ``points`` is 0;
+    where it has a weight, the contrast between an image's masks, everywhere."""
+    weights, size, terms = config.loss, logits.shape[-2:], {}
+    if weights.mask_contrast:
+        flat = (*logits.shape[:2], -1)
+        terms["contrast"] = losses.mask_contrast(logits.reshape(flat), masks.reshape(flat), valid)
     logits = logits.reshape(-1, *size).astype(jnp.float32)
     target = masks.reshape(-1, *size).astype(jnp.float32)
     if weights.points:
@@ -76,7 +95,7 @@ def mask_losses(
     else:
         logits, target = logits.reshape(len(logits), -1), target.reshape(len(target), -1)
     keep = valid.reshape(-1)
-    return losses.mask_bce(logits, target, keep), losses.mask_dice(logits, target, keep)
+    return terms | {"bce": losses.mask_bce(logits, target, keep), "dice": losses.mask_dice(logits, target, keep)}
 
 
 def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -87,16 +106,13 @@ def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Trai
         return loss_terms(config, {**state.frozen, **trainable}, batch, key)
 
     (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
-    tx = optimiser(config.optim, assignment(config), config.steps)
-    updates, opt = tx.update(grads, state.opt, state.trainable)
+    updates, opt = make_optimiser(config).update(grads, state.opt, state.trainable)
     metrics["grad_norm"] = optax.tree.norm(grads)
     trainable = optax.apply_updates(state.trainable, updates)
     return state.replace(step=state.step + 1, trainable=trainable, opt=opt), metrics
 
 
-def compile_step(
-    config: RunConfig, mesh: Mesh, shardings: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def compile_step(config: RunConfig, mesh: Mesh, shardings: TrainState) -> Step:
     """The jitted step with pinned input and output shardings (what pjit has become) and the state donated."""
     return jax.jit(
         lambda state, batch: train_step(config, state, batch),
@@ -104,3 +120,13 @@ def compile_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def compile_ahead(config: RunConfig, mesh: Mesh, batch: Batch) -> Step:
+    """The step compiled for batches like ``batch`` without a state, so that it can be done in a thread beforehand."""
+    with jax.set_mesh(mesh):
+        abstract, shardings = state_shardings(config, mesh)
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        )
+        return compile_step(config, mesh, shardings).lower(state, put_batch(batch, mesh)).compile()

@@ -10,8 +10,8 @@ import pytest
 from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.simulate import TASKS, Cover, make_questions, make_scene, scene_kind, to_sample
 from earthmind_jax.data.simulate.materials import OBJECTS
-from earthmind_jax.data.simulate.qa import MIN_SHARE, NOUNS, list_words, place_in_words, sensors_for
-from earthmind_jax.data.simulate.questions import SCENES, counting, segmentation
+from earthmind_jax.data.simulate.qa import NOUNS, list_words, place_in_words, sensors_for
+from earthmind_jax.data.simulate.questions import ASKED_SHARE, SCENES, counting, segmentation
 from earthmind_jax.errors import UserError
 
 BY_NOUN = {noun: cover for cover, nouns in NOUNS.items() for noun in nouns}
@@ -138,7 +138,7 @@ def test_spatial_relations(asked):
 
 
 def test_segmentation(asked):
-    absent = single = 0
+    absent = 0
     found = of(asked, "referring_segmentation")
     for scene, qa in found:
         cover = noun_in(qa.question)
@@ -150,16 +150,28 @@ def test_segmentation(asked):
             absent += 1
             assert qa.answer == f"There is no {NOUNS[cover][0]} in this image."
             assert not scene.mask(cover).any()
-        elif cover in OBJECTS and not np.array_equal(qa.mask, scene.mask(cover)):
-            single += 1
-            assert (scene.class_map[qa.mask] == cover).all()
         else:
             np.testing.assert_array_equal(qa.mask, scene.mask(cover))
-            assert cover in OBJECTS or qa.mask.mean() >= MIN_SHARE
+            assert qa.mask.mean() >= ASKED_SHARE
     assert 0.08 < absent / len(found) < 0.25
-    assert single > 5
     stems = {q.format(c="water") for q in SEGMENTATION_QUESTIONS}
     assert {qa.question for _, qa in found if qa.question in stems} <= stems
+
+
+def test_segmentation_of_an_object(asked):
+    found = of(asked, "object_segmentation")
+    assert len(found) > 40
+    for scene, qa in found:
+        thing = next(o for o in scene.layout.things if np.array_equal(o.mask, qa.mask))
+        assert NOUNS[thing.cover][0] in qa.question
+        assert qa.answer.endswith(" </p> [SEG].")
+
+
+def test_a_repeated_task_asks_something_else():
+    scene, rng = make_scene(3), np.random.default_rng(0)
+    asked = make_questions(scene, rng, ["referring_segmentation"] * 12)
+    drawn = [qa.answer for qa in asked if qa.mask is not None]
+    assert len(drawn) == len(set(drawn)) > 1
 
 
 def test_segmentation_of_a_class():

@@ -20,9 +20,11 @@ from earthmind_jax.geo.align import load_pair
 
 @pytest.fixture(scope="module")
 def scene():
-    """A clear one with a lake or sea, forest and no missing data."""
+    """A clear one with a lake or sea, forest, no missing data, and no ships to outshine the water."""
     found = (make_scene(seed, cloud="clear", theme="coast", nodata=0.0, gsd=10.0) for seed in range(200))
-    return next(s for s in found if s.fractions[Cover.WATER] > 0.2 and s.fractions[Cover.FOREST] > 0.2)
+    wanted = {Cover.WATER: 0.2, Cover.FOREST: 0.2}
+    calm = (s for s in found if not s.layout.counts[Cover.SHIP] and not s.layout.counts[Cover.BRIDGE])
+    return next(s for s in calm if all(s.fractions[cover] > share for cover, share in wanted.items()))
 
 
 def read(path):

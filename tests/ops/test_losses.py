@@ -256,3 +256,64 @@ def test_sample_points():
     for bad in ({"oversample": 0.5}, {"importance": 1.5}, {"points": 0}):
         with pytest.raises(ValueError, match="Point sampling"):
             losses.sample_points(jax.random.key(0), logits, **{"points": 10, **bad})
+
+
+def test_contrast_is_the_cross_entropy_of_the_choice():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 50)).astype(np.float32)
+    label = rng.integers(0, 4, (2, 50))  # 3 lies in no mask
+    masks = np.stack([label == m for m in range(3)], 1).astype(np.float32)
+    target = torch.from_numpy(np.where(label == 3, -100, label))
+    want = torch.nn.functional.cross_entropy(torch.from_numpy(logits), target)
+    assert float(losses.mask_contrast(logits, masks)) == pytest.approx(float(want), rel=1e-6)
+    # A mask that is padding is no choice, and pixels that lie in it alone do not count.
+    keep = np.array([[True, True, False]] * 2)
+    two = torch.from_numpy(np.where(label >= 2, -100, label))
+    want = torch.nn.functional.cross_entropy(torch.from_numpy(logits[:, :2]), two)
+    assert float(losses.mask_contrast(logits, masks, keep)) == pytest.approx(float(want), rel=1e-6)
+    assert float(losses.mask_contrast(logits, masks, np.zeros_like(keep))) == 0.0
+    assert np.isfinite(jax.grad(lambda x: losses.mask_contrast(x, masks, keep))(logits)).all()
+
+
+def test_contrast_shares_a_pixel_of_several_masks():
+    logits, masks = jnp.zeros((1, 2, 4)), jnp.ones((1, 2, 4))
+    assert float(losses.mask_contrast(logits, masks)) == pytest.approx(np.log(2), rel=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: losses.mask_contrast(x, masks))(logits), 0, atol=1e-7)
+
+
+def test_region_word_knows_a_phrase_in_every_sample():
+    """Two samples that both name "water" (the same words), one that names "forest": tokens are held to all of them."""
+    rng = np.random.default_rng(1)
+    water, forest = 0.02 * rng.normal(size=(2, 8)).astype(np.float32)
+    words = jnp.asarray(np.stack([[water, forest], [3 * water, np.zeros(8, np.float32)]]))
+    named = np.array([[True, True], [True, False]])
+    cover = np.zeros((2, 2, 3), np.float32)
+    cover[0, 0], cover[0, 1], cover[1, 0] = [1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]
+    tokens = rng.normal(size=(2, 3, 8)).astype(np.float32)
+    valid = np.array([[True, True, True], [False, True, True]])
+
+    got = losses.region_word(tokens, valid, words, named, cover)
+
+    def unit(x):
+        return x / np.linalg.norm(x)
+
+    sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
+    held = {0: {"w": cover[0, 0], "f": cover[0, 1]}, 1: {"w": cover[1, 0], "f": np.zeros(3)}}
+    for b in range(2):
+        for n in np.flatnonzero(valid[b]):
+            for name, vector in (("w", water), ("f", forest), ("w", water)):
+                logit = 10 * unit(tokens[b, n]) @ unit(vector) - 3
+                target = held[b][name][n]
+                each = np.logaddexp(0, logit) - logit * target
+                for there, share in ((True, target), (False, 1 - target)):
+                    sums[there][0] += each * share
+                    sums[there][1] += share
+    want = 0.5 * sum(total / max(count, 1) for total, count in sums.values())
+    assert float(got) == pytest.approx(want, rel=1e-4)
+
+
+def test_region_word_without_a_phrase_is_zero():
+    args = (jnp.ones((1, 4, 8)), jnp.ones((1, 4), bool), jnp.ones((1, 2, 8)), jnp.zeros((1, 2), bool))
+    value, gradient = jax.value_and_grad(lambda t: losses.region_word(t, *args[1:], jnp.ones((1, 2, 4))))(args[0])
+    assert float(value) == 0.0
+    assert np.isfinite(gradient).all()

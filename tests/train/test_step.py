@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import support
 
-from earthmind_jax.config import Group, LoraConfig, MeshConfig, Precision
+from earthmind_jax.config import Group, LoraConfig, LossConfig, MeshConfig, Precision
+from earthmind_jax.data.records import Turn
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.models import api, earthmind
@@ -55,6 +56,28 @@ def test_every_loss_falls_on_one_batch():
     assert set(before.frozen) == {path for path in after.params if path.startswith("grounding/prompt/")}
     for path, x in before.frozen.items():
         np.testing.assert_array_equal(x, after.frozen[path], err_msg=path)
+
+
+def test_what_training_from_scratch_adds():
+    config = support.run_config(support.model(), (Group(pattern="grounding/prompt/"), *support.ALL), steps=12)
+    loss = LossConfig(points=0, phrase=1.0, align=2.0, mask_contrast=0.5, region_word=0.25)
+    optim = dataclasses.replace(config.optim, method="muon", learning_rate=5e-3)
+    config = dataclasses.replace(config, loss=loss, optim=optim)
+    halves = np.zeros((2, 32, 32), bool)
+    halves[0, :, :16], halves[1, :, 16:] = True, True
+    turn = Turn("What is where?", "<p> water </p> [SEG] and <p> fields </p> [SEG].", halves)
+    samples = [dataclasses.replace(support.sample(i), turns=(turn,)) for i in range(4)]
+    before, after, metrics = steps(config, 12, support.batch(samples, config.model, sensors=support.BOTH))
+    first = metrics[0]
+    drawn = [
+        sum(w * first[f"{p}{n}"] for n, w in (("bce", 2), ("dice", 0.5), ("contrast", 0.5))) for p in ("", "phrase_")
+    ]
+    total = first["text"] + sum(drawn) + 2 * first["align"] + 0.25 * first["region_word"]
+    np.testing.assert_allclose(first["loss"], total, rtol=1e-5)
+    for name in ("text", "align", "region_word"):
+        assert metrics[-1][name] < first[name], name
+    still = {path for path, x in before.trainable.items() if np.array_equal(x, after.trainable[path])}
+    assert all(path.startswith("grounding/decoder/") for path in still)  # heads without a loss of their own
 
 
 def test_only_trainables_move():

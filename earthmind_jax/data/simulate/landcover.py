@@ -47,7 +47,7 @@ THEMES: dict[str, Theme] = {
 def paint_areas(canvas: Canvas, theme: Theme) -> None:
     """Forest, fields, grassland, bare ground: a warped Voronoi diagram, whose field cells share one set of parcels."""
     rng = canvas.rng
-    count = int(np.clip(rng.integers(5, 11) * (canvas.side / 64.0) ** 1.2, 5, 60))
+    count = int(np.clip(rng.integers(4, 9) * (canvas.side / 64.0) ** 1.2, 4, 60))
     at = rng.random((count, 2)) * canvas.shape
     warp = 0.07 * canvas.side
     y = canvas.y + np.float32(warp) * fractal_noise(rng, canvas.shape, 0.18 * canvas.side)

@@ -20,6 +20,7 @@ from earthmind_jax.data.simulate.open_questions import caption, disaster, region
 from earthmind_jax.data.simulate.qa import MIN_SHARE, NOUNS, QA, have, place_in_words, sensors_for
 from earthmind_jax.data.simulate.scene import Scene
 
+ASKED_SHARE = 0.05  # of the image: areas smaller than this are not to be segmented
 COUNT_RANGE = range(1, 9)  # numbers that are asked for
 SCENES = {
     "an airport": Cover.ASPHALT, "a residential area": Cover.BUILDING, "open water": Cover.WATER,
@@ -151,14 +152,11 @@ def _extents(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return share, centre, np.sqrt(np.maximum(square - centre**2, 0.0))
 
 
-def segmentation(
-    scene: Scene, rng: np.random.Generator, cover: int | None = None, absent: float = 0.15, objects: float = 0.15
-) -> QA | None:
+def segmentation(scene: Scene, rng: np.random.Generator, cover: int | None = None, absent: float = 0.15) -> QA | None:
     """Segment a class; with chance ``absent`` one that is not there, which is answered without ``[SEG]``.
 
     Args:
-      cover: the class to ask for (then ``absent`` does not apply), or None to draw one that covers 2 % at least, or,
-        with chance ``objects``, one single object ("the ship in the upper left").
+      cover: the class to ask for (then ``absent`` does not apply), or None to draw one that covers 5 % at least.
     """
     if cover is None and rng.random() < absent and (pool := _absent(scene)):
         missing = pool[int(rng.integers(len(pool)))]
@@ -166,25 +164,29 @@ def segmentation(
         answer = f"There is no {NOUNS[missing][0]} in this image."
         question = question.format(c=NOUNS[missing][1])
         return QA("referring_segmentation", question, answer, needs=sensors_for(scene, missing))
-    mask, phrase = None, ""
-    if cover is None and rng.random() < objects and (single := _located_object(scene, rng)) is not None:
-        thing, phrase = single
-        cover, mask = thing.cover, thing.mask
-    elif cover is None:
-        areas = (*STUFF, Cover.BUILDING)
-        pool = [c for c in areas if scene.fractions[c] >= MIN_SHARE]
+    if cover is None:
+        pool = [c for c in (*STUFF, Cover.BUILDING) if scene.fractions[c] >= ASKED_SHARE]
         if not pool:
             return None
         cover = pool[int(rng.integers(len(pool)))]
     cover = Cover(cover)
-    if mask is None:
-        mask, phrase = scene.mask(cover), NOUNS[cover][1]
-        if not mask.any():
-            return None
+    mask = scene.mask(cover)
+    return _ask_mask(scene, rng, "referring_segmentation", cover, mask, NOUNS[cover][1]) if mask.any() else None
+
+
+def object_segmentation(scene: Scene, rng: np.random.Generator) -> QA | None:
+    """Segment one single object, "the ship in the upper left"."""
+    single = _located_object(scene, rng)
+    if single is None:
+        return None
+    thing, phrase = single
+    return _ask_mask(scene, rng, "object_segmentation", Cover(thing.cover), thing.mask, phrase)
+
+
+def _ask_mask(scene: Scene, rng: np.random.Generator, task: str, cover: Cover, mask: np.ndarray, phrase: str) -> QA:
     question = SEGMENTATION_QUESTIONS[int(rng.integers(len(SEGMENTATION_QUESTIONS)))].format(c=phrase)
     # The published grounded-caption form: with the name right before its [SEG], it is quick to learn which is meant.
-    answer = f"<p> {phrase} </p> [SEG]."
-    return QA("referring_segmentation", question, answer, mask=mask, needs=sensors_for(scene, cover))
+    return QA(task, question, f"<p> {phrase} </p> [SEG].", mask=mask, needs=sensors_for(scene, cover))
 
 
 def _located_object(scene: Scene, rng: np.random.Generator) -> tuple[Instance, str] | None:
@@ -207,6 +209,7 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
     "object_counting": counting,
     "spatial_relationship": spatial,
     "referring_segmentation": segmentation,
+    "object_segmentation": object_segmentation,
     "caption": caption,
     "region_description": region,
     "route": route,
@@ -220,6 +223,8 @@ def make_questions(
 ) -> list[QA]:
     """One question for each task that the scene has an answer to, in the order given (all tasks by default).
 
+    A task that is named several times gives different questions: one whose answer was given before is left out.
+
     Args:
       lettered: multiple choice with lettered options; else the bare question, to be answered in a word or a few.
 
@@ -229,7 +234,11 @@ def make_questions(
     tasks = tuple(TASKS) if tasks is None else tuple(tasks)
     for task in tasks:
         one_of("task", task, tuple(TASKS))
-    found = [qa for task in tasks if (qa := TASKS[task](scene, rng)) is not None]
+    found: list[QA] = []
+    for task in tasks:
+        qa = TASKS[task](scene, rng)
+        if qa is not None and not any(qa.task == q.task and qa.answer == q.answer for q in found if q.mask is not None):
+            found.append(qa)
     return found if lettered else [open_form(qa) for qa in found]
 
 
