@@ -31,12 +31,12 @@ from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, 
 
 @struct.dataclass
 class ForwardOutput:
-    """Training outputs: ``hidden`` [B T D], ``fused`` (None for text alone), ``masks`` [B M h w] logits, the two
+    """Training outputs: ``hidden`` [B T D] or None, ``fused`` (None for text alone), ``masks`` [B M h w] logits, both
     sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves
     with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see :func:`forward`), and
     the phrases' mean embeddings ``words`` [B M D]."""
 
-    hidden: Array
+    hidden: Array | None
     fused: Fused | None
     masks: MaskOutput | None
     sensor_tokens: tuple[Array, Array] | None
@@ -208,7 +208,13 @@ def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompt
 
 
 def forward(
-    cfg: EarthMindConfig, params: Params, batch: Batch, *, dropout: Array | None = None, phrases: bool = False
+    cfg: EarthMindConfig,
+    params: Params,
+    batch: Batch,
+    *,
+    dropout: Array | None = None,
+    phrases: bool = False,
+    speaks: bool = True,
 ) -> ForwardOutput:
     """Teacher-forced pass over a training batch.
 
@@ -216,6 +222,7 @@ def forward(
       dropout: key for LoRA dropout.
       phrases: also draw each mask from the embeddings of its phrase (``<p> phrase </p> [SEG]``) in place of the
         ``[SEG]`` state, which teaches the mask decoder the words before the language model can tell them apart.
+      speaks: run the language model; without it there are no ``hidden`` and no ``masks`` of ``[SEG]``.
     """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
@@ -225,31 +232,42 @@ def forward(
         visual = fused.tokens.reshape(fused.tokens.shape[0], -1, fused.tokens.shape[-1])
         if optical is not None and sar is not None:
             sensor_tokens = (sar, optical)
-    embeds = place(text, visual, batch.visual_index)
-    hidden = language(cfg, params, embeds, batch.lengths, dropout=dropout).hidden
-    masks = None
-    if cfg.grounding is not None and batch.seg_index is not None:
-        features = image_features(
-            cfg,
-            params,
-            batch.ground_optical,
-            batch.ground_sar,
-            batch.ground_optical_valid,
-            batch.ground_sar_valid,
-            None if fused is None else grounding_weights(fused),
-        )
-        states = token_ops.gather_rows(hidden, batch.seg_index)
-        prompts = seg_prompt(cfg, params, states)
-        masks = ground(cfg, params, features, prompts)
-        if phrases:
-            marks = (cfg.tokens.p_start, cfg.tokens.p_end)
-            words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
-            # The norm of the final state, so that one map serves both.
-            normed = rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(states.dtype)
-            word_prompts = seg_prompt(cfg, params, normed)
-            named = ground(cfg, params, features, word_prompts)
-            return ForwardOutput(hidden, fused, masks, sensor_tokens, named, found, (prompts, word_prompts), words)
-    return ForwardOutput(hidden, fused, masks, sensor_tokens)
+    hidden = None
+    if speaks:
+        embeds = place(text, visual, batch.visual_index)
+        hidden = language(cfg, params, embeds, batch.lengths, dropout=dropout).hidden
+    out = ForwardOutput(hidden, fused, None, sensor_tokens)
+    if cfg.grounding is None or batch.seg_index is None or not (phrases or speaks):
+        return out
+    states = []
+    if hidden is not None:
+        states.append(token_ops.gather_rows(hidden, batch.seg_index))
+    if phrases:
+        marks = (cfg.tokens.p_start, cfg.tokens.p_end)
+        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
+        out = out.replace(words=words, phrase_valid=found)
+        # The norm of the final state, so that one map serves both.
+        states.append(rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(cfg.precision.compute))
+    features = image_features(
+        cfg,
+        params,
+        batch.ground_optical,
+        batch.ground_sar,
+        batch.ground_optical_valid,
+        batch.ground_sar_valid,
+        None if fused is None else grounding_weights(fused),
+    )
+    # Prompts of one image do not see each other, so both kinds share one pass of the decoder.
+    prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1))
+    drawn = ground(cfg, params, features, prompts)
+    count = batch.seg_index.shape[1]
+    if hidden is not None:
+        out = out.replace(masks=jax.tree.map(lambda x: x[:, :count], drawn))
+    if phrases:
+        out = out.replace(phrase_masks=jax.tree.map(lambda x: x[:, -count:], drawn))
+    if hidden is not None and phrases:
+        out = out.replace(prompts=(prompts[:, :count], prompts[:, count:]))
+    return out
 
 
 def init(cfg: EarthMindConfig, key: Array) -> Params:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
 from earthmind_jax.config import Group, OptimConfig, nearest
 from earthmind_jax.errors import UserError
 from earthmind_jax.nn.param import Axes
+from earthmind_jax.train.muon import matrix, scale_by_muon
 from earthmind_jax.types import Params
 
 
@@ -88,59 +88,29 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     )
 
 
-def matrix_axes(path: str, axes: Axes) -> MuonDimensionNumbers | None:
-    """How a parameter is a matrix (or a stack of them), from its logical axes; None where it is none.
-
-    Maps that see pixels or words (patch embedding, token table, vocabulary head) are not treated as matrices, as is
-    usual with Muon. Heads stay together: query, key and value maps give heads x head, output maps take them.
-    """
-    if not path.endswith("kernel") or "patch_embed" in path or "vocab" in axes or len(axes) < 2:
-        return None
-    stacked = axes[0] == "layers" or (len(axes) == 3 and axes[0] is None)
-    places = tuple(range(int(stacked), len(axes)))
-    gives_heads = axes[places[1]] in ("heads", "kv_heads")
-    split = places[1] if gives_heads else places[-1]
-    return MuonDimensionNumbers(
-        reduction_axis=tuple(i for i in places if i < split), output_axis=tuple(i for i in places if i >= split)
-    )
-
-
 def optimiser(
     config: OptimConfig, assignment: Assignment, steps: int, axes: Mapping[str, Axes] | None = None
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW or Muon with each group's learning-rate factor and weight decay; trainables only.
 
-    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section
-    2.2), so that both take the same learning rates.
-
     Args:
       axes: logical axes of every parameter, for Muon.
     """
     rate = schedule(config, steps)
-    labels = {p: str(i) for p, i in assignment.index.items() if assignment.trainable(p)}
+    known = {} if config.method == "adamw" or axes is None else {p: matrix(p, a) for p, a in axes.items()}
+    matrices = {path: shape for path, shape in known.items() if shape is not None}
+    labels = {p: f"{i}{' muon' * (p in matrices)}" for p, i in assignment.index.items() if assignment.trainable(p)}
 
-    def matrices(params: Params) -> dict[str, MuonDimensionNumbers | None]:
-        assert axes is not None
-        return {path: matrix_axes(path, axes[path]) for path in params}
-
-    def group_tx(group: Group) -> optax.GradientTransformation:
+    def group_tx(group: Group, by_muon: bool) -> optax.GradientTransformation:
         factor = group.learning_rate or 0.0
-        if config.method == "muon":
-            return muon(
-                lambda count: rate(count) * factor,
-                weight_decay=group.weight_decay,
-                adam_b1=config.betas[0],
-                adam_b2=config.betas[1],
-                adam_weight_decay=group.weight_decay,
-                muon_weight_dimension_numbers=matrices,
-                consistent_rms=0.2,
-            )
         return optax.chain(
-            optax.scale_by_adam(*config.betas, eps=config.eps),
+            scale_by_muon(matrices) if by_muon else optax.scale_by_adam(*config.betas, eps=config.eps),
             optax.add_decayed_weights(group.weight_decay) if group.weight_decay else optax.identity(),
             optax.scale_by_learning_rate(lambda count: rate(count) * factor),
         )
 
-    used = sorted(set(labels.values()))
-    transforms = {i: group_tx(assignment.groups[int(i)]) for i in used}
+    transforms = {
+        label: group_tx(assignment.groups[int(label.split()[0])], label.endswith("muon"))
+        for label in sorted(set(labels.values()))
+    }
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.partition(transforms, labels))

@@ -29,21 +29,22 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     """
     weights = config.loss
     drop, points = jax.random.split(key)
-    out = earthmind.forward(config.model, params, batch, dropout=drop, phrases=weights.phrase > 0)
+    speaks = weights.text > 0 or weights.seg > 0
+    out = earthmind.forward(config.model, params, batch, dropout=drop, phrases=weights.phrase > 0, speaks=speaks)
     loss, metrics = jnp.zeros(()), {}
-    if weights.text:
+    if weights.text and out.hidden is not None:
         head = earthmind.head_kernel(config.model, params)
         targets = jnp.roll(batch.tokens, -1, axis=1)
         wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
-        total, count = losses.token_cross_entropy(out.hidden, head, targets, wanted, chunk=weights.vocab_chunk)
-        metrics["text"] = total / jnp.maximum(count, 1)
+        shares = losses.answer_weights(wanted, weights.answer_power) if weights.answer_power else wanted
+        total, count = losses.token_cross_entropy(out.hidden, head, targets, shares, chunk=weights.vocab_chunk)
+        metrics["text"] = total / jnp.where(count > 0, count, 1)
         loss = weights.text * metrics["text"]
     if batch.masks is not None and batch.mask_valid is not None:
         for name, weight, masks, valid in (
             ("", weights.seg, out.masks, batch.mask_valid),
             ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid),
         ):
-            # A term of weight 0 is not computed: without [SEG] and text, nothing of the language model is.
             if weight and masks is not None:
                 keep = batch.mask_valid & valid
                 terms = mask_losses(config, points, masks.logits, batch.masks, keep)

@@ -124,6 +124,26 @@ def test_token_cross_entropy_and_gradients(chunk):
         np.testing.assert_allclose(got, leaf.grad.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_answers_share_their_weight():
+    mask = np.array([[0, 1, 1, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0, 0, 0], [0] * 8], bool)
+    np.testing.assert_array_equal(losses.answer_weights(mask, 0.0), mask)
+    want = [[0, 0.5, 0.5, 0, 0.25, 0.25, 0.25, 0.25], [1, 0, 1, 0, 0, 0, 0, 0], [0] * 8]
+    np.testing.assert_allclose(losses.answer_weights(mask, 1.0), want, rtol=1e-6)
+    np.testing.assert_allclose(losses.answer_weights(mask, 0.5), np.sqrt(want), rtol=1e-6)
+
+
+def test_weighted_token_cross_entropy():
+    rng = np.random.default_rng(5)
+    hidden, head = rng.normal(size=(2, 6, 8)).astype(np.float32), rng.normal(size=(8, 11)).astype(np.float32)
+    targets, weights = rng.integers(0, 11, (2, 6)), rng.random((2, 6)).astype(np.float32)
+    each = torch.nn.functional.cross_entropy(
+        torch.from_numpy(hidden @ head).reshape(-1, 11), torch.from_numpy(targets).reshape(-1), reduction="none"
+    )
+    total, count = losses.token_cross_entropy(hidden, head, targets, weights, chunk=5)
+    assert float(total) == pytest.approx(float((each.numpy() * weights.ravel()).sum()), rel=1e-5)
+    assert float(count) == pytest.approx(float(weights.sum()), rel=1e-6)
+
+
 def test_token_cross_entropy_of_nothing():
     hidden, head, targets, mask = language()
     loss = lambda h: losses.token_cross_entropy(h, head, targets, jnp.zeros_like(mask), chunk=6)  # noqa: E731

@@ -12,7 +12,7 @@ from configs import tiny
 from earthmind_jax.config import Group, OptimConfig
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import api
-from earthmind_jax.train.groups import assign, matrix_axes, optimiser, schedule, split
+from earthmind_jax.train.groups import assign, optimiser, schedule, split
 
 PATHS = ("grounding/prompt/gaussian", "grounding/trunk/bias", "lm/embed/embedding", "vision/blocks/norm1/scale")
 
@@ -98,41 +98,3 @@ def test_gradients_are_clipped_by_their_common_norm():
     _, state = tx.update({"a": jnp.full(3, 1e3), "b": jnp.full(1, 1e3)}, tx.init(params), params)
     mu = optax.tree.get(state, "mu")
     np.testing.assert_allclose(jnp.concatenate([mu["a"], mu["b"]]), 0.1 * 0.5, rtol=1e-4)
-
-
-def test_matrices_for_muon():
-    axes = api.param_axes(tiny.get_config().model)
-    found = {path: matrix_axes(path, axes[path]) for path in axes}
-    shapes = api.shapes(tiny.get_config().model)
-    for path, dims in found.items():
-        if dims is None:
-            continue
-        taken = (*dims.reduction_axis, *dims.output_axis)
-        batch = [i for i in range(len(shapes[path].shape)) if i not in taken]
-        assert batch in ([], [0])
-        assert taken == tuple(range(len(batch), len(shapes[path].shape)))
-    assert found["lm/blocks/attn/q/kernel"].output_axis == (2, 3)
-    assert found["lm/blocks/attn/o/kernel"].reduction_axis == (1, 2)
-    assert found["grounding/decoder/hyper/fc1/kernel"].reduction_axis == (1,)
-    for path in ("lm/embed/embedding", "lm/head/kernel", "vision/patch_embedding/kernel", "lm/norm/scale"):
-        assert found[path] is None
-
-
-def test_muon_turns_matrices_orthogonal_at_the_size_of_adam():
-    config = OptimConfig(method="muon", learning_rate=1.0, warmup=0.0, groups=(
-        Group(pattern="frozen"), Group(pattern="slow", learning_rate=0.1), Group(pattern=".*", learning_rate=1.0),
-    ))  # fmt: skip
-    axes = {"a/kernel": ("embed", "mlp"), "slow/kernel": ("layers", "heads", "head", "embed"), "bias": ("embed",)}
-    key = jax.random.key(0)
-    shapes = {"a/kernel": (24, 40), "slow/kernel": (3, 2, 8, 16), "bias": (5,)}
-    params = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
-    tx = optimiser(config, assign([*params, "frozen"], config.groups), 1000, axes)
-    updates, _ = tx.update(params, tx.init(params), params)
-    values = np.linalg.svd(updates["a/kernel"] / (0.2 * 40**0.5), compute_uv=False)
-    assert 0.6 < values.min() <= values.max() < 1.3  # Newton-Schulz stops near 1
-    assert float(jnp.std(updates["a/kernel"])) == pytest.approx(0.2, rel=0.2)
-    for layer in updates["slow/kernel"].reshape(3, 16, 16):
-        values = np.linalg.svd(layer / (0.1 * 0.2 * 16**0.5), compute_uv=False)
-        assert 0.6 < np.median(values) <= values.max() < 1.3  # the smallest of a square matrix take longer
-    np.testing.assert_array_equal(jnp.sign(updates["bias"]), -jnp.sign(params["bias"]))
-    assert jnp.all((jnp.abs(updates["bias"]) > 0.99) & (jnp.abs(updates["bias"]) < 2))  # Adam's, with Nesterov's look

@@ -47,7 +47,7 @@ class Sky:
 
 
 def make_sky(rng: np.random.Generator, shape: tuple[int, int], kind: str, gsd: float) -> Sky:
-    """Clouds of one kind: ``clear`` (none), ``partly`` (8 - 25 % of the pixels), ``cloudy`` (25 - 50 %, large banks).
+    """Clouds of one kind: ``clear`` (none), ``partly`` (8 - 20 % of the pixels), ``cloudy`` (20 - 45 %, large banks).
 
     Raises:
       UserError: for an unknown kind.
@@ -63,7 +63,7 @@ def make_sky(rng: np.random.Generator, shape: tuple[int, int], kind: str, gsd: f
     larger = (shape[0] + 2 * reach, shape[1] + 2 * reach)
     field = fractal_noise(rng, larger, side * rng.uniform(0.35, 0.6) * (1.0 if cloudy else 0.5), 5 if cloudy else 4)
     inner = field[reach : reach + shape[0], reach : reach + shape[1]]
-    cover = rng.uniform(0.25, 0.50) if cloudy else rng.uniform(0.08, 0.25)
+    cover = rng.uniform(0.20, 0.45) if cloudy else rng.uniform(0.08, 0.20)
     middle = np.quantile(inner, 1.0 - cover)
     soft = rng.uniform(0.03, 0.15)  # width of the edge: cumulus to stratus
     alpha = np.clip((field - middle) / soft + 0.5, 0.0, 1.0)

@@ -17,7 +17,7 @@ from earthmind_jax.data.simulate.noise import shift, smooth_noise
 from earthmind_jax.errors import UserError
 
 NOISE_FLOOR_DB = np.array([-27.0, -27.5], np.float32)  # noise equivalent, VV and VH
-LOOKS = 8.0  # equivalent looks: between the chips' 6 (VV) and 11 (VH)
+LOOKS = 4.5  # equivalent looks of multilooked 10 m pixels
 SPECKLE_CORRELATION = 0.15  # of VV and VH
 MIN_POWER = np.float32(1e-4)
 
