@@ -49,7 +49,11 @@ def stages(mode: str = "hca_plus", steps: tuple[int, int] = (400, 500), seed: in
     The first leaves the language model out; it stands for the pretraining that the published model's parts bring along.
     """
     whole = model(mode)
-    groups = (Group(pattern="grounding/prompt/"), Group(pattern=".*", learning_rate=1.0, weight_decay=0.01))
+    groups = (
+        Group(pattern="grounding/prompt/"),
+        Group(pattern="lm/(embed|head)/", learning_rate=4.0),
+        Group(pattern=".*", learning_rate=1.0, weight_decay=0.01),
+    )
 
     def optim(rate: float, warmup: float, final: float) -> OptimConfig:
         return OptimConfig(
@@ -83,7 +87,7 @@ def stages(mode: str = "hca_plus", steps: tuple[int, int] = (400, 500), seed: in
                 batch_size=8, text_length=256, masks_per_sample=4, turns=8, drop_optical=0.2, drop_sar=0.2
             ),
             optim=optim(2e-3, 0.05, 0.02),
-            loss=LossConfig(points=0, phrase=1.0, align=2.0, mask_contrast=1.0, region_word=1.0, answer_power=1.0),
+            loss=LossConfig(points=0, phrase=1.0, align=2.0, mask_contrast=1.0, region_word=1.0, answer_power=0.5),
             steps=steps[1],
             checkpoint_every=steps[1],
             keep=1,

@@ -94,8 +94,9 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
     if steps is not None:
         stages = tuple(dataclasses.replace(stage, steps=steps, checkpoint_every=steps) for stage in stages)
     mesh = make_mesh(stages[0].mesh)
-    # Compiling takes as long as hundreds of steps and one core: all stages are compiled at once, before the first.
-    with ThreadPoolExecutor(len(stages)) as pool:
+    # Compiling takes as long as a hundred steps and one core, so the next stage is compiled while one is trained. One
+    # program at a time: each takes gigabytes to compile.
+    with ThreadPoolExecutor(1) as pool:
         made = [setup(stage) for stage in stages]
         compiled = [pool.submit(_compile, ready, mesh) for ready in made]
         for number, (ready, program) in enumerate(zip(made, compiled, strict=True), 1):

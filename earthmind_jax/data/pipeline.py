@@ -229,9 +229,9 @@ class _Simulated:
 
         rng = generator(self.seed, index)
         scene = make_scene(rng, **self.options)
-        return to_sample(
-            scene, make_questions(scene, rng, self.tasks, lettered=self.lettered), f"scene-{self.seed}-{index}"
-        )
+        # In any order: a question must not be known by its place in the conversation.
+        tasks = [self.tasks[i] for i in rng.permutation(len(self.tasks))] if self.tasks else None
+        return to_sample(scene, make_questions(scene, rng, tasks, lettered=self.lettered), f"scene-{self.seed}-{index}")
 
 
 def simulated(

@@ -86,12 +86,13 @@ def score(engine: Engine, items: Sequence[Item], setting: str, *, batch_size: in
             iou, official = foreground_iou(mask, target), official_iou(mask, target)
         else:
             right = not reply.masks  # absent: nothing to draw
-        cloud, clear = _sar_weight(item.scene, reply.weights) if setting == "both" else (None, None)
+        cloud, clear = sar_weight(item.scene, reply.weights) if setting == "both" else (None, None)
         scores.append(Score(item.qa.task, item.sky, setting, iou, official, right, cloud, clear))
     return scores
 
 
-def _sar_weight(scene: Scene, weights: np.ndarray | None) -> tuple[float | None, float | None]:
+def sar_weight(scene: Scene, weights: np.ndarray | None) -> tuple[float | None, float | None]:
+    """Mean weight of SAR over hidden and over visible ground, from fusion weights [I N 2] of the last tile."""
     if weights is None:
         return None, None
     side = weights.shape[1]

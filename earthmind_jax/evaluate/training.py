@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig
 from earthmind_jax.data.collate import with_tokens
-from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
+from earthmind_jax.data.pipeline import Lazy, simulated
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
-from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.evaluate.simulated import OBJECT, SEGMENTATION
 from earthmind_jax.models import api
 from earthmind_jax.train.run import corpus
-from earthmind_jax.train.state import RUN_ONCE, create
-from earthmind_jax.train.step import compile_step
+from earthmind_jax.train.state import RUN_ONCE
 from earthmind_jax.types import Params
 
 TASKS = (
@@ -67,19 +63,3 @@ def carry(config: RunConfig, params: Params) -> Params:
 
     fresh = jax.jit(new, compiler_options=RUN_ONCE)()
     return {path: params[path] if path in params else fresh[path] for path in api.shapes(config.model)}
-
-
-def train(
-    ready: Setup, mesh: Mesh, params: Params | None = None, on_step: Callable[[int], None] | None = None
-) -> Params:
-    """Train to the last step and return all parameters (nothing is written)."""
-    batches = training_pipeline(ready.config, ready.source, ready.tokenizer)
-    with jax.set_mesh(mesh):
-        state, shardings = create(ready.config, mesh, params)
-        step = compile_step(ready.config, mesh, shardings)
-        for i in range(ready.config.steps):
-            state, metrics = step(state, put_batch(next(batches), mesh))
-            if on_step:
-                on_step(i + 1)
-        jax.block_until_ready(metrics)
-    return state.params
