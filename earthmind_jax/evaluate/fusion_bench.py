@@ -165,7 +165,7 @@ class Test:
         return Test(scenes, batches, draw)
 
     def scores(self, params: Params) -> dict[str, float]:
-        """Mean foreground IoU of each sky (at the mask decoder's resolution), and the mean weight of SAR under cloud and
+        """Foreground mIoU of each sky (at the mask decoder's resolution), and the mean weight of SAR under cloud and
         where the ground is visible."""
         found: dict[str, float] = {}
         shares: list[tuple[float | None, float | None]] = []
