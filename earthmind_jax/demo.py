@@ -39,7 +39,7 @@ NOTE = (
     "This model is small and was trained for a few minutes on simulated scenes alone. It shows how the parts work "
     "together; it is not a product, and its figures say nothing about real imagery."
 )
-SCENES = 90  # unseen scenes of each sky
+SCENES = 80  # unseen scenes of each sky
 SHOWN = 4  # scenes written as GeoTIFF pairs and pictured
 
 
