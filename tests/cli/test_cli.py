@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from configs import tiny
-from earthmind_jax import checkpoint
+from earthmind_jax import checkpoint, cli
 from earthmind_jax.cli import main
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.simulate import make_scene, write_scene
@@ -200,3 +201,21 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
     assert run(capsys, "info", tmp_path / "run", "--json")[0] == 0
+
+
+def test_training_asks_for_huge_pages_once(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda path, arguments, env: started.append((arguments, env["GLIBC_TUNABLES"])))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "earthmind", "demo", "out"])
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    cli._restart_with_huge_pages(["ask", "demo"])
+    assert started == []
+    cli._restart_with_huge_pages(["demo", "out"])
+    assert started == [([sys.executable, "-m", "earthmind", "demo", "out"], cli.TUNABLES)]
+    monkeypatch.setenv("GLIBC_TUNABLES", "mine")
+    cli._restart_with_huge_pages(["demo", "out"])
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    cli._restart_with_huge_pages(["demo", "out"])
+    assert len(started) == 1
