@@ -97,7 +97,8 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
     # Compiling takes as long as a hundred steps and one core, so the next stage is compiled while one is trained. One
     # program at a time: each takes gigabytes to compile.
     with ThreadPoolExecutor(1) as pool:
-        made = [setup(stage) for stage in stages]
+        made = [setup(stages[0])]
+        made += [setup(stage, made[0].tokenizer) for stage in stages[1:]]
         compiled = [pool.submit(_compile, ready, mesh) for ready in made]
         for number, (ready, program) in enumerate(zip(made, compiled, strict=True), 1):
             stage = ready.config

@@ -35,10 +35,11 @@ class Setup:
     source: Lazy
 
 
-def setup(config: RunConfig) -> Setup:
-    """Tokenizer and scenes for ``config``; the same seed gives the same ones."""
-    texts = corpus(simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS, lettered=False), CORPUS)
-    tokenizer = train_bpe(texts, config.model.lm.vocab)
+def setup(config: RunConfig, tokenizer: Tokenizer | None = None) -> Setup:
+    """Tokenizer (a new one unless given; always the same) and scenes for ``config``, by its seed."""
+    if tokenizer is None:
+        texts = corpus(simulated(CORPUS, seed=CORPUS_SEED, tasks=TASKS, lettered=False), CORPUS)
+        tokenizer = train_bpe(texts, config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, tokenizer))
     data = config.data
     source = simulated(
