@@ -288,8 +288,8 @@ def _line(value: Any) -> str:
 
 
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592"
-"""XLA on a CPU takes its temporary memory anew in every step. With huge pages that are kept, a training step of the
-demo takes 0.6 of the time (benchmarks/bench_memory.py)."""
+"""XLA on a CPU takes its temporary memory anew in every step; huge pages that are kept save most of what that costs
+(benchmarks/bench_memory.py)."""
 
 
 def _restart_with_huge_pages(arguments: list[str]) -> None:

@@ -346,9 +346,7 @@ class LossConfig:
     importance: float = 0.75
     sensor_mse: float = 0.0  # "cos_loss" of the June 2025 release
     text: float = 1.0  # next-token cross-entropy; 0 leaves the language model out of the step altogether
-    answer_power: float = (
-        0.0  # tokens weigh length ** -power of their answer: 0 tokens, 1 answers alike, 0.5 InternVL2.5
-    )
+    answer_power: float = 0.0  # tokens weigh length ** -power of their answer (ops.losses.answer_weights)
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -27,12 +26,11 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.errors import UserError
 from earthmind_jax.evaluate.report import ModeResult, Picture, render
 from earthmind_jax.evaluate.simulated import SETTINGS, Item, make_items, sar_share, score, summarise
-from earthmind_jax.evaluate.training import Setup, carry, setup
+from earthmind_jax.evaluate.training import carry, compile_run, setup
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.panel import panel
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.train.loop import fit
-from earthmind_jax.train.step import Step, compile_ahead
 from earthmind_jax.types import Params
 
 NOTE = (
@@ -99,7 +97,7 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
     with ThreadPoolExecutor(1) as pool:
         made = [setup(stages[0])]
         made += [setup(stage, made[0].tokenizer) for stage in stages[1:]]
-        compiled = [pool.submit(_compile, ready, mesh) for ready in made]
+        compiled = [pool.submit(compile_run, ready, mesh) for ready in made]
         for number, (ready, program) in enumerate(zip(made, compiled, strict=True), 1):
             stage = ready.config
             scenes = f"{stage.steps} steps of {stage.data.batch_size} scenes"
@@ -119,10 +117,6 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
         source = {"trained": "earthmind demo", "mode": mode, "seed": seed, "data": "simulated scenes alone"}
         checkpoint.save(place, ready.config.model, params, ready.tokenizer, source)
     return EarthMind.from_params(ready.config.model, params, ready.tokenizer, f"demo {mode}")
-
-
-def _compile(ready: Setup, mesh: Mesh) -> Step:
-    return compile_ahead(ready.config, mesh, next(training_pipeline(ready.config, ready.source, ready.tokenizer)))
 
 
 def _evaluate(model: EarthMind, mode: str, items: Sequence[Item], console: Console) -> ModeResult:

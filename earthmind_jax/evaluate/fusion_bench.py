@@ -30,10 +30,10 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.evaluate.metrics import Estimate
 from earthmind_jax.evaluate.simulated import SEGMENTATION, SKIES, UNSEEN, sar_weight
-from earthmind_jax.evaluate.training import Setup, carry, setup
+from earthmind_jax.evaluate.training import Setup, carry, compile_run, setup
 from earthmind_jax.models import earthmind
 from earthmind_jax.train.state import create
-from earthmind_jax.train.step import Step, compile_ahead
+from earthmind_jax.train.step import Step
 from earthmind_jax.types import Batch, Params
 
 REGIMES = ("frozen", "scratch")
@@ -95,7 +95,7 @@ def _train_alone(seeds: Sequence[int], starts: dict[int, Params]) -> None:
             config, data=dataclasses.replace(config.data, drop_optical=0.0, drop_sar=1.0, sky="clear")
         )
         ready, mesh = setup(config), make_mesh()
-        program = program or _compile(ready, mesh)
+        program = program or compile_run(ready, mesh)
         starts[seed] = _train(ready, program, mesh, None)
 
 
@@ -108,15 +108,11 @@ def _runs(regime: str, mode: str, seeds: Sequence[int], steps: int, starts: dict
         if regime == "frozen":
             config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, groups=FROZEN))
         ready, mesh = setup(config), make_mesh()
-        program = program or _compile(ready, mesh)
+        program = program or compile_run(ready, mesh)
         test = test or Test.make(ready)
         start = carry(ready.config, starts[seed]) if regime == "frozen" else None
         params = _train(ready, program, mesh, start)
         yield {"regime": regime, "mode": mode, "seed": seed, "steps": steps, **test.scores(params)}
-
-
-def _compile(ready: Setup, mesh: Mesh) -> Step:
-    return compile_ahead(ready.config, mesh, next(training_pipeline(ready.config, ready.source, ready.tokenizer)))
 
 
 def _train(ready: Setup, program: Step, mesh: Mesh, start: Params | None) -> Params:

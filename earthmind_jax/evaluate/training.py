@@ -6,15 +6,17 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig
 from earthmind_jax.data.collate import with_tokens
-from earthmind_jax.data.pipeline import Lazy, simulated
+from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.evaluate.simulated import OBJECT, SEGMENTATION
 from earthmind_jax.models import api
 from earthmind_jax.train.run import corpus
 from earthmind_jax.train.state import RUN_ONCE
+from earthmind_jax.train.step import Step, compile_ahead
 from earthmind_jax.types import Params
 
 TASKS = (
@@ -64,3 +66,8 @@ def carry(config: RunConfig, params: Params) -> Params:
 
     fresh = jax.jit(new, compiler_options=RUN_ONCE)()
     return {path: params[path] if path in params else fresh[path] for path in api.shapes(config.model)}
+
+
+def compile_run(ready: Setup, mesh: Mesh) -> Step:
+    """The training step of ``ready``, compiled for its batches; can be done in a thread before there is a state."""
+    return compile_ahead(ready.config, mesh, next(training_pipeline(ready.config, ready.source, ready.tokenizer)))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from earthmind_jax.nn.param import Axes
@@ -44,6 +45,8 @@ def matrix(path: str, axes: Axes) -> Matrix | None:
 
 
 class MuonState(NamedTuple):
+    """Momentum of every matrix, in the parameter's own shape, so that it is sharded as the parameter is."""
+
     momentum: Params
 
 
@@ -88,14 +91,10 @@ def orthogonal(stacks: list[jax.Array]) -> list[jax.Array]:
             for i in members
         ]
         turned = _newton_schulz(jnp.concatenate(padded))
-        for i, x in zip(members, jnp.split(turned, _ends([p.shape[0] for p in padded])), strict=True):
+        for i, x in zip(members, jnp.split(turned, np.cumsum([p.shape[0] for p in padded])[:-1]), strict=True):
             x = x[:, : wide[i].shape[1], : wide[i].shape[2]]
             done[i] = x.swapaxes(1, 2) if wide[i].shape != stacks[i].shape else x
     return [done[i] for i in range(len(stacks))]
-
-
-def _ends(counts: list[int]) -> list[int]:
-    return [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
 
 
 def _newton_schulz(x: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
     ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors'
-    tokens; ``phrase``, ``contrast`` and ``align`` are ours.
+    tokens; ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours.
     """
     weights = config.loss
     drop, points = jax.random.split(key)
