@@ -132,14 +132,17 @@ def _dense(call: Call) -> tuple[Array, Array]:
     keys, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("BTKGh,BSKh->BKGTS", grouped, k, preferred_element_type=jnp.float32) * scale
-    if mask is None:
-        weights = jax.nn.softmax(scores, axis=-1)
-    else:
+    if mask is not None:
         mask = mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(-1, *scores.shape[1:])
         # The finite minimum keeps a row without keys free of NaN, forwards and backwards; it is then set to zero.
-        weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
-        weights = jnp.where(mask.any(axis=-1, keepdims=True), weights, 0.0)
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
     out = jnp.einsum("BKGTS,BSKh->BTKGh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    if mask is not None:
+        seen = mask.any(axis=-1, keepdims=True)
+        weights = jnp.where(seen, weights, 0.0)
+        # Set apart from the weights: where nobody asks for those, a pass over all scores is saved.
+        out = jnp.where(jnp.moveaxis(seen, 3, 1), out, 0.0)
     return out.reshape(q.shape).astype(q.dtype), weights.reshape(batch, heads, queries, keys)
 
 

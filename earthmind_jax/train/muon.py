@@ -18,10 +18,14 @@ import optax
 from earthmind_jax.nn.param import Axes
 from earthmind_jax.types import Params
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the published quintic iteration
-ITERATIONS = 5
+# Of the quintic iterations x -> (a + b x x' + c (x x')^2) x, each the best for what the one before leaves (Amsel et al.
+# 2025, "The Polar Express"; for singular values from 0.003 to 1.01). Four of them do what five of the first published
+# ones (3.4445, -4.7750, 2.0315) do.
+COEFFICIENTS = (
+    (8.3019, -24.0424, 17.4699), (4.0454, -3.0128, 0.5697), (3.5113, -2.6308, 0.5262), (2.4969, -1.8400, 0.4375),
+)  # fmt: skip
 RMS = 0.2  # of an update, as AdamW's: Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2
-PADDED = 256  # sides up to here are filled with zeros to a power of two, which changes nothing and saves stacks
+PADDED = 32  # sides are filled with zeros to a multiple of it, which changes nothing and saves stacks
 
 
 class Matrix(NamedTuple):
@@ -78,11 +82,11 @@ def _flat(x: jax.Array, shape: Matrix) -> jax.Array:
 
 
 def orthogonal(stacks: list[jax.Array]) -> list[jax.Array]:
-    """Each matrix [n rows columns] with its singular values brought near 1 (between about 0.7 and 1.2)."""
+    """Each matrix [n rows columns] with its singular values brought near 1 (between about 0.8 and 1.23, from 0.003 of the norm on)."""
     groups: dict[tuple[int, int], list[int]] = {}
     wide = [x.swapaxes(1, 2) if x.shape[1] > x.shape[2] else x for x in stacks]
     for i, x in enumerate(wide):
-        rows, columns = (1 << (n - 1).bit_length() if n <= PADDED else n for n in x.shape[1:])
+        rows, columns = (-(-n // PADDED) * PADDED for n in x.shape[1:])
         groups.setdefault((rows, columns), []).append(i)
     done: dict[int, jax.Array] = {}
     for size, members in groups.items():
@@ -99,11 +103,11 @@ def orthogonal(stacks: list[jax.Array]) -> list[jax.Array]:
 
 def _newton_schulz(x: jax.Array) -> jax.Array:
     """x [n r c], r <= c."""
-    a, b, c = COEFFICIENTS
     x = x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True) + 1e-12)
 
-    def step(_: int, x: jax.Array) -> jax.Array:
+    def step(x: jax.Array, coefficients: jax.Array) -> tuple[jax.Array, None]:
+        a, b, c = coefficients
         square = jnp.einsum("nij,nkj->nik", x, x)
-        return a * x + jnp.einsum("nik,nkj->nij", b * square + c * jnp.einsum("nij,njk->nik", square, square), x)
+        return a * x + jnp.einsum("nik,nkj->nij", b * square + c * jnp.einsum("nij,njk->nik", square, square), x), None
 
-    return jax.lax.fori_loop(0, ITERATIONS, step, x)
+    return jax.lax.scan(step, x, jnp.asarray(COEFFICIENTS))[0]

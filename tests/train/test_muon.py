@@ -11,7 +11,7 @@ from configs import tiny
 from earthmind_jax.config import Group, OptimConfig
 from earthmind_jax.models import api
 from earthmind_jax.train.groups import assign, optimiser
-from earthmind_jax.train.muon import RMS, Matrix, matrix, orthogonal, scale_by_muon
+from earthmind_jax.train.muon import COEFFICIENTS, RMS, Matrix, matrix, orthogonal, scale_by_muon
 
 
 def test_matrices():
@@ -51,7 +51,11 @@ def test_the_first_step_is_that_of_optax():
     params = {"w/kernel": jnp.asarray(rng.normal(size=(24, 40)), jnp.float32)}
     ours, theirs = (
         scale_by_muon({"w/kernel": Matrix(0, 1)}),
-        library.scale_by_muon(weight_dimension_numbers={"w/kernel": library.MuonDimensionNumbers()}),
+        library.scale_by_muon(
+            COEFFICIENTS,
+            ns_steps=len(COEFFICIENTS),
+            weight_dimension_numbers={"w/kernel": library.MuonDimensionNumbers()},
+        ),
     )
     first, second = ours.init(params), theirs.init(params)
     grads = {"w/kernel": jnp.asarray(rng.normal(size=(24, 40)), jnp.float32)}
