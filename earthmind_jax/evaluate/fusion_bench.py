@@ -183,7 +183,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return Estimate(float(values.mean()), float("nan"), float("nan"), len(values))
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}.get(len(values), 2.1)
     half = t * values.std(ddof=1) / np.sqrt(len(values))
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
 

@@ -25,14 +25,23 @@ class Estimate:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, *, draws: int = 1000, seed: int = 0) -> Estimate:
-    """Mean of ``values`` and its percentile-bootstrap interval (resampling samples with replacement)."""
+def bootstrap(
+    values: Sequence[float] | np.ndarray, groups: Sequence[object] | None = None, *, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """Mean of ``values`` and its percentile-bootstrap interval.
+
+    Args:
+      groups: what each value belongs to, e.g. its scene. Whole groups are drawn with replacement, since the values of
+        one are alike; each value is a group of its own where None.
+    """
     values = np.asarray(values, np.float64)
     if len(values) == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    names = {} if groups is None else {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    member = np.arange(len(values)) if groups is None else np.asarray([names[name] for name in groups])
+    sums, counts = np.bincount(member, values), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 

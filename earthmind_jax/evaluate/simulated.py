@@ -28,8 +28,9 @@ UNSEEN = 1_000_003  # evaluation scenes never share a seed with training scenes
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One question about one unseen scene."""
+    """One question about one unseen scene; ``place`` names the scene."""
 
+    place: str
     scene: Scene
     sample: Sample
     qa: QA
@@ -41,6 +42,7 @@ class Score:
     """One answer's scores. ``iou`` (strict) and ``official`` are None unless the task has a mask; ``right`` is None for
     masks. ``sar_cloud`` / ``sar_clear`` are the mean weights of SAR over hidden and over visible tokens."""
 
+    place: str
     task: str
     sky: str
     setting: str
@@ -59,7 +61,7 @@ def make_items(scenes: int, seed: int = 0, tasks: Sequence[str] = TASKS, skies: 
             rng = np.random.default_rng((UNSEEN, seed, s, i))
             scene = make_scene(rng, cloud=sky)
             for k, qa in enumerate(make_questions(scene, rng, tasks, lettered=False)):
-                items.append(Item(scene, to_sample(scene, [qa], f"{sky}-{i}-{k}"), qa, sky))
+                items.append(Item(f"{sky}-{i}", scene, to_sample(scene, [qa], f"{sky}-{i}-{k}"), qa, sky))
     return items
 
 
@@ -89,7 +91,7 @@ def score(engine: Engine, items: Sequence[Item], setting: str, *, batch_size: in
         else:
             right = not reply.masks  # absent: nothing to draw
         cloud, clear = sar_weight(item.scene, reply.weights) if setting == "both" else (None, None)
-        scores.append(Score(item.qa.task, item.sky, setting, iou, official, right, cloud, clear))
+        scores.append(Score(item.place, item.qa.task, item.sky, setting, iou, official, right, cloud, clear))
     return scores
 
 
@@ -108,8 +110,8 @@ def sar_weight(scene: Scene, weights: np.ndarray | None) -> tuple[float | None, 
 
 @dataclass(frozen=True)
 class Summary:
-    """Means with intervals for one sky and setting: strict IoU of areas, of single objects, question accuracy, absent
-    targets left empty; and the official IoU of areas."""
+    """Means with intervals (over scenes) for one sky and setting: strict IoU of areas, of single objects, question
+    accuracy, absent targets left empty; and the official IoU of areas."""
 
     sky: str
     setting: str
@@ -127,19 +129,26 @@ def summarise(scores: Sequence[Score]) -> list[Summary]:
         for setting in dict.fromkeys(s.setting for s in scores):
             chosen = [s for s in scores if s.sky == sky and s.setting == setting]
             areas = [s for s in chosen if s.task == SEGMENTATION]
+            answers = [s for s in chosen if s.task not in (SEGMENTATION, OBJECT)]
             official = [s.official for s in areas if s.official is not None]
             rows.append(
                 Summary(
                     sky,
                     setting,
-                    bootstrap([s.iou for s in areas if s.iou is not None]),
-                    bootstrap([float(s.right) for s in chosen if s.right is not None and s.task != SEGMENTATION]),
-                    bootstrap([float(s.right) for s in areas if s.right is not None]),
-                    bootstrap([s.iou for s in chosen if s.iou is not None and s.task == OBJECT]),
+                    _over_scenes([(s.place, s.iou) for s in areas]),
+                    _over_scenes([(s.place, s.right) for s in answers]),
+                    _over_scenes([(s.place, s.right) for s in areas]),
+                    _over_scenes([(s.place, s.iou) for s in chosen if s.task == OBJECT]),
                     float(np.mean(official)) if official else float("nan"),
                 )
             )
     return rows
+
+
+def _over_scenes(pairs: Sequence[tuple[str, float | bool | None]]) -> Estimate:
+    """Mean of the values that there are, with its interval over the scenes named beside them."""
+    there = [(place, float(value)) for place, value in pairs if value is not None]
+    return bootstrap([value for _, value in there], [place for place, _ in there])
 
 
 def sar_share(scores: Sequence[Score]) -> tuple[float, float]:

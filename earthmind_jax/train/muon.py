@@ -82,7 +82,7 @@ def _flat(x: jax.Array, shape: Matrix) -> jax.Array:
 
 
 def orthogonal(stacks: list[jax.Array]) -> list[jax.Array]:
-    """Each matrix [n rows columns] with its singular values brought near 1 (between about 0.8 and 1.23, from 0.003 of the norm on)."""
+    """Each matrix [n rows columns] with its singular values brought near 1 (above 0.003 of its norm: 0.8 - 1.23)."""
     groups: dict[tuple[int, int], list[int]] = {}
     wide = [x.swapaxes(1, 2) if x.shape[1] > x.shape[2] else x for x in stacks]
     for i, x in enumerate(wide):
