@@ -71,7 +71,9 @@ def ours(cfg: EarthMindConfig, fn: Callable[..., Any], *inputs: Any, prefixes: t
     params = weights(cfg, *prefixes)
     compiled = jax.jit(functools.partial(fn, cfg))
     placed = [jax.device_put(x) for x in inputs]
-    return lambda: jax.block_until_ready(compiled(params, *placed)), sum(x.size for x in params.values())
+    # PyTorch counts the Gaussian matrix of SAM2's positions among the buffers.
+    count = sum(x.size for path, x in params.items() if not path.endswith("gaussian"))
+    return lambda: jax.block_until_ready(compiled(params, *placed)), count
 
 
 def draw(*shape: int) -> np.ndarray:

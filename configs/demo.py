@@ -18,7 +18,7 @@ from earthmind_jax.config import (
 )
 
 
-def model(mode: str = "hca_gated", grounding: str = "fused") -> EarthMindConfig:
+def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
     """Scenes of 64 x 64 pixels as one tile of 64 visual tokens; masks at half the pixel resolution."""
     return EarthMindConfig(
         vision=VisionConfig(
@@ -43,7 +43,7 @@ def model(mode: str = "hca_gated", grounding: str = "fused") -> EarthMindConfig:
 SEGMENTATION = ("referring_segmentation",)
 
 
-def stages(mode: str = "hca_gated", steps: tuple[int, int] = (350, 550), seed: int = 0) -> tuple[RunConfig, ...]:
+def stages(mode: str = "hca_plus", steps: tuple[int, int] = (350, 600), seed: int = 0) -> tuple[RunConfig, ...]:
     """The curriculum: first masks from words (the phrase's own embeddings), then questions, answers and masks.
 
     The first leaves the language model out; it stands for the pretraining that the published model's parts bring along.
@@ -84,7 +84,7 @@ def stages(mode: str = "hca_gated", steps: tuple[int, int] = (350, 550), seed: i
             name="questions, answers and masks",
             model=whole,
             data=DataConfig(
-                batch_size=8, text_length=256, masks_per_sample=4, turns=8, drop_optical=0.2, drop_sar=0.2
+                batch_size=8, text_length=256, masks_per_sample=4, turns=8, drop_optical=0.1, drop_sar=0.1
             ),
             optim=optim(2e-3, 0.05, 0.02),
             loss=LossConfig(points=0, phrase=1.0, align=2.0, mask_contrast=1.0, region_word=1.0, answer_power=0.5),

@@ -228,7 +228,7 @@ class GroundingConfig:
 class FusionConfig:
     """How optical and SAR tokens become one sequence; the modes are described in :mod:`earthmind_jax.ops.fusion`."""
 
-    mode: str = "hca_gated"
+    mode: str = "hca_plus"
     grounding: str = "fused"  # which image(s) drive the mask decoder
     normalise: str = "rms"  # none | rms | l2: tokens before dot products (hca family)
     scale_by_tokens: bool = True  # scores relative to uniform: times N, so that their mean is 1
