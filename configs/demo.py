@@ -43,7 +43,7 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
 SEGMENTATION = ("referring_segmentation",)
 
 
-def stages(mode: str = "hca_plus", steps: tuple[int, int] = (350, 600), seed: int = 0) -> tuple[RunConfig, ...]:
+def stages(mode: str = "hca_plus", steps: tuple[int, int] = (350, 500), seed: int = 0) -> tuple[RunConfig, ...]:
     """The curriculum: first masks from words (the phrase's own embeddings), then questions, answers and masks.
 
     The first leaves the language model out; it stands for the pretraining that the published model's parts bring along.

@@ -17,6 +17,7 @@ from configs import demo as settings
 from earthmind_jax import checkpoint
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.config import FUSION_MODES, one_of
+from earthmind_jax.data.collate import SENSORS
 from earthmind_jax.data.pipeline import training_pipeline
 from earthmind_jax.data.simulate import make_scene
 from earthmind_jax.data.simulate.materials import Cover
@@ -25,7 +26,17 @@ from earthmind_jax.data.simulate.write import write_scene
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.errors import UserError
 from earthmind_jax.evaluate.report import ModeResult, Picture, render
-from earthmind_jax.evaluate.simulated import SETTINGS, Item, make_items, sar_share, score, summarise
+from earthmind_jax.evaluate.simulated import (
+    BATCH,
+    BUCKETS,
+    NEW,
+    SETTINGS,
+    Item,
+    make_items,
+    sar_share,
+    score,
+    summarise,
+)
 from earthmind_jax.evaluate.training import carry, compile_run, setup
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.panel import panel
@@ -143,6 +154,8 @@ def _evaluate(model: EarthMind, mode: str, items: Sequence[Item], console: Conso
 def _show(out: Path, model: EarthMind, seed: int, console: Console) -> list[Picture]:
     """Write a few unseen scenes as GeoTIFF pairs, and segment them from the files."""
     pictures = []
+    # In the shapes of the evaluation, so that nothing more is compiled.
+    model = dataclasses.replace(model, batch_size=BATCH, buckets=BUCKETS, sensors=SENSORS)
     with writing(out):
         (out / "scenes").mkdir(parents=True, exist_ok=True)
     for i in range(SHOWN):
@@ -159,7 +172,7 @@ def _show(out: Path, model: EarthMind, seed: int, console: Console) -> list[Pict
             ("optical", {"optical": s2}),
             ("SAR", {"sar": s1}),
         ):
-            answer = model.segment(target, **sensors)
+            answer = model.segment(target, max_new=NEW, **sensors)
             if label == "both":
                 answer.save(out / "results" / name)
             pictures.append(Picture(panel(answer), f"{scene.cloud_kind} scene {i}, {label}: {target}"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from earthmind_jax.data.collate import Buckets
+from earthmind_jax.data.collate import SENSORS, Buckets
 from earthmind_jax.data.records import Sample
 from earthmind_jax.data.simulate import Scene, make_questions, make_scene, to_sample
 from earthmind_jax.data.simulate.qa import QA
@@ -23,6 +23,7 @@ QUESTIONS = (
 TASKS = (SEGMENTATION, SEGMENTATION, SEGMENTATION, OBJECT, *QUESTIONS)
 SETTINGS = ("optical", "sar", "both")
 SKIES = ("clear", "cloudy")
+BATCH, BUCKETS, NEW = 32, Buckets(tiles=(1,), text=(128, 512)), 16  # of :func:`score`
 UNSEEN = 1_000_003  # evaluation scenes never share a seed with training scenes
 
 
@@ -65,7 +66,7 @@ def make_items(scenes: int, seed: int = 0, tasks: Sequence[str] = TASKS, skies: 
     return items
 
 
-def score(engine: Engine, items: Sequence[Item], setting: str, *, batch_size: int = 32, text: int = 128) -> list[Score]:
+def score(engine: Engine, items: Sequence[Item], setting: str) -> list[Score]:
     """Scores of every item, task by task, with the sensors of ``setting``: "optical", "sar" or "both"."""
     # Alike questions side by side: a batch of short answers ends early, and one without masks draws none.
     items = sorted(items, key=lambda item: item.qa.task)
@@ -77,8 +78,7 @@ def score(engine: Engine, items: Sequence[Item], setting: str, *, batch_size: in
         )
         for item in items
     ]
-    buckets = Buckets(tiles=(1,), text=(text, 4 * text))
-    replies = answer(engine, samples, batch_size=batch_size, max_new=16, buckets=buckets, sensors=("optical", "sar"))
+    replies = answer(engine, samples, batch_size=BATCH, max_new=NEW, buckets=BUCKETS, sensors=SENSORS)
     scores = []
     for item, reply in zip(items, replies, strict=True):
         target, iou, official, right = item.qa.mask, None, None, None

@@ -40,6 +40,8 @@ class EarthMind:
     engine: Engine
     name: str = "earthmind"
     batch_size: int = 8  # windows of a large scene that go through the model at once
+    buckets: Buckets | None = None  # shapes that requests are padded to; None: the usual ones
+    sensors: tuple[str, ...] | None = None  # those that batches have room for; None: those that a request has
 
     @classmethod
     def load(cls, path: str | Path) -> EarthMind:
@@ -132,8 +134,9 @@ class EarthMind:
         self, samples: Sequence[Sample], max_new: int, temperature: float = 0.0, batch_size: int = 1
     ) -> list[Reply]:
         made = answer(
-            self.engine, samples, batch_size=batch_size, max_new=max_new, temperature=temperature, buckets=Buckets()
-        )
+            self.engine, samples, batch_size=batch_size, max_new=max_new, temperature=temperature,
+            buckets=self.buckets, sensors=self.sensors,
+        )  # fmt: skip
         return list(made)
 
     def _large(self, images: Images) -> bool:
