@@ -51,6 +51,19 @@ def convert(
       UserError: for a file that cannot be read, is of no known layout, or does not fit its configuration.
     """
     source = source if isinstance(source, Source) else open_source(source)
+    layout, config = recognise(source, config, grounding=grounding, fusion=fusion)
+    plan = conversion_plan(source, layout, config, dtype=dtype)
+    return config, apply_plan(plan, source, place)
+
+
+def recognise(
+    source: Source, config: AnyConfig | Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Layout, AnyConfig]:
+    """The layout of ``source`` and the configuration of what it holds.
+
+    ``config`` and ``options`` are as for :func:`convert` and
+    :func:`~checkpoints_convert.source_config.config_from_source`; raises :class:`UserError` as they do.
+    """
     layout = detect(source.index)
     if layout is None:
         names = ", ".join(list(source.index)[:3])
@@ -58,9 +71,8 @@ def convert(
         raise UserError(f"'{source.where}' has tensors ({names}, ...) of no known layout; known layouts: {known}.")
     if config is None or isinstance(config, Mapping):
         published = config if config is not None else read_config(source.where)
-        config = config_from_source(layout, source.tree(), published, grounding=grounding, fusion=fusion)
-    plan = conversion_plan(source, layout, config, dtype=dtype)
-    return config, apply_plan(plan, source, place)
+        config = config_from_source(layout, source.tree(), published, **options)
+    return layout, config
 
 
 def conversion_plan(source: Source, layout: Layout, config: AnyConfig, *, dtype: Any = None) -> Plan:

@@ -170,7 +170,7 @@ def export(plan: Plan, params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndar
     if missing:
         raise UserError(f"The parameters to export lack {', '.join(missing)}.")
     for step in plan.steps:
-        pieces = [np.asarray(params[path])[index] for path, index in step.places]
+        pieces = [np.asarray(params[path][index]) for path, index in step.places]
         yield step.source, np.ascontiguousarray(step.inverse(pieces).astype(step.dtype, copy=False))
 
 

@@ -8,6 +8,7 @@ are read until a tensor is asked for; dtypes stay as they are (bfloat16 through 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 TORCH_WRAPPERS = ("model", "state_dict", "module")  # top-level keys under which training code saves its state dict
 
-_DTYPES: dict[str, Any] = {
+SAFETENSORS_DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
@@ -43,17 +44,19 @@ class TensorInfo:
 class File(Protocol):
     """One open file."""
 
+    path: Path
     index: Mapping[str, TensorInfo]
 
     def read(self, name: str, region: Any = ...) -> np.ndarray: ...
 
 
 class SafetensorsFile:
-    """A ``.safetensors`` file; tensors and slices are read from the memory map when asked for."""
+    """A ``.safetensors`` file; tensors and slices are read when asked for."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
+        self.path = path
         try:
             self._file = safe_open(path, framework="numpy")
         except FileNotFoundError as error:
@@ -66,13 +69,24 @@ class SafetensorsFile:
         names, self.index = self._file.keys(), {}
         for name in names:
             entry = self._file.get_slice(name)
-            if entry.get_dtype() not in _DTYPES:
+            if entry.get_dtype() not in SAFETENSORS_DTYPES:
                 raise UserError(f"'{path}' stores '{name}' as {entry.get_dtype()}, a dtype that cannot be converted.")
-            self.index[name] = TensorInfo(tuple(entry.get_shape()), np.dtype(_DTYPES[entry.get_dtype()]))
+            self.index[name] = TensorInfo(tuple(entry.get_shape()), np.dtype(SAFETENSORS_DTYPES[entry.get_dtype()]))
+        with open(path, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        self._starts = {name: 8 + length + header[name]["data_offsets"][0] for name in names}
 
     def read(self, name: str, region: Any = ...) -> np.ndarray:
-        # A tensor without axes cannot be sliced.
-        return self._file.get_tensor(name) if region is ... else self._file.get_slice(name)[region]
+        """Not through the library's memory map, whose pages would stay and count as memory of this process."""
+        shape, dtype = self.index[name].shape, self.index[name].dtype
+        if region is ... or not shape or 0 in shape:
+            count = math.prod(shape) * dtype.itemsize
+            data = np.fromfile(self.path, np.uint8, count, offset=self._starts[name])
+            if len(data) < count:
+                raise UserError(f"'{self.path}' ends within '{name}': it was cut short, fetch it again.")
+            return data.view(dtype).reshape(shape)[region]
+        return np.array(np.memmap(self.path, dtype, "r", self._starts[name], shape)[region])
 
 
 class TorchFile:
@@ -85,6 +99,7 @@ class TorchFile:
             raise UserError(f"'{path}' is a PyTorch file; reading it needs the [convert] extra (torch).") from error
         if not path.is_file():
             raise UserError(f"There is no file '{path}'.")
+        self.path = path
         try:
             # The memory map keeps tensors on disk; files from before PyTorch 1.6 are not zip archives and have none.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
@@ -121,6 +136,11 @@ class Source:
         self.where = where
         self._tensors = dict(tensors)
         self.index = {name: file.index[original] for name, (file, original) in self._tensors.items()}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the tensors lie in."""
+        return tuple(sorted({file.path for file, _ in self._tensors.values()}))
 
     def tree(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Name to (shape, dtype), as :func:`checkpoints_convert.plan.build_plan` takes it."""

@@ -133,7 +133,7 @@ def load(directory: str | Path) -> tuple[EarthMindConfig, Params]:
                 with damaged(directory):
                     state = steps.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
                 params = {**state["frozen"], **state["trainable"]}
-                return config, _checked(params, wanted, directory)
+                return config, checked(params, wanted, directory)
     raise UserError(f"{directory} holds no weights: neither {WEIGHTS}/ nor a finished step in {STEPS}/.")
 
 
@@ -141,13 +141,13 @@ def _restore(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], directory: Pat
     with damaged(directory), ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(path).item_metadata
         found = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in dict(found).items()}
-        _checked(found, wanted, directory)
+        checked(found, wanted, directory)
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = {p: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding) for p, m in found.items()}
         return checkpointer.restore(path, target)
 
 
-def _checked(params: Any, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Any:
+def checked(params: Any, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Any:
     missing, extra = sorted(set(wanted) - set(params)), sorted(set(params) - set(wanted))
     shapes = [p for p in set(wanted) & set(params) if tuple(params[p].shape) != tuple(wanted[p].shape)]
     if missing or extra or shapes:
