@@ -16,15 +16,14 @@ from typing import Any
 class Journal:
     """The journal in ``path`` of the work described by ``work`` (plain JSON values).
 
-    ``done`` maps each finished part to what was noted with it. A journal of other work is not taken up: ``done`` is then
-    empty, and :meth:`start` begins a new one.
+    ``done`` maps each finished part to what was noted with it. A journal of other work is not taken up: ``same`` is
+    then false, ``done`` empty, and :meth:`start` begins a new one.
     """
 
     def __init__(self, path: Path, work: Any) -> None:
         self.path, self.done = path, {}
         self._work, self._lock, self._file = work, threading.Lock(), None
-        self.found = path.is_file()
-        lines = list(_whole_lines(path)) if self.found else []
+        lines = list(_whole_lines(path)) if path.is_file() else []
         self.same = bool(lines) and lines[0] == work
         if self.same:
             self.done = dict(lines[1:])

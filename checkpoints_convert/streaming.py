@@ -33,7 +33,7 @@ from checkpoints_convert.reader import Source, open_source
 from checkpoints_convert.rules import Layout
 from checkpoints_convert.store import WeightStore, stacked_axes
 from earthmind_jax import checkpoint
-from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig, to_dict, to_json
+from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig, to_json
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
@@ -76,8 +76,8 @@ def convert_to_checkpoint(
       The configuration that was written.
 
     Raises:
-      UserError: the source cannot be read, is no whole model or does not fit its configuration; ``directory`` exists; or
-        another conversion is writing it.
+      UserError: the source cannot be read, is no whole model or does not fit its configuration; ``directory`` exists;
+        or another conversion is writing it.
       WorkError: it could not be written (a full disk). Converting again goes on from the last finished tensor.
     """
     source = source if isinstance(source, Source) else open_source(source)
