@@ -75,12 +75,12 @@ def export_checkpoint(
         raise UserError(f"{out} exists already; choose another place or remove it first.")
     config, params = stored_params(directory)
     if layout == "peft":
-        tensors, settings = _tensors(peft.layout(config), params, None), peft.settings(config, directory.name)
+        tensors, settings = tensors_of(peft.layout(config), params), peft.settings(config, directory.name)
     else:
         table = find_layout(layout, config)
-        origin = _Origin.read(directory)
+        origin = Origin.read(directory)
         recorded = origin if origin is not None and origin.layout == table.name else None
-        tensors = _tensors(table, params, recorded) | _set_aside(table, origin)
+        tensors = tensors_of(table, params, recorded) | set_aside(table, origin)
         settings = None if layout == "sam2" else published_config(config, layout)
         if recorded is not None and recorded.config is not None:
             settings = recorded.config
@@ -111,17 +111,18 @@ def find_layout(kind: str, config: EarthMindConfig) -> Layout:
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """What a conversion noted of its source."""
+class Origin:
+    """What a conversion noted of its source; ``files`` maps names to SHA-256."""
 
     layout: str
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]]
     ignored: dict[str, Any]
     config: dict[str, Any] | None
     kept: Source | None
+    files: dict[str, str]
 
     @classmethod
-    def read(cls, directory: Path) -> _Origin | None:
+    def read(cls, directory: Path) -> Origin | None:
         """None for a checkpoint that was not converted."""
         below = directory / PUBLISHED
         if not (below / TENSORS).is_file():
@@ -140,11 +141,12 @@ class _Origin:
                 ignored=source["ignored"],
                 config=json.loads(config.read_text()) if config.is_file() else None,
                 kept=open_source(below / IGNORED) if (below / IGNORED).is_file() else None,
+                files={name: entry["sha256"] for name, entry in source["files"].items()},
             )
 
 
-def _tensors(layout: Layout, params: Mapping[str, Any], origin: _Origin | None) -> Tensors:
-    """The tensors that the rules of ``layout`` make of ``params``, and the copies that its source held."""
+def tensors_of(layout: Layout, params: Mapping[str, Any], origin: Origin | None = None) -> Tensors:
+    """The tensors that the rules of ``layout`` make of ``params``; those that ``origin``, of the same layout, held."""
     targets = {
         path: (tuple(x.shape), np.dtype(x.dtype))
         for path, x in params.items()
@@ -174,7 +176,7 @@ def _made(step: Step, params: Mapping[str, Any]) -> np.ndarray:
     return array
 
 
-def _set_aside(layout: Layout, origin: _Origin | None) -> Tensors:
+def set_aside(layout: Layout, origin: Origin | None) -> Tensors:
     """What the conversion kept of its source and this layout knows (SAM2 alone knows it by its shorter name)."""
     if origin is None or origin.kept is None:
         return {}

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from earthmind_jax import cli_checkpoints
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -195,6 +196,10 @@ def bench(
     from earthmind_jax.evaluate.fusion_bench import run
 
     run(out, modes=modes, seeds=seeds, steps=steps or None)
+
+
+for _command in (cli_checkpoints.convert, cli_checkpoints.export, cli_checkpoints.inspect, cli_checkpoints.verify):
+    app.command(_command)
 
 
 def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
-from recorded import NOT_YET, RUNNERS, Case, Report, kind
+
+from checkpoints_convert.verify.recorded import NOT_YET, RUNNERS, Case, Report, kind
 
 GOLDENS = Path(os.environ.get("EARTHMIND_GOLDENS") or Path(__file__).resolve().parents[3] / "shared" / "goldens")
 CASES = sorted(path for path in GOLDENS.iterdir() if (path / "outputs.npz").is_file()) if GOLDENS.is_dir() else []

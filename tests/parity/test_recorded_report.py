@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from recorded import NOT_YET, RUNNERS, Case, Report, kind
+
+from checkpoints_convert.verify.recorded import NOT_YET, RUNNERS, Case, Report, kind
 
 
 @pytest.fixture

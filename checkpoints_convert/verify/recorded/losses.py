@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report
 from earthmind_jax.ops import losses, resize
-from recorded.case import Case, Report
 
 IGNORE = -100  # label of a token that is not predicted
 

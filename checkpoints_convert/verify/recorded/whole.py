@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report, channels_second
+from checkpoints_convert.verify.recorded.grounding import TRACKED, upsampled
+from checkpoints_convert.verify.recorded.language import MARGIN, Generated, decode, margins
 from earthmind_jax.config import EarthMindConfig, GroundingConfig
 from earthmind_jax.data import prompts, tiles
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.models import earthmind, functional
 from earthmind_jax.types import Params
-from recorded.case import Case, Report, channels_second
-from recorded.grounding import TRACKED, upsampled
-from recorded.language import MARGIN, Generated, decode, margins
 
 LLM_FRAMES = 5  # frames of a video that the language model sees and that are prompted
 NEAR_ZERO = 1e-3  # mask logits nearer to zero than this may fall on either side

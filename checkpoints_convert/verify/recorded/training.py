@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report, channels_last
+from checkpoints_convert.verify.recorded.losses import IGNORE
 from earthmind_jax.config import EarthMindConfig, FusionConfig
 from earthmind_jax.models import earthmind
 from earthmind_jax.ops import losses
 from earthmind_jax.types import Params
-from recorded.case import Case, Report, channels_last
-from recorded.losses import IGNORE
 
 
 def training_forward(case: Case, report: Report) -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recorded import fusion, grounding, language, losses, preprocessing, training, vision, whole
-from recorded.case import Case, Report
+from checkpoints_convert.verify.recorded import (
+    fusion,
+    grounding,
+    language,
+    losses,
+    preprocessing,
+    training,
+    vision,
+    whole,
+)
+from checkpoints_convert.verify.recorded.case import Case, Report
 
 Runner = Callable[[Case, Report], None]
 

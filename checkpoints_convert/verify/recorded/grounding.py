@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.reader import Source
+from checkpoints_convert.verify.recorded.case import Case, Report, channels_last, channels_second
 from earthmind_jax.config import GroundingConfig
 from earthmind_jax.data.tiles import sam_preprocess_image
 from earthmind_jax.models import functional
@@ -20,7 +21,6 @@ from earthmind_jax.models.sam2_decoder import mask_logits
 from earthmind_jax.models.sam2_prompt import PromptEncoder, box_points
 from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import ImageFeatures, Params
-from recorded.case import Case, Report, channels_last, channels_second
 
 INSIDE = "grounding_encoder.sam2_model."
 POINTER = "object pointers belong to the memory that tracks objects"

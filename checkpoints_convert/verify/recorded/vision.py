@@ -8,11 +8,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report, channels_last
 from earthmind_jax.models import earthmind, functional
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.ops.resize import bicubic
 from earthmind_jax.ops.windows import pixel_shuffle
-from recorded.case import Case, Report, channels_last
 
 
 def intern_vit(case: Case, report: Report) -> None:

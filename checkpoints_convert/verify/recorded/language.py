@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report
 from earthmind_jax.config import LmConfig
 from earthmind_jax.models import functional
 from earthmind_jax.models.decoder import Decoder, init_cache
 from earthmind_jax.types import Params
-from recorded.case import Case, Report
 
 MARGIN = 1e-3  # a greedy choice nearer than this may differ
 

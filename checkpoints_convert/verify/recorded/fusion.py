@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report
 from earthmind_jax.ops import fusion
 from earthmind_jax.ops.fusion_tokens import prepare
-from recorded.case import Case, Report
 
 DTYPES = ("float64", "float32")
 

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 
+from checkpoints_convert.verify.recorded.case import Case, Report, channels_second
 from earthmind_jax.data import tiles
-from recorded.case import Case, Report, channels_second
 
 
 def preprocessing(case: Case, report: Report) -> None:
