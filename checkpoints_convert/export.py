@@ -24,6 +24,7 @@ from checkpoints_convert.layouts.earthmind import SAM2_PREFIX
 from checkpoints_convert.plan import Step, build_plan, source_tree
 from checkpoints_convert.published_config import published_config
 from checkpoints_convert.reader import Source, open_source
+from checkpoints_convert.regions import region
 from checkpoints_convert.rules import Layout, match
 from checkpoints_convert.safetensors_writer import in_order, write_safetensors
 from checkpoints_convert.store import copy
@@ -42,6 +43,7 @@ KINDS = {
 
 SHARD = 5 * 10**9  # bytes of one file
 AHEAD = 256 * 2**20  # bytes of tensors that are made ahead of the one being written
+BLOCK = 32 * 2**20  # bytes of a parameter that are read at a time, where that is possible
 WORKERS = 2
 
 Tensors = dict[str, tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]
@@ -166,6 +168,8 @@ def tensors_of(layout: Layout, params: Mapping[str, Any], origin: Origin | None 
 
 
 def _made(step: Step, params: Mapping[str, Any]) -> np.ndarray:
+    if len(step.places) == 1 and _bytes(step) > AHEAD:
+        return _made_in_blocks(step, params)
     pieces = [np.asarray(params[path][index]) for path, index in step.places]
     whole = step.inverse(pieces)
     del pieces
@@ -173,6 +177,22 @@ def _made(step: Step, params: Mapping[str, Any]) -> np.ndarray:
         return whole
     array = np.empty(whole.shape, step.dtype)
     copy(array, whole)
+    return array
+
+
+def _made_in_blocks(step: Step, params: Mapping[str, Any]) -> np.ndarray:
+    """A large tensor from blocks of rows of its parameter, so that it is never in memory twice."""
+    ((path, index),), sizes = step.places, dict(step.sizes)
+    shape = tuple(params[path].shape)[len(index) :]
+    array = np.empty(step.how.source_shape(sizes), step.dtype)
+    rows = max(1, BLOCK * shape[0] // _bytes(step))
+    for start in range(0, shape[0], rows):
+        stop = min(start + rows, shape[0])
+        part = region(step.how, sizes, 0, [(start, stop), *((0, size) for size in shape[1:])])
+        if not part.exact:  # the rows are scattered in the source
+            array[...] = step.inverse([np.asarray(params[path][index])])
+            break
+        copy(array[part.source], part.inverse(np.asarray(params[path][(*index, slice(start, stop))])))
     return array
 
 
@@ -206,8 +226,9 @@ def _write_shards(place: Path, stem: str, tensors: Tensors, limit: int, progress
         def counted(part: Mapping[str, Any] = part) -> Iterator[tuple[str, np.ndarray]]:
             nonlocal done
             for name, array in _ahead(part, tensors):
-                yield name, array
                 done += array.nbytes
+                yield name, array
+                del array  # not beside the next one
                 progress(done, total)
 
         # The metadata is what transformers looks for before it reads a file.
@@ -259,6 +280,10 @@ def _beside(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
+
+
+def _bytes(step: Step) -> int:
+    return _size(step.how.source_shape(dict(step.sizes)), step.dtype)
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:

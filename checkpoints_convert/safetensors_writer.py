@@ -47,6 +47,7 @@ def write_safetensors(
             if (name, array.shape, array.dtype) != (wanted, tuple(shape), dtype):
                 raise ValueError(f"'{name}' {array.shape} {array.dtype} came where '{wanted}' {shape} {dtype} belongs")
             _write(file, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            del array  # not beside the next one
         if (left := next(expected, None)) is not None:
             raise ValueError(f"'{left[0]}' never came")
         os.fsync(file.fileno())

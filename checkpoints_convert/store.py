@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from checkpoints_convert.plan import Plan
 from checkpoints_convert.transforms import Shape
 
 CHUNK = 64 * 2**20  # bytes of the largest chunk, roughly
+_MODEL = "model-of-an-array"
 PANEL = 16  # entries of the slowest axis that are copied at a time; more would leave the caches of a core
 
 
@@ -35,7 +38,7 @@ class WeightStore:
     def __init__(
         self, directory: Path, targets: Mapping[str, tuple[Shape, np.dtype]], stacked: Mapping[str, int] | None = None
     ) -> None:
-        self.directory = directory
+        self.directory, self._scratch = directory, threading.local()
         self.targets = {path: (tuple(shape), np.dtype(dtype)) for path, (shape, dtype) in targets.items()}
         stacked = stacked or {}
         self._chunks = {
@@ -45,16 +48,23 @@ class WeightStore:
 
     def create(self) -> None:
         """Write everything but the numbers."""
-        # Orbax describes a tree of the same names; only the description of each array is then ours.
+        # Orbax describes a tree of one array; ours says the same of each of its own.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)) as checkpointer:
-            checkpointer.save(self.directory, {path: np.zeros(1, np.float32) for path in self.targets})
+            checkpointer.save(self.directory, {_MODEL: np.zeros(1, np.float32)})
+        file = self.directory / "_METADATA"
+        tree = json.loads(file.read_text())
+        ((key, entry),) = tree["tree_metadata"].items()
+        tree["tree_metadata"] = {
+            key.replace(_MODEL, path): json.loads(json.dumps(entry).replace(_MODEL, path)) for path in self.targets
+        }
+        file.write_text(json.dumps(tree))
+        array = json.loads((self.directory / _MODEL / ".zarray").read_text())
         for path, (shape, dtype) in self.targets.items():
-            file = self.directory / path / ".zarray"
-            described = json.loads(file.read_text())
-            name = dtype.str if dtype.kind in "biuf" and dtype.isbuiltin else dtype.name
-            described |= {"shape": shape, "chunks": self._chunks[path], "dtype": name, "compressor": None}
-            file.write_text(json.dumps(described))
-            (file.parent / "0").unlink()
+            name = dtype.str if dtype.isbuiltin == 1 else dtype.name  # numpy's own spelling, or that of ml_dtypes
+            described = array | {"shape": shape, "chunks": self._chunks[path], "dtype": name, "compressor": None}
+            (self.directory / path).mkdir(parents=True)
+            (self.directory / path / ".zarray").write_text(json.dumps(described))
+        shutil.rmtree(self.directory / _MODEL)
 
     def write(self, path: str, index: tuple[int, ...], piece: np.ndarray) -> None:
         """Write the entry ``index`` (of the stacked axes) of the parameter ``path`` and wait until it is on disk."""
@@ -67,10 +77,18 @@ class WeightStore:
             block = piece[start : start + rows]
             if block.shape != chunk or block.dtype != dtype or not block.flags.c_contiguous:
                 # The last chunk of an array is as large as the others.
-                buffer = np.empty(chunk, dtype) if len(block) == rows else np.zeros(chunk, dtype)
+                buffer = self._buffer(chunk, dtype)
+                buffer[len(block) :] = 0
                 copy(buffer[: len(block)], block)
                 block = buffer
             self._write(path, (*index, number, *(0,) * (len(chunk) - 1)), block)
+
+    def _buffer(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        """Memory of this thread, used again and again: getting new pages takes longer than filling them."""
+        size = math.prod(shape) * dtype.itemsize
+        if getattr(self._scratch, "bytes", None) is None or len(self._scratch.bytes) < size:
+            self._scratch.bytes = np.empty(size, np.uint8)
+        return self._scratch.bytes[:size].view(dtype).reshape(shape)
 
     def _write(self, path: str, chunk: tuple[int, ...], block: np.ndarray) -> None:
         name = ".".join(map(str, chunk)) or "0"
@@ -87,11 +105,11 @@ def stacked_axes(plan: Plan) -> dict[str, int]:
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """``target[...] = source`` for a contiguous ``target``, at a pace that a transposed ``source`` does not spoil."""
+    """``target[...] = source``, at a pace that a transposed ``source`` does not spoil."""
     if target.dtype == source.dtype and target.dtype.kind == "V":  # numpy copies plain integers sooner than bfloat16
         bits = np.dtype(f"u{target.dtype.itemsize}")
         target, source = target.view(bits), source.view(bits)
-    shape = _merged(source)
+    shape = _merged(source, target)
     target, source = target.reshape(shape), source.reshape(shape)
     if source.ndim < 2:
         target[...] = source
@@ -102,17 +120,19 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
         target[start : start + PANEL] = source[start : start + PANEL]
 
 
-def _merged(array: np.ndarray) -> Shape:
-    """The shape of ``array`` with neighbouring axes joined where no copy is needed for it."""
+def _merged(*arrays: np.ndarray) -> Shape:
+    """The common shape of ``arrays`` with neighbouring axes joined where none of them needs a copy for it."""
     shape: list[int] = []
-    strides: list[int] = []
-    for size, stride in zip(array.shape, array.strides, strict=True):
+    last: list[int] = []
+    for axis, size in enumerate(arrays[0].shape):
+        strides = [array.strides[axis] for array in arrays]
         if size == 1:
             continue
-        if shape and strides[-1] == size * stride:
-            shape[-1], strides[-1] = shape[-1] * size, stride
+        if shape and last == [size * stride for stride in strides]:
+            shape[-1] *= size
         else:
-            shape, strides = [*shape, size], [*strides, stride]
+            shape.append(size)
+        last = strides
     return tuple(shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.models import api
 
+BLOCK = 64 * 2**20  # bytes read at a time
+
 
 class StoredArray:
     """One array on disk: ``shape``, ``dtype``, and ``array[index]`` reads no more than that entry."""
@@ -23,7 +26,16 @@ class StoredArray:
         self.shape, self.dtype = tuple(store.shape), store.dtype.numpy_dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return self._store[index].read().result()
+        view = self._store[index]
+        size = math.prod(view.shape) * self.dtype.itemsize
+        if size <= BLOCK:
+            return view.read().result()
+        # Whole, TensorStore would hold the chunks beside the result.
+        whole, rows = np.empty(view.shape, self.dtype), max(1, BLOCK * view.shape[0] // size)
+        for start in range(0, len(whole), rows):
+            stop = min(start + rows, len(whole))
+            whole[start:stop] = view[start:stop].read().result()
+        return whole
 
 
 def stored_params(directory: str | Path) -> tuple[EarthMindConfig, Mapping[str, Any]]:

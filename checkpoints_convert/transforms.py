@@ -112,12 +112,12 @@ class Transform:
             array = array.reshape(self._apart(array.shape, sizes, int(bounds[-1])))
             slices = np.split(array, bounds[:-1], axis=self.axis + 1)
         pairs = zip(slices, self.sources, self.targets, strict=True)
-        return [_rearrange(piece, source, target, sizes) for piece, source, target in pairs]
+        return [rearrange(piece, source, target, sizes) for piece, source, target in pairs]
 
     def inverse(self, arrays: Sequence[np.ndarray], sizes: Sizes) -> np.ndarray:
         """The source tensor from its targets: ``inverse(forward(x)) == x``, bit for bit."""
         pairs = zip(arrays, self.targets, self.sources, strict=True)
-        slices = [_rearrange(piece, target, source, sizes) for piece, target, source in pairs]
+        slices = [rearrange(piece, target, source, sizes) for piece, target, source in pairs]
         if self.axis < 0:
             return slices[0]
         whole = self.source_shape(sizes)
@@ -172,7 +172,8 @@ def _size(axis: Product, sizes: Sizes) -> int:
     return math.prod(sizes[name] for name in axis)
 
 
-def _rearrange(array: np.ndarray, ours: tuple[Product, ...], theirs: tuple[Product, ...], sizes: Sizes) -> np.ndarray:
+def rearrange(array: np.ndarray, ours: tuple[Product, ...], theirs: tuple[Product, ...], sizes: Sizes) -> np.ndarray:
+    """``array`` with the axes ``ours`` as one with the axes ``theirs`` (a view of it where numpy can)."""
     names, wanted = sum(ours, ()), sum(theirs, ())
     apart = array.reshape([sizes[name] for name in names])
     return apart.transpose([names.index(name) for name in wanted]).reshape([_size(axis, sizes) for axis in theirs])
