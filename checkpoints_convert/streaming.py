@@ -117,8 +117,8 @@ class _Job:
     ) -> None:
         self.source, self.layout, self.plan, self.config, self.fresh = source, layout, plan, config, fresh
         self.dtype = None if dtype is None else np.dtype(dtype).name
-        targets = plan.targets | {path: (x.shape, np.dtype(dtype or x.dtype)) for path, x in fresh.items()}
-        self.targets = dict(sorted(targets.items()))
+        targets = plan.targets | {path: (x.shape, dtype or x.dtype) for path, x in fresh.items()}
+        self.targets = {path: (shape, np.dtype(kind)) for path, (shape, kind) in sorted(targets.items())}
         self.files = {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in source.files}
         self.hashes: dict[str, str] = {}
         self.ignored: dict[str, Any] = {}
