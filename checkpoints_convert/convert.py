@@ -71,6 +71,8 @@ def recognise(
         raise UserError(f"'{source.where}' has tensors ({names}, ...) of no known layout; known layouts: {known}.")
     if config is None or isinstance(config, Mapping):
         published = config if config is not None else read_config(source.where)
+        if published is None and layout.covers != ("grounding/*",):  # SAM2 says what it is by its shapes
+            raise UserError(f"'{source.where}' of the layout '{layout.name}' needs its config.json beside the weights.")
         config = config_from_source(layout, source.tree(), published, **options)
     return layout, config
 
