@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoints_convert import peft
+from checkpoints_convert import peft_export
 from checkpoints_convert.layouts import LAYOUTS
 from checkpoints_convert.layouts.earthmind import SAM2_PREFIX
 from checkpoints_convert.plan import Step, build_plan, source_tree
@@ -77,7 +77,7 @@ def export_checkpoint(
         raise UserError(f"{out} exists already; choose another place or remove it first.")
     config, params = stored_params(directory)
     if layout == "peft":
-        tensors, settings = tensors_of(peft.layout(config), params), peft.settings(config, directory.name)
+        tensors, settings = tensors_of(peft_export.layout(config), params), peft_export.settings(config, directory.name)
     else:
         table = find_layout(layout, config)
         origin = Origin.read(directory)

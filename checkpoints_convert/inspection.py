@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert.convert import AnyConfig, recognise, whole
+from checkpoints_convert.assemble import assemble
+from checkpoints_convert.convert import AnyConfig, configure, whole
 from checkpoints_convert.layouts import LAYOUTS, detect
 from checkpoints_convert.plan import source_tree
 from checkpoints_convert.reader import Source, TensorInfo, open_source
@@ -49,7 +50,7 @@ def inspect_source(path: str | Path) -> dict[str, Any]:
     config = None
     if layout is not None:
         try:
-            config = recognise(source)[1]
+            config = configure(assemble(source))[1]
         except UserError as error:
             facts["problem"] = str(error)
     return facts | _differences(source, known, config)

@@ -1,73 +1,150 @@
-"""LoRA adapters of the language model as PEFT stores them (``adapter_model.safetensors``).
-
-PEFT gives the linear layer ``X`` the factors ``base_model.model.X.lora_A.weight`` [rank in] and ``lora_B.weight``
-[out rank]. The names and the order of the axes follow from the layout of the language model itself.
-"""
+"""A directory of the PEFT library: ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``)."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from checkpoints_convert.layouts import LAYOUTS
-from checkpoints_convert.rules import Layout, Rule
-from earthmind_jax.config import EarthMindConfig
+from checkpoints_convert.adapters import Factors, pairs, without_factors
+from checkpoints_convert.layouts.lora import A, B
+from checkpoints_convert.layouts.training import published_names
+from checkpoints_convert.reader import Source, open_source
+from earthmind_jax.config import nearest, require
 from earthmind_jax.errors import UserError
 
-PREFIX = "base_model.model."
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+# Options that change what an adapter computes, and the values that keep it plain LoRA.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "use_qalora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "lora_bias": (False, None),
+    "megatron_config": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    # Others (pissa, olora, loftq, corda) subtract the adapter's first value from the weights that they adapt.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+
+# Module paths inside different wrappers of one language model; the first one below which the base has the weight.
+_NESTINGS = (
+    (r"^", ""),
+    (r"^", "language_model."),
+    (r"^language_model\.", ""),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head$", "language_model.lm_head"),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head$", "lm_head"),
+)
 
 
-def layout(config: EarthMindConfig) -> Layout:
-    """The adapters of ``config.lm``.
+@dataclass(frozen=True)
+class Peft:
+    """An open adapter directory: its factors by module, and the tensors that it holds in full (``modules_to_save``)."""
+
+    path: Path
+    factors: Mapping[str, Factors]
+    whole: Source
+
+
+def is_peft(path: Path) -> bool:
+    """Whether ``path`` looks like a directory of PEFT."""
+    return path.is_dir() and ((path / CONFIG).is_file() or any((path / name).is_file() for name in WEIGHTS))
+
+
+def open_peft(path: str | Path) -> Peft:
+    """Read an adapter directory.
 
     Raises:
-      UserError: it has none, or its published form joins layers that have adapters of their own here.
+      UserError: if a file is missing or broken, or the adapter is more than plain LoRA.
     """
-    if config.lm.lora is None:
-        raise UserError("This model has no adapters (lm.lora): there is nothing to export in the layout 'peft'.")
-    base = next(x for x in LAYOUTS if x.covers == ("lm/*",) and x.family == config.lm.family)
-    rules: list[Rule] = []
-    for rule in base.rules:
-        if not any(_adapted(target, config) for target in rule.targets):
-            continue
-        if len(rule.targets) > 1:
+    path = Path(path)
+    config = _config(path)
+    files = [path / name for name in WEIGHTS if (path / name).is_file()]
+    if not files:
+        raise UserError(f"'{path}' has an {CONFIG} but no {' or '.join(WEIGHTS)}: copy the weights there.")
+    source = open_source(files[0])
+    source = source.renamed(published_names(source.index))
+    odd = [name for name in source.index if ".lora_" in name and not name.endswith((A, B))]
+    if odd:
+        raise UserError(
+            f"'{files[0]}' holds '{odd[0]}', which is more than plain LoRA: merge that adapter in PEFT first."
+        )
+    modules = pairs(source)
+    if not modules:
+        raise UserError(f"'{files[0]}' holds no LoRA factors: is it the adapter of another method?")
+    factors = {module: Factors(source, module, scale(config, module)) for module in modules}
+    for module, pair in factors.items():
+        rank = _pattern(config.get("rank_pattern"), module, config["r"])
+        require(
+            pair.rank == rank,
+            f"'{files[0]}' has factors of rank {pair.rank} for '{module}', but {CONFIG} says {rank}: the two files are "
+            "of different adapters.",
+        )
+    return Peft(path, factors, without_factors(source))
+
+
+def scale(config: Mapping[str, Any], module: str) -> float:
+    """What multiplies ``B A`` of ``module``: alpha / rank, or alpha / sqrt(rank) with ``use_rslora``."""
+    rank = _pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def place(modules: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Module of an adapter -> the same module among the tensor ``names`` of its base, whatever wraps either.
+
+    Raises:
+      UserError: for a module whose weight the base has not.
+    """
+    names, found = set(names), {}
+    for module in modules:
+        inside = (
+            re.sub(pattern, prefix, module, count=1) for pattern, prefix in _NESTINGS if re.search(pattern, module)
+        )
+        name = next((name for name in inside if name + ".weight" in names), None)
+        if name is None:
             raise UserError(
-                f"The published {base.name} joins {', '.join(rule.targets)} in one layer, each of which has an adapter "
-                "of its own here; merge the adapters and export the whole model instead."
+                f"The adapter is for '{module}', of which the base has no weight: it was trained on another model."
+                + nearest(module + ".weight", names)
             )
-        rules += _factors(rule)
-    return Layout(f"PEFT ({base.name})", tuple(rules), has=(), covers=("lora/lm/*",), family=base.family)
+        found[module] = name
+    return found
 
 
-def settings(config: EarthMindConfig, base: str) -> dict[str, Any]:
-    """``adapter_config.json``; ``base`` is the name of the model that the adapters belong to."""
-    lora = config.lm.lora
-    modules = {rule.source.split(".")[-3] for rule in layout(config).rules}
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": sorted(modules),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "use_rslora": False,
-    }
+def _config(path: Path) -> dict[str, Any]:
+    file = path / CONFIG
+    if not file.is_file():
+        raise UserError(
+            f"'{path}' lacks {CONFIG}, which says the rank and scale of its adapters: copy it beside the weights."
+        )
+    try:
+        config = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{file}' is not valid JSON ({error}): copy it again.") from error
+    missing = [name for name in ("r", "lora_alpha") if not isinstance(config.get(name), int | float)]
+    require(not missing, f"'{file}' does not say {' and '.join(missing)}: is it the configuration of a LoRA adapter?")
+    for name, plain in _PLAIN.items():
+        require(
+            name not in config or config[name] in plain,
+            f"'{file}' has {name} = {config.get(name)!r}, which is more than plain LoRA; merge the adapter in PEFT.",
+        )
+    return config
 
 
-def _adapted(target: str, config: EarthMindConfig) -> bool:
-    layer = target.removeprefix("lm/").removesuffix("/kernel")
-    return target.endswith("/kernel") and re.search(config.lm.lora.targets, layer) is not None
-
-
-def _factors(rule: Rule) -> tuple[Rule, Rule]:
-    """The rules of the two factors of a linear layer whose kernel has the rule ``"out in -> in out"``."""
-    source, layer = rule.source.removesuffix(".weight"), rule.targets[0].removesuffix("/kernel")
-    out, into = re.fullmatch(r"(\(.*?\)|\w+) (\(.*?\)|\w+) -> .*", rule.how).groups()
-    return (
-        Rule(f"{PREFIX}{source}.lora_A.weight", f"lora/{layer}/a", f"rank {into} -> {into.strip('()')} rank"),
-        Rule(f"{PREFIX}{source}.lora_B.weight", f"lora/{layer}/b", f"{out} rank -> rank {out.strip('()')}"),
-    )
+def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+    """The value of the first of ``patterns`` that is the end of ``module``, from a dot on (as PEFT reads them)."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,23 +1,23 @@
 """Tensors by name from a published file or directory, read one at a time.
 
 ``open_source`` accepts a ``.safetensors`` file, a directory of them (with or without ``model.safetensors.index.json``),
-and ``.pt`` / ``.pth`` / ``.bin`` files of PyTorch, whose weights-only loader runs no code from the file. Only headers
-are read until a tensor is asked for; dtypes stay as they are (bfloat16 through ``ml_dtypes``).
+``.pt`` / ``.pth`` / ``.bin`` files of PyTorch, and DeepSpeed directories; no code from a file is run. Only headers are
+read until a tensor is asked for; dtypes stay as they are (bfloat16 through ``ml_dtypes``).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import is_zipfile
 
 import ml_dtypes
 import numpy as np
 
+from checkpoints_convert.torch_load import load_torch
 from earthmind_jax.config import nearest
 from earthmind_jax.errors import UserError
 
@@ -93,40 +93,36 @@ class TorchFile:
     """A ``.pt`` / ``.pth`` file: a state dict, or one below a top-level key such as ``model`` or ``state_dict``."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise UserError(f"'{path}' is a PyTorch file; reading it needs the [convert] extra (torch).") from error
-        if not path.is_file():
-            raise UserError(f"There is no file '{path}'.")
-        self.path = path
-        try:
-            # The memory map keeps tensors on disk; files from before PyTorch 1.6 are not zip archives and have none.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-        except Exception as error:  # the loader raises whatever the broken byte led to
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"'{path}' is not a PyTorch file of plain tensors, or its download was cut short ({first})."
-            ) from error
+        self.path, state = path, load_torch(path)
+        import torch
+
         for key in TORCH_WRAPPERS:
             if isinstance(state, dict) and isinstance(state.get(key), dict):
                 state = state[key]
         tensors = {} if not isinstance(state, dict) else {k: v.detach() for k, v in state.items() if torch.is_tensor(v)}
         if not tensors:
             raise UserError(f"'{path}' holds no state dict: expected tensors by name, or a dict of them under 'model'.")
-        self._tensors, self._torch = tensors, torch
-        self.index = {name: TensorInfo(tuple(t.shape), self._dtype(t.dtype)) for name, t in tensors.items()}
-
-    def _dtype(self, dtype: Any) -> np.dtype:
-        if dtype == self._torch.bfloat16:
-            return np.dtype(ml_dtypes.bfloat16)
-        return self._torch.empty(0, dtype=dtype).numpy().dtype
+        self._tensors = tensors
+        self.index = {name: TensorInfo(tuple(t.shape), torch_dtype(t.dtype)) for name, t in tensors.items()}
 
     def read(self, name: str, region: Any = ...) -> np.ndarray:
-        tensor = self._tensors[name]
-        if tensor.dtype == self._torch.bfloat16:  # numpy knows it only through ml_dtypes: pass the bits
-            return tensor.contiguous().view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)[region]
-        return tensor.numpy()[region]
+        return torch_array(self._tensors[name])[region]
+
+
+def torch_dtype(dtype: Any) -> np.dtype:
+    """The numpy dtype of a PyTorch dtype."""
+    import torch
+
+    return np.dtype(ml_dtypes.bfloat16) if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def torch_array(tensor: Any) -> np.ndarray:
+    """A PyTorch tensor as an array over the same memory."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # numpy knows it only through ml_dtypes: pass the bits
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 class Source:
@@ -168,6 +164,18 @@ class Source:
         """The same tensors, those in ``names`` under their new names."""
         return Source(self.where, {names.get(name, name): entry for name, entry in self._tensors.items()})
 
+    def kept(self, names: Iterable[str]) -> Source:
+        """The tensors called ``names``."""
+        return Source(self.where, {name: self._tensors[name] for name in names})
+
+    def replaced(self, tensors: Mapping[str, tuple[File, str]]) -> Source:
+        """These tensors and ``tensors``, a name in both from there."""
+        return Source(self.where, {**self._tensors, **tensors})
+
+    def file_of(self, name: str) -> File:
+        """The file that ``name`` is read from."""
+        return self._tensors[name][0]
+
     def merged(self, other: Source) -> Source:
         """The tensors of both; where both have a name, the other's."""
         return Source(f"{self.where} + {other.where}", {**self._tensors, **other._tensors})
@@ -179,7 +187,13 @@ def open_source(path: str | Path) -> Source:
     Raises:
       UserError: when it is missing, empty, corrupt or truncated, or an index names a shard that is not there.
     """
+    # That file reads with the functions above.
+    from checkpoints_convert.deepspeed import ZeroFile, zero_directory
+
     path = Path(path)
+    if path.is_dir() and (step := zero_directory(path)) is not None:
+        file = ZeroFile(step)
+        return Source(str(path), {name: (file, name) for name in file.index})
     if path.is_dir():
         files = _shards(path)
     elif path.exists():

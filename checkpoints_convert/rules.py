@@ -69,6 +69,7 @@ class Layout:
       lacks: patterns of which none may occur.
       covers: the parameters (patterns) that this layout brings; the rest of a model comes from elsewhere.
       family: the language model family, where the layout holds one.
+      fresh: parameters (as patterns) that a checkpoint of this layout may lack, e.g. those that its training froze.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Layout:
     ignored: tuple[Ignored, ...] = ()
     lacks: tuple[str, ...] = ()
     family: str = ""
+    fresh: tuple[Ignored, ...] = ()
 
     def fits(self, names: Iterable[str]) -> bool:
         """Whether the tensor ``names`` are of this layout."""

@@ -15,24 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from checkpoints_convert.convert import AnyConfig, conversion_plan, recognise, whole
+from checkpoints_convert.assemble import assemble
+from checkpoints_convert.convert import AnyConfig, configure, conversion_plan, whole
 from checkpoints_convert.plan import Plan, Step
-from checkpoints_convert.reader import Source, open_source
+from checkpoints_convert.reader import Source
 from checkpoints_convert.regions import Range, region
 from earthmind_jax.distributed.sharding import param_shardings
 from earthmind_jax.models import earthmind
 from earthmind_jax.types import Params
 
 
-def convert_sharded(source: Any, mesh: Mesh, *, dtype: Any = None, **options: Any) -> tuple[AnyConfig, Params]:
+def convert_sharded(
+    source: Any, mesh: Mesh, *, dtype: Any = None, parts: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[AnyConfig, Params]:
     """As :func:`checkpoints_convert.convert.convert`, with the parameters sharded over ``mesh`` by the usual rules.
 
     Args:
       source: a file, a directory, or an open :class:`Source`, readable in every process.
       dtype, options: as there (``config``, ``grounding``, ``fusion``).
+      parts: what else belongs to the checkpoint: keyword arguments of :func:`~checkpoints_convert.assemble.assemble`.
     """
-    source = source if isinstance(source, Source) else open_source(source)
-    layout, config = recognise(source, options.pop("config", None), **options)
+    assembled = assemble(source, **(parts or {}))
+    layout, config = configure(assembled, options.pop("config", None), **options)
+    source = assembled.source
     plan = conversion_plan(source, layout, config, dtype=dtype)
     axes = earthmind.param_axes(whole(config))
     shapes = {path: jax.ShapeDtypeStruct(shape, dtype) for path, (shape, dtype) in plan.targets.items()}

@@ -8,6 +8,11 @@ from typing import Any
 
 from checkpoints_convert.layouts.earthmind import SAM2_PREFIX
 from checkpoints_convert.rules import Layout, match
+from checkpoints_convert.transformers_config import (
+    SAM2_MODEL_TYPES,
+    grounding_from_transformers,
+    internvl_from_transformers,
+)
 from earthmind_jax.config import (
     EarthMindConfig,
     FusionConfig,
@@ -96,6 +101,7 @@ def config_from_source(
     *,
     grounding: GroundingConfig | Mapping[str, Any] | None = None,
     fusion: FusionConfig | None = None,
+    vocabulary: int | None = None,
 ) -> EarthMindConfig | VisionConfig | LmConfig | GroundingConfig:
     """The model that a checkpoint holds: a component's configuration, or the whole :class:`EarthMindConfig`.
 
@@ -104,7 +110,12 @@ def config_from_source(
       config: the published ``config.json``; for SAM2, its tree (None: recognised by its shapes).
       grounding: SAM2's configuration or tree inside a whole model; None: recognised by its shapes.
       fusion: for a whole model; None: :data:`RELEASED` where the checkpoint was trained with pairs, else the default.
+      vocabulary: rows of the token embedding, where they are not those of ``config``.
     """
+    if config is not None and str(config.get("model_type")) in SAM2_MODEL_TYPES:
+        return grounding_from_transformers(config, shapes)
+    if config is not None and "text_config" in config:
+        config = internvl_from_transformers(config)
     if layout.covers == ("grounding/*",):
         return grounding_from_hydra(dict(config)) if config else grounding_from_shapes(shapes)
     if config is None:
@@ -113,22 +124,32 @@ def config_from_source(
         return vision_from_hf(config)
     head = any(name.endswith(("lm_head.weight", "output.weight")) for name in shapes)
     if layout.covers == ("lm/*",):
-        return lm_from_hf(config, head=head, own=False)
+        rows = {} if vocabulary is None else {"vocab_size": vocabulary}
+        return lm_from_hf({**config, **rows}, head=head, own=False)
     require_fields(config, "InternVL", ("vision_config", "llm_config"))
     if isinstance(grounding, Mapping):
         grounding = grounding_from_hydra(dict(grounding))
-    below = {n.removeprefix(SAM2_PREFIX): shape for n, shape in shapes.items() if n.startswith(SAM2_PREFIX)}
-    if grounding is None and below:
-        grounding = grounding_from_shapes(below)
+    if grounding is None:
+        grounding = _grounding_inside(shapes)
     published = str(config.get("template") or "").replace("-", "_")
+    language = config["llm_config"] | ({} if vocabulary is None else {"vocab_size": vocabulary})
     return EarthMindConfig(
         vision=vision_from_hf(config["vision_config"], config),
-        lm=lm_from_hf(config["llm_config"], head=head or "lm/*" not in layout.covers, own=True),
+        lm=lm_from_hf(language, head=head or "lm/*" not in layout.covers, own=True),
         grounding=grounding,
         fusion=fusion or (RELEASED if "fusion/local_query" in layout.covers else FusionConfig()),
         sensors=SensorConfig(
             max_tiles=config.get("max_dynamic_patch", 12), thumbnail=bool(config.get("use_thumbnail", True))
         ),
         # A base InternVL model has a template of its own; EarthMind models on it use that of their family.
-        template=published if published in prompts.TEMPLATES else families.find(config["llm_config"]).template,
+        template=published if published in prompts.TEMPLATES else families.find(language).template,
     )
+
+
+def _grounding_inside(shapes: Shapes) -> GroundingConfig | None:
+    """SAM2 inside a whole model; where its trunk is elsewhere, the published size, as wide as the prompt for it is."""
+    below = {n.removeprefix(SAM2_PREFIX): shape for n, shape in shapes.items() if n.startswith(SAM2_PREFIX)}
+    if "image_encoder.trunk.pos_embed" in below:
+        return grounding_from_shapes(below)
+    prompt = shapes.get("text_hidden_fcs.2.weight")
+    return None if prompt is None else replace(GroundingConfig(), width=prompt[0][0])

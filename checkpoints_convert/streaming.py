@@ -24,7 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from checkpoints_convert.convert import absent, conversion_plan, read_config, recognise
+from checkpoints_convert.assemble import Assembled, assemble
+from checkpoints_convert.convert import absent, configure, conversion_plan, published_beside
 from checkpoints_convert.digest import Digests
 from checkpoints_convert.journal import Journal
 from checkpoints_convert.keep import keep_ignored
@@ -59,6 +60,7 @@ def convert_to_checkpoint(
     grounding: GroundingConfig | Mapping[str, Any] | None = None,
     fusion: FusionConfig | None = None,
     dtype: Any = None,
+    parts: Mapping[str, Any] | None = None,
     tokenizer: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EarthMindConfig:
@@ -70,6 +72,8 @@ def convert_to_checkpoint(
 
     Args:
       source, config, grounding, fusion, dtype: as for :func:`checkpoints_convert.convert.convert`.
+      parts: what else belongs to the checkpoint (bases, adapters, and what becomes of them): keyword arguments of
+        :func:`~checkpoints_convert.assemble.assemble`.
       tokenizer: a tokenizer directory; None takes the one beside the weights, where there is one.
 
     Returns:
@@ -80,10 +84,10 @@ def convert_to_checkpoint(
         or another conversion is writing it.
       WorkError: it could not be written (a full disk). Converting again goes on from the last finished tensor.
     """
-    source = source if isinstance(source, Source) else open_source(source)
-    directory = Path(directory).absolute()
-    published = dict(config) if isinstance(config, Mapping) else read_config(source.where)
-    layout, config = recognise(source, config, grounding=grounding, fusion=fusion)
+    assembled = assemble(source, **(parts or {}))
+    source, directory = assembled.source, Path(directory).absolute()
+    published = dict(config) if isinstance(config, Mapping) else published_beside(assembled)
+    layout, config = configure(assembled, config, grounding=grounding, fusion=fusion)
     if not isinstance(config, EarthMindConfig):
         raise UserError(
             f"'{source.where}' holds one component only ({layout.name}); a checkpoint directory needs a whole model."
@@ -95,7 +99,7 @@ def convert_to_checkpoint(
         raise UserError(
             f"'{source.where}' ({layout.name}) lacks {len(lacking)} parameters of the model, the first '{lacking[0]}'."
         )
-    words = _tokenizer(source, tokenizer)
+    words = _tokenizer(assembled, tokenizer)
     config = with_tokens(config, words) if words is not None else config
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already; choose another place or remove it first.")
@@ -272,11 +276,11 @@ def _initial(config: EarthMindConfig, paths: list[str]) -> dict[str, jax.Array]:
     return jax.jit(draw)()
 
 
-def _tokenizer(source: Source, directory: str | Path | None) -> Tokenizer | None:
+def _tokenizer(assembled: Assembled, directory: str | Path | None) -> Tokenizer | None:
     if directory is None:
-        where = Path(source.where)
-        where = where if where.is_dir() else where.parent
-        directory = where if any((where / name).is_file() for name in TOKENIZER_FILES) else None
+        places = (Path(place) if Path(place).is_dir() else Path(place).parent for place in assembled.places)
+        found = (place for place in places if any((place / name).is_file() for name in TOKENIZER_FILES))
+        directory = next(found, None)
     return None if directory is None else Tokenizer.load(directory)
 
 

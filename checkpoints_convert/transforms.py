@@ -8,6 +8,7 @@ A pattern names the axes of a source tensor and of what becomes of it, ``"source
     "{N h|N h|N h} D -> D N h"                              thirds of a fused qkv, three targets
     "{N h|K h|K h} D -> D N h | D K h | D K h"              contiguous q, k, v of different sizes
     "(K {g|1|1} h) D -> D (K g) h | D K h | D K h"          g queries, one key, one value in each of K groups
+    "R D -> D R | D R | D R"                                no parts: every target is the whole, and they must agree
 
 Parentheses hold the factors of one axis, the slowest first; braces hold the parts that lie one after the other along
 an axis, one part for each target. Sizes are never written down: they follow from the shapes of the targets. The
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from earthmind_jax.errors import UserError
 
 Product = tuple[str, ...]  # the names multiplied in one axis; () is an axis of size 1
 Shape = tuple[int, ...]
@@ -106,7 +109,7 @@ class Transform:
 
     def forward(self, array: np.ndarray, sizes: Sizes) -> list[np.ndarray]:
         """The target tensors (views of ``array`` where numpy can)."""
-        slices = [array]
+        slices = [array] * self.pieces
         if self.axis >= 0:
             bounds = np.cumsum([_size(part, sizes) for part in self.parts])
             array = array.reshape(self._apart(array.shape, sizes, int(bounds[-1])))
@@ -119,6 +122,11 @@ class Transform:
         pairs = zip(arrays, self.targets, self.sources, strict=True)
         slices = [rearrange(piece, target, source, sizes) for piece, target, source in pairs]
         if self.axis < 0:
+            if any(not np.array_equal(slices[0], other) for other in slices[1:]):
+                raise UserError(
+                    f"{self.pieces} parameters share one tensor in this layout and have since become different, so "
+                    "they cannot be written as one: merge them into their kernels first."
+                )
             return slices[0]
         whole = self.source_shape(sizes)
         apart = [
@@ -159,6 +167,8 @@ def transform(pattern: str) -> Transform:
     targets = tuple(tuple(_product(text) for text in _axes(side)) for side in right.split("|"))
     if len(targets) == 1:
         targets *= len(parts)
+    if axis < 0:
+        sources *= len(targets)
     if len(targets) != len(sources):
         raise ValueError(f"'{pattern}' has {len(parts)} parts and {len(targets)} targets")
     for ours, theirs in zip(sources, targets, strict=True):

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import model, params, tokenizer
 
-from checkpoints_convert import peft
+from checkpoints_convert import peft_export
 from checkpoints_convert.convert import convert
 from checkpoints_convert.export import export_checkpoint
 from checkpoints_convert.plan import apply_plan, build_plan
@@ -157,7 +157,7 @@ def test_adapters(tmp_path):
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (3, 6.0)
     assert {"q_proj", "down_proj", "lm_head"} <= set(settings["target_modules"])
-    source, layout = open_source(tmp_path / "out"), peft.layout(ours)
+    source, layout = open_source(tmp_path / "out"), peft_export.layout(ours)
     adapters = {path: x for path, x in drawn.items() if path.startswith("lora/")}
     plan = build_plan({path: (x.shape, None) for path, x in adapters.items()}, layout.rules, source.tree())
     for path, array in apply_plan(plan, source).items():
