@@ -83,6 +83,8 @@ def grounding_from_shapes(shapes: Shapes) -> GroundingConfig:
     Raises:
       UserError: for a size that was never published; its configuration tree must then be given.
     """
+    if "image_encoder.trunk.pos_embed" not in shapes:
+        raise UserError("A SAM2 checkpoint of transformers needs its config.json beside it.")
     embed = shapes["image_encoder.trunk.pos_embed"][0][1]
     blocks = {index["i"] for name in shapes if (index := match("image_encoder.trunk.blocks.{i}.norm1.weight", name))}
     version = "2.1" if "no_obj_embed_spatial" in shapes else "2.0"
@@ -117,7 +119,9 @@ def config_from_source(
     if config is not None and "text_config" in config:
         config = internvl_from_transformers(config)
     if layout.covers == ("grounding/*",):
-        return grounding_from_hydra(dict(config)) if config else grounding_from_shapes(shapes)
+        # Its tree has no model_type: that of another model may lie beside the file.
+        given = config and "model_type" not in config
+        return grounding_from_hydra(dict(config)) if given else grounding_from_shapes(shapes)
     if config is None:
         raise UserError(f"A checkpoint of the layout '{layout.name}' needs its config.json beside it.")
     if layout.covers == ("vision/*",):

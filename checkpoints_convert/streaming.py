@@ -30,7 +30,7 @@ from checkpoints_convert.digest import Digests
 from checkpoints_convert.journal import Journal
 from checkpoints_convert.keep import keep_ignored
 from checkpoints_convert.plan import Plan, Step
-from checkpoints_convert.reader import Source, open_source
+from checkpoints_convert.reader import Source
 from checkpoints_convert.rules import Layout
 from checkpoints_convert.store import WeightStore, stacked_axes
 from earthmind_jax import checkpoint

@@ -11,12 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert.convert import conversion_plan, whole
+from checkpoints_convert.convert import conversion_plan, whole, with_lora
 from checkpoints_convert.layouts import LAYOUTS, detect
+from checkpoints_convert.layouts.training import published_names
 from checkpoints_convert.plan import apply_plan, build_plan, export, source_tree
 from checkpoints_convert.rules import match
 from checkpoints_convert.source_config import config_from_source
-from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig, LmConfig, RopeConfig, VisionConfig
+from earthmind_jax.config import (
+    EarthMindConfig,
+    FusionConfig,
+    GroundingConfig,
+    LmConfig,
+    LoraConfig,
+    RopeConfig,
+    VisionConfig,
+)
 from earthmind_jax.models import earthmind
 
 TINY = EarthMindConfig(
@@ -138,3 +147,31 @@ def test_published_models_fit_without_a_gap(name):
 
 def _hf_config(name):
     return json.loads((MANIFESTS / f"{name}.config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["EarthMind-4B_xtuner_pth", "EarthMind-4B_xtuner_all_state_dict"])
+def test_training_checkpoints_fit_without_a_gap(name):
+    """Every tensor that training saves has a place, adapters among them; what it does not save is frozen."""
+    path = MANIFESTS / f"{name}.json.gz"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    names = json.loads(gzip.decompress(path.read_bytes()))
+    renamed = published_names(names)
+    sources = {renamed[tensor]: (tuple(shape), np.dtype(np.float32)) for tensor, shape in names.items()}
+    layout = detect(sources)
+    lora = _hf_config(name)["lora"]
+    config = config_from_source(layout, sources, _hf_config(name))
+    config = with_lora(config, LoraConfig(rank=lora["r"], alpha=lora["lora_alpha"]))
+    source = Memory()
+    source.tree = lambda: sources
+    plan = conversion_plan(source, layout, config)
+    assert len(plan.steps) + len(plan.ignored) == len(sources)
+    assert {path for path in earthmind.shapes(config) if path.startswith("lora/")} <= set(plan.targets)
+    everything = covered(layout, earthmind.shapes(config))
+    assert set(plan.targets) | set(plan.fresh) >= set(everything)
+    whole_model = "all_state_dict" in name
+    assert (layout in LAYOUTS) is whole_model
+    assert bool(plan.fresh) is not whole_model
+    count = sum(int(np.prod(shape)) for shape, _ in plan.targets.values())
+    left = sum(int(np.prod(sources[tensor][0])) for tensor in plan.ignored)
+    assert count + left == sum(int(np.prod(shape)) for shape, _ in sources.values())

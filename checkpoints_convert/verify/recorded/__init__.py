@@ -10,6 +10,7 @@ from checkpoints_convert.verify.recorded import (
     language,
     losses,
     preprocessing,
+    trained,
     training,
     vision,
     whole,
@@ -30,10 +31,11 @@ RUNNERS: dict[str, Runner] = {
     "g_train_forward": training.training_forward,
     "h_fusion_releases": fusion.releases,
     "h_hca_paper": fusion.paper,
+    "i_xtuner_pth_qwen2": trained.xtuner,
 }
 """Prefix of a case's name -> what compares it; the longest prefix wins."""
 
-NOT_YET = ("c_phi3", "c_internlm2", "e_e2e_phi3", "e_e2e_internlm2", "i_")
+NOT_YET = ("c_phi3", "c_internlm2", "e_e2e_phi3", "e_e2e_internlm2", "i_xtuner_pth_internlm2")
 """Kinds that are recorded and not yet supported."""
 
 
