@@ -40,11 +40,15 @@ def unknown(where: str, names: Iterable[str]) -> str:
 
     shares = {layout.name: taken(layout) for layout in (*LAYOUTS, *TRAINED)}
     known = ", ".join(layout.name for layout in LAYOUTS)
-    nearest = max((*LAYOUTS, *TRAINED), key=lambda layout: len(shares[layout.name]))
+
+    def lacks(layout: Layout) -> list[str]:
+        return [pattern for pattern in layout.has if not any(match(pattern, name) is not None for name in names)]
+
+    nearest = max((*LAYOUTS, *TRAINED), key=lambda layout: (len(shares[layout.name]), -len(lacks(layout))))
     if not shares[nearest.name]:
         return f"'{where}' has tensors ({', '.join(names[:3])}, ...) of no known layout; known layouts: {known}."
     taken_names = set(shares[nearest.name])
-    lacking = [f"'{x}'" for x in nearest.has if not any(match(x, name) is not None for name in names)]
+    lacking = [f"'{pattern}'" for pattern in lacks(nearest)]
     extra = [f"'{name}'" for name in sample if name not in taken_names]
     barred = [f"'{name}'" for name in names if any(match(x, name) is not None for x in nearest.lacks)]
     differs = [
