@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from checkpoints_convert.layouts.earthmind import EARTHMIND_LANGUAGE_QWEN2, EARTHMIND_QWEN2
-from checkpoints_convert.layouts.internvl import INTERN_VIT, INTERNVL_ENCODER, INTERNVL_QWEN2
+from checkpoints_convert.layouts.earthmind import EARTHMIND, EARTHMIND_LANGUAGE
+from checkpoints_convert.layouts.internlm2 import INTERNLM2
+from checkpoints_convert.layouts.internvl import INTERN_VIT, INTERNVL, INTERNVL_ENCODER
 from checkpoints_convert.layouts.internvl_hf import INTERNVL_HF, INTERNVL_HF_NESTED
+from checkpoints_convert.layouts.phi3 import PHI3
 from checkpoints_convert.layouts.qwen2 import QWEN2
 from checkpoints_convert.layouts.sam2 import SAM2
 from checkpoints_convert.layouts.sam2_hf import SAM2_HF
 from checkpoints_convert.layouts.training import trained, without_sam2
 from checkpoints_convert.rules import Layout, match
 
-LAYOUTS = (EARTHMIND_QWEN2, EARTHMIND_LANGUAGE_QWEN2, INTERNVL_QWEN2, INTERNVL_ENCODER, SAM2, INTERN_VIT, QWEN2)
+LAYOUTS = (
+    *map(without_sam2, EARTHMIND), *EARTHMIND, *EARTHMIND_LANGUAGE, *INTERNVL, INTERNVL_ENCODER, SAM2, INTERN_VIT,
+    QWEN2, INTERNLM2, PHI3, INTERNVL_HF, INTERNVL_HF_NESTED, SAM2_HF,
+)  # fmt: skip
 
-_WHOLE = tuple(layout for layout in LAYOUTS if layout.name.startswith("EarthMind / Sa2VA"))
-LAYOUTS = (*map(without_sam2, _WHOLE), *LAYOUTS, INTERNVL_HF, INTERNVL_HF_NESTED, SAM2_HF)
-
-TRAINED = tuple(map(trained, _WHOLE))
+TRAINED = tuple(map(trained, EARTHMIND))
 """What training saves of a whole model; names as :func:`~checkpoints_convert.layouts.training.published_names` gives
 them. Each shares its rules with a layout above, so that nothing is ever written this way."""
 

@@ -20,29 +20,36 @@ LOCAL_QUERY = Rule("local_query", "fusion/local_query")
 IGNORED = (
     Ignored("local_query", "the gate of the June 2025 training, which this fusion mode does not have"),
     Ignored("hca_queries", "allocated by the October 2025 training and never read there"),
-    *internvl.INTERNVL_QWEN2.ignored,
     *ignored_under(SAM2_PREFIX, sam2.IGNORED),
 )
 
-EARTHMIND_QWEN2 = Layout(
-    name="EarthMind / Sa2VA (Qwen2)",
-    rules=(
-        *internvl.INTERNVL_QWEN2.rules,
-        *under("text_hidden_fcs.", TEXT_HIDDEN_FCS, "text_hidden_fcs/"),
-        *under(SAM2_PREFIX, sam2.RULES, "grounding/"),
-        LOCAL_QUERY,
-    ),
-    ignored=IGNORED,
-    has=(*internvl.INTERNVL_QWEN2.has, "text_hidden_fcs.0.weight", SAM2_PREFIX + sam2.SAM2.has[0]),
-    covers=(*internvl.INTERNVL_QWEN2.covers, "text_hidden_fcs/*", "grounding/*", "fusion/local_query"),
-    family="qwen2",
-)
 
-EARTHMIND_LANGUAGE_QWEN2 = Layout(
-    name="EarthMind without its mask decoder (Qwen2)",
-    rules=(*internvl.INTERNVL_QWEN2.rules, LOCAL_QUERY),
-    ignored=IGNORED,
-    has=(*internvl.INTERNVL_QWEN2.has, "local_query"),
-    covers=(*internvl.INTERNVL_QWEN2.covers, "fusion/local_query"),
-    family="qwen2",
-)
+def _earthmind(base: Layout) -> Layout:
+    return Layout(
+        name=base.name.replace("InternVL", "EarthMind / Sa2VA"),
+        rules=(
+            *base.rules,
+            *under("text_hidden_fcs.", TEXT_HIDDEN_FCS, "text_hidden_fcs/"),
+            *under(SAM2_PREFIX, sam2.RULES, "grounding/"),
+            LOCAL_QUERY,
+        ),
+        ignored=(*IGNORED, *base.ignored),
+        has=(*base.has, "text_hidden_fcs.0.weight", SAM2_PREFIX + sam2.SAM2.has[0]),
+        covers=(*base.covers, "text_hidden_fcs/*", "grounding/*", "fusion/local_query"),
+        family=base.family,
+    )
+
+
+def _language(base: Layout) -> Layout:
+    return Layout(
+        name=base.name.replace("InternVL", "EarthMind without its mask decoder"),
+        rules=(*base.rules, LOCAL_QUERY),
+        ignored=(*IGNORED, *base.ignored),
+        has=(*base.has, "local_query"),
+        covers=(*base.covers, "fusion/local_query"),
+        family=base.family,
+    )
+
+
+EARTHMIND = tuple(map(_earthmind, internvl.INTERNVL))
+EARTHMIND_LANGUAGE = tuple(map(_language, internvl.INTERNVL))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from checkpoints_convert.layouts import qwen2
+from checkpoints_convert.layouts.internlm2 import INTERNLM2
+from checkpoints_convert.layouts.phi3 import PHI3
+from checkpoints_convert.layouts.qwen2 import QWEN2
 from checkpoints_convert.rules import Layout, Rule, ignored_under, under
 
 VISION = (
@@ -52,19 +54,26 @@ INTERN_VIT = Layout(
 
 ENCODER = (*under("vision_model.", VISION, "vision/"), *under("mlp1.", PROJECTOR, "projector/"))
 
-INTERNVL_QWEN2 = Layout(
-    name="InternVL (Qwen2)",
-    rules=(*ENCODER, *under("language_model.", qwen2.QWEN2.rules)),
-    ignored=ignored_under("language_model.", qwen2.IGNORED),
-    has=("vision_model.embeddings.class_embedding", "mlp1.1.weight", "language_model." + qwen2.MARK),
-    covers=("vision/*", "projector/*", "lm/*"),
-    family="qwen2",
-)
+ENCODER_HAS = ("vision_model.embeddings.class_embedding", "mlp1.1.weight")
+
+
+def _internvl(language: Layout) -> Layout:
+    return Layout(
+        name=f"InternVL ({language.name})",
+        rules=(*ENCODER, *under("language_model.", language.rules)),
+        ignored=ignored_under("language_model.", language.ignored),
+        has=(*ENCODER_HAS, *("language_model." + name for name in language.has)),
+        covers=("vision/*", "projector/*", "lm/*"),
+        family=language.family,
+    )
+
+
+INTERNVL = tuple(map(_internvl, (QWEN2, INTERNLM2, PHI3)))
 
 INTERNVL_ENCODER = Layout(
     name="InternVL without its language model",
     rules=ENCODER,
-    has=("vision_model.embeddings.class_embedding", "mlp1.1.weight"),
+    has=ENCODER_HAS,
     lacks=("language_model.*",),
     covers=("vision/*", "projector/*"),
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from checkpoints_convert.rules import Ignored, Layout, Rule, under
 
-MARK = "model.layers.{i}.self_attn.q_proj.weight"
-
 IGNORED = (
     Ignored("lm_head.weight", "the head is tied to the token embedding, which holds the same numbers"),
     Ignored("model.layers.{i}.self_attn.rotary_emb.inv_freq", "a constant that is computed from the configuration"),
@@ -37,7 +35,7 @@ QWEN2 = Layout(
         Rule("lm_head.weight", "lm/head/kernel", "V D -> D V"),
     ),
     ignored=IGNORED,
-    has=("model.embed_tokens.weight", MARK),
+    has=("model.embed_tokens.weight", "model.layers.{i}.self_attn.q_proj.weight"),
     covers=("lm/*",),
     family="qwen2",
 )

@@ -91,18 +91,18 @@ def test_a_missing_head_means_a_tied_one(tmp_path):
 
 def chat(tmp_path, extra=(), **options):
     """An InternVL checkpoint of random weights (with ``extra`` tensors), and its configuration."""
-    from checkpoints_convert.layouts import INTERNVL_QWEN2
+    from checkpoints_convert.layouts.internvl import INTERNVL
 
     published = {
         "vision_config": HF_VISION, "llm_config": HF_LM, "template": "internvl2_5", "ps_version": "v2",
         "downsample_ratio": 0.5, "force_image_size": 28, "max_dynamic_patch": 7, "use_thumbnail": False, **options,
     }  # fmt: skip
-    config = config_from_source(INTERNVL_QWEN2, {"language_model.lm_head.weight": ((), None)}, published)
+    config = config_from_source(INTERNVL[0], {"language_model.lm_head.weight": ((), None)}, published)
     rng = np.random.default_rng(0)
     tree = {path: (x.shape, np.float32) for path, x in earthmind.shapes(config).items()}
     tensors = {
         name: rng.standard_normal(shape).astype(np.float32)
-        for name, (shape, _) in source_tree(tree, INTERNVL_QWEN2.rules).items()
+        for name, (shape, _) in source_tree(tree, INTERNVL[0].rules).items()
     }
     return write(tmp_path, {**tensors, **dict(extra)}, published)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from earthmind_jax.config import LmConfig, nearest
 from earthmind_jax.errors import UserError
-from earthmind_jax.models.families import qwen2
+from earthmind_jax.models.families import internlm2, phi3, qwen2
 from earthmind_jax.models.families.family import Family, HfConfig
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (qwen2.FAMILY,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (qwen2.FAMILY, internlm2.FAMILY, phi3.FAMILY)}
 
 
 def find(config: HfConfig) -> Family:
