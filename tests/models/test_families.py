@@ -36,6 +36,85 @@ def test_published_configuration_is_the_preset():
     assert from_hf(QWEN) == FAMILIES["qwen2"].presets["qwen2_5_3b"]
 
 
+INTERNLM2 = {
+    "architectures": ["InternLM2ForCausalLM"],
+    "model_type": "internlm2",
+    "auto_map": {"AutoModel": "modeling_internlm2.InternLM2ForCausalLM"},
+    "attn_implementation": "flash_attention_2",
+    "bias": False,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 92553,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000,
+    "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": False,
+}
+FACTORS = {"short_factor": [1.0 + 0.1 * i for i in range(48)], "long_factor": [1.0 + i for i in range(48)]}
+PHI3 = {
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32020,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"type": "su", **FACTORS},
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "sliding_window": 262144,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
+
+
+def test_internlm2():
+    assert from_hf(INTERNLM2) == FAMILIES["internlm2"].presets["internlm2_5_7b"]
+    with pytest.raises(UserError, match="bias = True"):
+        from_hf({**INTERNLM2, "bias": True})
+
+
+def test_phi3():
+    config = from_hf(PHI3)
+    assert (config.family, config.qkv_bias, config.head_dim, config.sliding_window) == ("phi3", False, 96, 262144)
+    rope = config.rope
+    assert (rope.kind, rope.theta, rope.max_position, rope.original_max_position) == ("longrope", 1e4, 131072, 4096)
+    assert rope.short_factor == tuple(FACTORS["short_factor"])
+    assert rope.long_factor == tuple(FACTORS["long_factor"])
+    newer = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096, **FACTORS}
+    assert from_hf({**PHI3, "rope_scaling": None, "rope_theta": None, "rope_parameters": newer}) == config
+    plain = from_hf({**PHI3, "rope_scaling": None, "sliding_window": 2047, "max_position_embeddings": 4096})
+    assert (plain.rope.kind, plain.sliding_window) == ("default", 2047)
+    without_eps = {name: value for name, value in PHI3.items() if name != "rms_norm_eps"}
+    assert from_hf(without_eps) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"original_max_position_embeddings": None}, "original_max_position_embeddings"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [1.0]}}, "48 rotary"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ],
+)
+def test_phi3_that_would_differ_is_refused(changes, word):
+    with pytest.raises(UserError, match=word):
+        from_hf({**PHI3, **changes})
+
+
 def test_found_by_architecture_or_model_type():
     assert find({"architectures": ["Qwen2ForCausalLM"]}).name == "qwen2"
     assert find({"model_type": "qwen2"}).name == "qwen2"
