@@ -93,6 +93,7 @@ def test_phi3():
     assert rope.short_factor == tuple(FACTORS["short_factor"])
     assert rope.long_factor == tuple(FACTORS["long_factor"])
     newer = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096, **FACTORS}
+    newer["factor"] = 32.0
     assert from_hf({**PHI3, "rope_scaling": None, "rope_theta": None, "rope_parameters": newer}) == config
     plain = from_hf({**PHI3, "rope_scaling": None, "sliding_window": 2047, "max_position_embeddings": 4096})
     assert (plain.rope.kind, plain.sliding_window) == ("default", 2047)
@@ -106,6 +107,7 @@ def test_phi3():
         ({"original_max_position_embeddings": None}, "original_max_position_embeddings"),
         ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 48, "long_factor": [1.0]}}, "48 rotary"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "su", "factor": 4.0, **FACTORS}}, "factor"),
         ({"attention_bias": True}, "attention_bias"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ],

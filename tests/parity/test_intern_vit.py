@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earthmind_jax.config import VisionConfig
+from earthmind_jax.config import Precision, VisionConfig
 from earthmind_jax.models.functional import apply_module
 from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.models.projector import Projector, TextHiddenFcs
@@ -103,6 +103,28 @@ def test_hidden_states_at_any_size(changes):
             np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-4)
         patches = expected.last_hidden_state[:, 1:].reshape(2, height // 14, width // 14, config.width)
         np.testing.assert_allclose(out.features, patches.numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "rms_norm", "qk_norm": True, "qkv_bias": False}], ids=["300M", "6B"])
+def test_bfloat16_drifts_no_more_than_in_pytorch(changes):
+    """Relative error of the features against float32 with the same, rounded, weights."""
+    config = VisionConfig(**{**CONFIG.__dict__, **changes})
+    model = _vision(config).bfloat16()
+    pixels = np.random.default_rng(0).normal(size=(2, 56, 56, 3)).astype(np.float32)
+    low = model(torch.tensor(pixels).permute(0, 3, 1, 2).bfloat16()).last_hidden_state.float().numpy()
+    high = model.float()(torch.tensor(pixels).permute(0, 3, 1, 2)).last_hidden_state.numpy()
+
+    def ours(dtype):
+        params = {path: value.astype(dtype) for path, value in _params(model, config).items()}
+        module = InternViT(config, Precision(param=dtype, compute=dtype))
+        return np.asarray(apply_module(module, params, "", pixels).hidden, np.float32)
+
+    def drift(low, high):
+        return float(np.linalg.norm(low - high) / np.linalg.norm(high))
+
+    exact = ours("float32")
+    assert drift(exact, high) < 1e-5
+    assert 1e-3 < drift(ours("bfloat16"), exact) < 1.25 * drift(low, high) < 0.02
 
 
 def test_projector():

@@ -147,6 +147,7 @@ def rope(config: HfConfig, family: str, *, theta: float, max_position: int) -> R
     )
     positions = config.get("max_position_embeddings") or max_position
     fields: dict[str, Any] = {"theta": float(theta), "kind": kind, "max_position": positions}
+    neutral = {"partial_rotary_factor": 1.0}
     if kind in ("linear", "dynamic"):
         fields["factor"] = float(scaling.pop("factor", 1.0))
     elif kind == "longrope":
@@ -160,7 +161,7 @@ def rope(config: HfConfig, family: str, *, theta: float, max_position: int) -> R
             f"The {family} configuration needs {planes} rotary short and long factors.",
         )
         fields |= {"original_max_position": original, **factors}
-    neutral = {"partial_rotary_factor": 1.0}
+        neutral["factor"] = positions / original  # a newer spelling of the same ratio
     left = sorted(name for name, value in scaling.items() if value is not None and neutral.get(name) != value)
     require(not left, f"The {family} configuration has rotary settings that are not known here: {', '.join(left)}.")
     return RopeConfig(**fields)
