@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.config import SpecialTokens
+from earthmind_jax.data import tokenizer_sentencepiece
 from earthmind_jax.errors import UserError
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -19,6 +20,7 @@ CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 INTERNVL_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 EARTHMIND_TOKENS = (SEG, "<p>", "</p>", "<vp>", "</vp>")
 
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 CACHE = 65536  # distinct strings whose ids are kept
 
 Spans = tuple[tuple[int, int], ...]
@@ -40,28 +42,37 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read a tokenizer directory (``tokenizer.json`` and its companions).
+        """Read a tokenizer directory, as saved by :meth:`save` or beside a published checkpoint.
+
+        ``tokenizer.json`` is taken as it is; without one, ``tokenizer.model`` (sentencepiece: InternLM2, Phi-3), or
+        ``vocab.json`` with ``merges.txt`` (Qwen2). Either way no class is guessed and no code of the directory runs.
 
         Raises:
           UserError: naming the directory, if it holds no tokenizer that can be read.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
         directory = Path(directory)
         if not directory.is_dir():
             raise UserError(f"There is no tokenizer directory '{directory}'.")
+        config = tokenizer_sentencepiece.read_json(directory / "tokenizer_config.json")
+        has = {name for name in FILES if (directory / name).is_file()}
         try:
-            inner = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            # A checkpoint whose tokenizer class is its own code still works if it carries a tokenizer.json.
-            if not (directory / "tokenizer.json").is_file():
+            if "tokenizer.json" in has:
+                from transformers import PreTrainedTokenizerFast as Published
+            elif "tokenizer.model" in has:
+                return cls(tokenizer_sentencepiece.load(directory, config))
+            elif {"vocab.json", "merges.txt"} <= has and config.get("tokenizer_class", "Qwen2").startswith("Qwen2"):
+                from transformers import Qwen2Tokenizer as Published
+            else:
                 raise UserError(
-                    f"No tokenizer can be read from '{directory}': save it there with a tokenizer.json ({error})."
-                ) from error
-            inner = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-        if getattr(inner, "backend_tokenizer", None) is None:
-            raise UserError(f"The tokenizer in '{directory}' has no fast form: save it there with a tokenizer.json.")
-        return cls(inner)
+                    f"No tokenizer can be read from '{directory}': it needs a tokenizer.json, or a tokenizer.model, or "
+                    "vocab.json and merges.txt of Qwen2."
+                )
+            return cls(Published.from_pretrained(str(directory), local_files_only=True))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a broken file led to
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"The tokenizer in '{directory}' is damaged ({first}): fetch it again.") from error
 
     def save(self, directory: str | Path) -> None:
         """Write an ordinary Hugging Face tokenizer directory."""

@@ -111,7 +111,14 @@ def test_templates():
         template = prompts.get_template(name)
         assert (template.instruction, template.suffix, template.stop_words) == (chatml, "<|im_end|>", stops)
         assert template.around("train") == template.around("hf")
-    assert prompts.get_template("phi3-chat").stop_words == ("<|end|>",)
+        assert (template.separator, template.system) == ("\n", "<|im_start|>system\n{system}<|im_end|>\n")
+    phi3 = prompts.get_template("phi3-chat")
+    assert phi3.around() == ("<|user|>\n", "<|end|>\n<|assistant|>\n")
+    assert phi3.around("train") == ("<|user|>\n", "<|end|><|assistant|>\n")
+    assert (phi3.suffix, phi3.separator, phi3.stop_words) == ("<|end|>", "\n", ("<|end|>",))
+    assert phi3.system == "<|system|>\n{system}<|end|>\n"
+    vicuna = prompts.get_template("vicuna")
+    assert (vicuna.around(), vicuna.suffix, vicuna.separator) == (("USER: ", " ASSISTANT:"), "", "\n")
     with pytest.raises(UserError, match="Did you mean 'qwen_chat'"):
         prompts.get_template("qwen_chatt")
     assert len(prompts.SEGMENTATION_QUESTIONS) == 16
