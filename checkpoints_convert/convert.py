@@ -36,6 +36,7 @@ def convert(
     config: AnyConfig | Mapping[str, Any] | None = None,
     grounding: GroundingConfig | Mapping[str, Any] | None = None,
     fusion: FusionConfig | None = None,
+    memory: bool | None = None,
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[AnyConfig, Params]:
@@ -48,6 +49,8 @@ def convert(
       config: the published configuration as plain values, or ours; None reads ``config.json`` beside the weights.
       grounding: SAM2's configuration or published tree in a whole model, where it is not one of the published sizes.
       fusion: how the model is to fuse; decides whether ``local_query`` is taken or left.
+      memory: take SAM2's memory, which follows objects through frames; None: where the weights have it. A ``config`` of
+        ours says so itself (``GroundingConfig.memory``).
       dtype: of all parameters; None keeps that of the source, tensor by tensor.
       place: called with (path, array) for each finished parameter, e.g. to put it on devices; without it the parameters
         are numpy arrays in host memory.
@@ -60,7 +63,7 @@ def convert(
       UserError: for a file that cannot be read, is of no known layout, or does not fit its configuration.
     """
     assembled = assemble(source, base, adapters, merge=merge, lora_scale=lora_scale)
-    layout, config = configure(assembled, config, grounding=grounding, fusion=fusion)
+    layout, config = configure(assembled, config, grounding=grounding, fusion=fusion, memory=memory)
     plan = conversion_plan(assembled.source, layout, config, dtype=dtype)
     return config, apply_plan(plan, assembled.source, place)
 
@@ -71,6 +74,7 @@ def configure(
     *,
     grounding: GroundingConfig | Mapping[str, Any] | None = None,
     fusion: FusionConfig | None = None,
+    memory: bool | None = None,
 ) -> tuple[Layout, AnyConfig]:
     """The layout of a checkpoint and the configuration of its model; arguments and errors as :func:`convert`."""
     source = assembled.source
@@ -82,8 +86,9 @@ def configure(
         if published is None and layout.covers != ("grounding/*",):  # SAM2 says what it is by its shapes
             raise UserError(f"'{source.where}' of the layout '{layout.name}' needs its config.json beside the weights.")
         config = config_from_source(
-            layout, source.tree(), published, grounding=grounding, fusion=fusion, vocabulary=assembled.vocabulary
-        )
+            layout, source.tree(), published, grounding=grounding, fusion=fusion, memory=memory,
+            vocabulary=assembled.vocabulary,
+        )  # fmt: skip
     return layout, with_lora(config, assembled.lora)
 
 

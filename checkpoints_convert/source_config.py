@@ -103,6 +103,7 @@ def config_from_source(
     *,
     grounding: GroundingConfig | Mapping[str, Any] | None = None,
     fusion: FusionConfig | None = None,
+    memory: bool | None = None,
     vocabulary: int | None = None,
 ) -> EarthMindConfig | VisionConfig | LmConfig | GroundingConfig:
     """The model that a checkpoint holds: a component's configuration, or the whole :class:`EarthMindConfig`.
@@ -111,17 +112,20 @@ def config_from_source(
       layout, shapes: what was found in the weights.
       config: the published ``config.json``; for SAM2, its tree (None: recognised by its shapes).
       grounding: SAM2's configuration or tree inside a whole model; None: recognised by its shapes.
+      memory: hold SAM2's memory; None: where the weights have it.
       fusion: for a whole model; None: :data:`RELEASED` where the checkpoint was trained with pairs, else the default.
       vocabulary: rows of the token embedding, where they are not those of ``config``.
     """
     if config is not None and str(config.get("model_type")) in SAM2_MODEL_TYPES:
-        return grounding_from_transformers(config, shapes)
+        found = grounding_from_transformers(config, shapes)
+        return replace(found, memory=_remembers(shapes) if memory is None else memory)
     if config is not None and "text_config" in config:
         config = internvl_from_transformers(config)
     if layout.covers == ("grounding/*",):
         # Its tree has no model_type: that of another model may lie beside the file.
         given = config and "model_type" not in config
-        return grounding_from_hydra(dict(config)) if given else grounding_from_shapes(shapes)
+        found = grounding_from_hydra(dict(config)) if given else grounding_from_shapes(shapes)
+        return replace(found, memory=_remembers(shapes) if memory is None else memory)
     if config is None:
         raise UserError(f"A checkpoint of the layout '{layout.name}' needs its config.json beside it.")
     if layout.covers == ("vision/*",):
@@ -135,6 +139,9 @@ def config_from_source(
         grounding = grounding_from_hydra(dict(grounding))
     if grounding is None:
         grounding = _grounding_inside(shapes)
+        grounding = grounding and replace(grounding, memory=_remembers(shapes))
+    if grounding is not None and memory is not None:
+        grounding = replace(grounding, memory=memory)
     published = str(config.get("template") or "").replace("-", "_")
     language = config["llm_config"] | ({} if vocabulary is None else {"vocab_size": vocabulary})
     return EarthMindConfig(
@@ -148,6 +155,10 @@ def config_from_source(
         # A base InternVL model has a template of its own; EarthMind models on it use that of their family.
         template=published if published in prompts.TEMPLATES else families.find(language).template,
     )
+
+
+def _remembers(shapes: Shapes) -> bool:
+    return any("memory_encoder." in name for name in shapes)
 
 
 def _grounding_inside(shapes: Shapes) -> GroundingConfig | None:

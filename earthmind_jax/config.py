@@ -173,7 +173,7 @@ class LmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingConfig:
-    """SAM2 / SAM2.1: Hiera trunk, FPN neck, prompt encoder and mask decoder."""
+    """SAM2 / SAM2.1: Hiera trunk, FPN neck, prompt encoder, mask decoder and, for frames that follow, the memory."""
 
     image_size: int = 1024
     embed_dim: int = 144
@@ -195,10 +195,14 @@ class GroundingConfig:
     stability: bool = False  # dynamic_multimask_via_stability
     stability_delta: float = 0.05
     stability_threshold: float = 0.98
+    memory: bool = False  # hold the memory that follows objects through frames
     memory_dim: int = 64
-    memory_frames: int = 7
+    memory_frames: int = 7  # num_maskmem: the prompted frames' slot and those of the frames before this one
     memory_layers: int = 4
     memory_mlp: int = 2048
+    memory_pointers: int = 16  # max_obj_ptrs_in_encoder
+    memory_binarize: bool = False  # binarize_mask_from_pts_for_mem_enc: prompted masks are remembered as 0 and 1
+    memory_dtype: str = "bfloat16"  # in which memories wait for later frames; the published code rounds them to it
     version: str = "2.0"  # 2.1 adds object-pointer time codes and the occlusion embedding
 
     def __post_init__(self) -> None:
@@ -211,6 +215,13 @@ class GroundingConfig:
         )
         require(self.q_pool_stages == 3, "grounding.q_pool_stages must be 3: the decoder needs strides 4, 8, 16.")
         require(all(w % 2 == 0 for w in self.windows[:3]), "grounding.windows must be even before the last stage.")
+        one_of("grounding.memory_dtype", self.memory_dtype, ("float32", "bfloat16", "float16"))
+        require(self.memory_frames > 1, f"grounding.memory_frames must be at least 2, not {self.memory_frames}.")
+        require(self.memory_pointers > 1, f"grounding.memory_pointers must be at least 2, not {self.memory_pointers}.")
+        require(
+            not self.memory or (self.memory_dim % 4 == 0 and self.width % self.memory_dim == 0),
+            f"grounding.memory_dim {self.memory_dim} must be a multiple of four and divide the width {self.width}.",
+        )
         one_of("grounding.version", self.version, ("2.0", "2.1"))
 
     @property

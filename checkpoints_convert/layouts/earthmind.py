@@ -30,7 +30,7 @@ def _earthmind(base: Layout) -> Layout:
         rules=(
             *base.rules,
             *under("text_hidden_fcs.", TEXT_HIDDEN_FCS, "text_hidden_fcs/"),
-            *under(SAM2_PREFIX, sam2.RULES, "grounding/"),
+            *under(SAM2_PREFIX, sam2.rules("g_weight"), "grounding/"),
             LOCAL_QUERY,
         ),
         ignored=(*IGNORED, *base.ignored),

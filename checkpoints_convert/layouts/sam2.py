@@ -96,7 +96,71 @@ DECODER = (
     *_perceptron("pred_obj_score_head", "object_head", 3),
 )
 
-RULES = (
+MEMORY = (
+    *under(
+        "memory_encoder.",
+        (
+            # A convolution, a norm and an activation, four times, and the last convolution.
+            *(
+                rule
+                for k in range(4)
+                for rule in _linear(f"mask_downsampler.encoder.{3 * k}", f"mask/conv{k + 1}", _CONV)
+            ),
+            *(rule for k in range(4) for rule in _norm(f"mask_downsampler.encoder.{3 * k + 1}", f"mask/norm{k + 1}")),
+            *_linear("mask_downsampler.encoder.12", "mask/out", _CONV),
+            *_linear("pix_feat_proj", "pixels", _CONV),
+            *under(
+                "fuser.layers.{i}.",
+                (
+                    *_linear("dwconv", "depthwise", _CONV),
+                    *_norm("norm", "norm"),
+                    *_linear("pwconv1", "fc1"),
+                    *_linear("pwconv2", "fc2"),
+                ),
+                "fuser_{i}/",
+            ),
+            *_linear("out_proj", "out", _CONV),
+        ),
+        "encoder/",
+    ),
+    *under(
+        "memory_attention.",
+        (
+            *under(
+                "layers.{i}.",
+                (
+                    *(
+                        rule
+                        for x in ("q", "k", "v", "out")
+                        for rule in _linear(f"self_attn.{x}_proj", f"self_attn/{x}")
+                    ),
+                    *(
+                        rule
+                        for x in ("q", "k", "v", "out")
+                        for rule in _linear(f"cross_attn_image.{x}_proj", f"cross_attn/{x}")
+                    ),
+                    *_norm("norm1", "norm1"),
+                    *_norm("norm2", "norm2"),
+                    *_norm("norm3", "norm3"),
+                    *_linear("linear1", "fc1"),
+                    *_linear("linear2", "fc2"),
+                ),
+                "layer_{i}/",
+            ),
+            *_norm("norm", "norm"),
+        ),
+        "attention/",
+    ),
+    Rule("maskmem_tpos_enc", "time", "T 1 1 D -> T D"),
+    Rule("no_mem_pos_enc", "no_mem_position", "1 1 D -> D"),
+    Rule("no_obj_ptr", "no_pointer", "1 D -> D"),
+    Rule("no_obj_embed_spatial", "absent", "1 D -> D"),
+    *_perceptron("obj_ptr_proj", "pointer_map", 3),
+    *_linear("obj_ptr_tpos_proj", "pointer_time"),
+    *_linear("mask_downsample", "mask_downsample", _CONV),
+)
+
+_WITHOUT_SCALE = (
     *under("image_encoder.trunk.", TRUNK, "trunk/"),
     # The published neck counts its convolutions from the coarsest level.
     *_linear("image_encoder.neck.convs.0.conv", "neck/lateral_3", _CONV),
@@ -106,12 +170,19 @@ RULES = (
     *under("sam_prompt_encoder.", PROMPT, "prompt/"),
     *under("sam_mask_decoder.", DECODER, "decoder/"),
     Rule("no_mem_embed", "no_mem_embed", "1 1 D -> D"),
+    *under("", MEMORY, "memory/"),
 )
 
-_MEMORY = "part of the memory that tracks objects through videos, which this model does not hold"
+
+def rules(scale: str) -> tuple[Rule, ...]:
+    """The rules of SAM2, where the layer scale of the memory encoder is called ``scale``."""
+    return (*_WITHOUT_SCALE, Rule(f"memory_encoder.fuser.layers.{{i}}.{scale}", "memory/encoder/fuser_{i}/scale"))
+
+
+_REASON = "part of the memory that tracks objects through videos, which this configuration does not hold"
 
 IGNORED = tuple(
-    Ignored(pattern, _MEMORY)
+    Ignored(pattern, _REASON)
     for pattern in (
         "memory_attention.*",
         "memory_encoder.*",
@@ -127,7 +198,7 @@ IGNORED = tuple(
 
 SAM2 = Layout(
     name="SAM2",
-    rules=under("", RULES, "grounding/"),
+    rules=under("", rules("gamma"), "grounding/"),
     ignored=IGNORED,
     has=("image_encoder.trunk.patch_embed.proj.weight", "sam_mask_decoder.iou_token.weight"),
     covers=("grounding/*",),

@@ -23,10 +23,15 @@ from earthmind_jax.models.intern_vit import InternViT
 from earthmind_jax.models.projector import Projector, TextHiddenFcs
 from earthmind_jax.models.pyramid import MAPPED_MODES, PyramidMaps
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
+from earthmind_jax.models.sam2_memory import Memory, start_bank
+from earthmind_jax.models.sam2_tracker import Tracked, Tracker
 from earthmind_jax.ops import fusion as fusion_ops
 from earthmind_jax.ops import tokens as token_ops
 from earthmind_jax.ops.norms import rms_norm
 from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params
+
+PROMPTED_FRAMES = 5
+"""Frames of a stack that the language model sees and ``[SEG]`` prompts; those after them are followed."""
 
 
 @struct.dataclass
@@ -207,6 +212,47 @@ def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompt
     return functional.apply_module(mask_module(cfg), params, "grounding", features, prompts, method="ground")
 
 
+def track(
+    cfg: EarthMindConfig,
+    params: Params,
+    optical: Array | None,
+    sar: Array | None,
+    prompts: Array,
+    optical_valid: Array | None = None,
+    sar_valid: Array | None = None,
+    weights: Array | None = None,
+    *,
+    prompted: int = PROMPTED_FRAMES,
+    length: Array | None = None,
+) -> Tracked:
+    """Masks on every frame of a stack (several dates): each prompt speaks to the first frames, one by one, and what it
+    means there is followed through the rest (``inject_language_embd`` and ``language_embd_inference``).
+
+    Args:
+      optical, sar: normalised images [B F G G 3]; ``optical_valid`` and ``sar_valid`` bool [B F].
+      prompts: language prompts [B M d].
+      weights: fusion weights [B N 2] for all frames, as in :func:`image_features`.
+      prompted: how many of the frames are prompted; frames beyond them need a model with memory.
+      length: int [B], frames in use where stacks are padded at their end.
+
+    Returns:
+      Arrays [B F M ...].
+    """
+    assert cfg.grounding is not None
+    sensors = {"optical": optical, "sar": sar, "optical_valid": optical_valid, "sar_valid": sar_valid}
+    frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), sensors)
+    count = len(next(x for x in (frames["optical"], frames["sar"]) if x is not None))
+    language = jnp.broadcast_to(prompts, (min(prompted, count), *prompts.shape))
+    # As released, an object that is not there is drawn all the same.
+    return Tracker(cfg.grounding, cfg.precision, empty_absent=False).track(
+        params,
+        frames,
+        {"language": language},
+        encode=lambda frame: image_features(cfg, params, weights=weights, **frame),
+        length=length,
+    )
+
+
 def forward(
     cfg: EarthMindConfig,
     params: Params,
@@ -316,6 +362,10 @@ def _components(cfg: EarthMindConfig) -> list[tuple[str, nn.Module, tuple[Any, .
             ("grounding", encoder_module(cfg), (jnp.zeros((1, g.image_size, g.image_size, 3)),)),
             ("grounding", mask_module(cfg), (features, jnp.zeros((1, 1, g.width)))),
         ]
+        if g.memory:
+            memories = jnp.zeros((1, 1, 1, *features.embed.shape[1:3], g.memory_dim))
+            bank = start_bank(g, memories, jnp.zeros((1, 1, 1, g.width)), jnp.ones((1,), jnp.int32))
+            parts.append(("grounding/memory", Memory(g, cfg.precision), (features.embed, bank)))
         if _has_pyramid_maps(cfg):
             parts.append(("pyramid", PyramidMaps(cfg.precision), (features, jnp.zeros((1,), bool))))
     return parts

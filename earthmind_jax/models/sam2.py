@@ -1,7 +1,8 @@
 """SAM2 / SAM2.1 for images: :class:`ImageEncoder` (trunk, neck, high-resolution features) and :class:`MaskHead`
 (prompts and mask decoder). The two share the parameter tree ``grounding/`` and no parameter.
 
-Published as ``sam2.modeling.sam2_base.SAM2Base`` without its memory; the language prompt is that of Sa2VA / EarthMind.
+Published as ``sam2.modeling.sam2_base.SAM2Base``, whose memory is :mod:`earthmind_jax.models.sam2_memory`; the language
+prompt is that of Sa2VA / EarthMind.
 """
 
 from __future__ import annotations
@@ -97,11 +98,15 @@ class MaskHead(nn.Module):
             return stable_mask(decoded, self.config.stability_delta, self.config.stability_threshold)
         return single_mask(decoded)
 
-    def decode(self, features: ImageFeatures, **prompts: Array | None) -> Decoded:
-        """Everything that the decoder says about the prompted objects; the functions below choose among its masks."""
+    def decode(self, features: ImageFeatures, *, embed: Array | None = None, **prompts: Array | None) -> Decoded:
+        """Everything that the decoder says about the prompted objects; the functions below choose among its masks.
+
+        ``embed`` [B M|1 g g D] stands in for the image's own embedding: that of each object, memory included.
+        """
         batch, height, width, _ = features.embed.shape
         encoded = self.prompt((height, width), batch, **prompts)
-        embed = features.embed + self.no_mem_embed.astype(features.embed.dtype)
+        if embed is None:
+            embed = features.embed + self.no_mem_embed.astype(features.embed.dtype)
         return self.decoder(embed, features.high, encoded)
 
     def init_all(self, features: ImageFeatures, language: Array) -> None:

@@ -185,10 +185,12 @@ class MaskDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, embed: Array, high: tuple[Array, ...], prompts: Prompts) -> Decoded:
-        """embed [B g g D], high = ([B 4g 4g D/8], [B 2g 2g D/4]), prompts of M objects."""
+        """embed [B g g D], or [B M|1 g g D] where each object has its own; high = ([B 4g 4g D/8], [B 2g 2g D/4]);
+        prompts of M objects (or of one, for all of them)."""
         config, precision = self.config, self.precision
         width, candidates = config.width, 1 + config.multimask_outputs
-        batch, height, columns, _ = embed.shape
+        embed = embed if embed.ndim == 5 else embed[:, None]
+        batch, _, height, columns, _ = embed.shape
 
         def token(name: str, count: int) -> Array:
             rows = param(self, name, nn.initializers.normal(1.0), (count, width), (None, "embed"), precision.param)
@@ -197,7 +199,7 @@ class MaskDecoder(nn.Module):
         own = jnp.concatenate([token("object_token", 1), token("iou_token", 1), token("mask_tokens", candidates)])
         own = jnp.broadcast_to(own, (*prompts.sparse.shape[:2], *own.shape))
         tokens = jnp.concatenate([own, prompts.sparse], axis=2).astype(precision.compute)
-        image = (embed[:, None] + prompts.dense).astype(precision.compute)
+        image = (embed + prompts.dense).astype(precision.compute)
         image = image.reshape(batch, -1, height * columns, width)
         code = prompts.position.reshape(height * columns, width).astype(precision.compute)
         tokens, image = TwoWayTransformer(config, precision, name="transformer")(tokens, image, code)

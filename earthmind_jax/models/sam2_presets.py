@@ -43,6 +43,8 @@ _EXTRA = "sam_mask_decoder_extra_args."
 _FIELDS: dict[str, tuple[str, Any]] = {
     "image_size": ("image_size", 512),
     "num_maskmem": ("memory_frames", 7),
+    "max_obj_ptrs_in_encoder": ("memory_pointers", 16),
+    "binarize_mask_from_pts_for_mem_enc": ("memory_binarize", False),
     "iou_prediction_use_sigmoid": ("iou_sigmoid", False),
     _TRUNK + "embed_dim": ("embed_dim", 96),
     _TRUNK + "num_heads": ("heads", 1),
@@ -112,7 +114,6 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "sigmoid_scale_for_mem_enc": (20.0, 1.0),
     "sigmoid_bias_for_mem_enc": (-10.0, 0.0),
     "use_obj_ptrs_in_encoder": (True, False),
-    "max_obj_ptrs_in_encoder": (16, 16),
     "max_cond_frames_in_attn": (-1, -1),
     "memory_temporal_stride_for_eval": (1, 1),
     "non_overlap_masks_for_mem_enc": (False, False),
@@ -132,7 +133,7 @@ _WIDTH = (
 )  # fmt: skip
 _MEMORY_WIDTH = (_LAYER + "cross_attention.kv_in_dim", "memory_encoder.position_encoding.num_pos_feats")
 _INERT = (
-    "compile_image_encoder", "fill_hole_area", "binarize_mask_from_pts_for_mem_enc", "non_overlap_masks",
+    "compile_image_encoder", "fill_hole_area", "non_overlap_masks",
     "clear_non_cond_mem_around_input", "clear_non_cond_mem_for_multi_obj", "add_all_frames_to_correct_as_cond",
     _LAYER + "dropout", _LAYER + "self_attention.dropout", _LAYER + "cross_attention.dropout",
     _LAYER + "self_attention.feat_sizes", _LAYER + "cross_attention.feat_sizes",

@@ -28,7 +28,7 @@ class Call(NamedTuple):
     q: Array  # [B T N h]
     k: Array  # [B S K h]
     v: Array  # [B S K h]
-    mask: Array | None  # bool [B|1 1|N T S]
+    mask: Array | None  # bool [B|1 1|N T|1 S]
     scale: float
 
     @property
@@ -50,7 +50,7 @@ def attend(
     k: Float[Array, "B S K h"],
     v: Float[Array, "B S K h"],
     *,
-    mask: Bool[Array, "#B #N T S"] | None = None,
+    mask: Bool[Array, "#B #N #T S"] | None = None,
     scale: float | None = None,
     implementation: str = "auto",
     return_weights: bool = False,
@@ -108,8 +108,9 @@ def _check(call: Call) -> None:
         return
     batch, queries, heads, _ = q.shape
     fits = mask.ndim == 4 and mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads)
-    if not fits or mask.shape[2:] != (queries, k.shape[1]) or mask.dtype != jnp.bool_:
-        raise ValueError(f"An attention mask is bool [B|1 1|N T S], not {mask.dtype} {mask.shape} for q {q.shape}.")
+    fits = fits and mask.shape[2] in (1, queries) and mask.shape[3] == k.shape[1]
+    if not fits or mask.dtype != jnp.bool_:
+        raise ValueError(f"An attention mask is bool [B|1 1|N T|1 S], not {mask.dtype} {mask.shape} for q {q.shape}.")
 
 
 def _pick(call: Call, implementation: str) -> str:
@@ -133,7 +134,7 @@ def _dense(call: Call) -> tuple[Array, Array]:
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("BTKGh,BSKh->BKGTS", grouped, k, preferred_element_type=jnp.float32) * scale
     if mask is not None:
-        mask = mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(-1, *scores.shape[1:])
+        mask = mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(-1, *scores.shape[1:3], *mask.shape[2:])
         # The finite minimum keeps a row without keys free of NaN, forwards and backwards; it is then set to zero.
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
@@ -160,11 +161,13 @@ def _blockwise(call: Call) -> Array:
         x = jnp.pad(x, widths)
         return jnp.moveaxis(x.reshape(*x.shape[:axis], count, block, *x.shape[axis + 1 :]), axis, 0)
 
+    shared = mask is not None and mask.shape[2] == 1  # one row for all queries, as it is for every block
+
     @jax.checkpoint
     def one(xs: tuple[Array, Array | None]) -> Array:
-        return _dense(Call(xs[0], k, v, xs[1], scale))[0]
+        return _dense(Call(xs[0], k, v, mask if shared else xs[1], scale))[0]
 
-    out = jax.lax.map(one, (blocks(q, 1), None if mask is None else blocks(mask, 2)))
+    out = jax.lax.map(one, (blocks(q, 1), None if mask is None or shared else blocks(mask, 2)))
     out = jnp.moveaxis(out, 0, 1)  # [B count block N h]
     return out.reshape(out.shape[0], count * block, *out.shape[3:])[:, :queries]
 
@@ -172,6 +175,8 @@ def _blockwise(call: Call) -> Array:
 def _cudnn(call: Call) -> Array:
     """cuDNN flash attention. It spreads a row without keys evenly over all keys, so that row is zeroed here."""
     q, k, v, mask, scale = call
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
     if mask is None:
         return out

@@ -47,3 +47,19 @@ def sine(h: int, w: int, features: int, temperature: float = 1e4) -> Float[Array
     rows = np.broadcast_to(axis(h)[:, None], (h, w, half))
     columns = np.broadcast_to(axis(w)[None, :], (h, w, half))
     return jnp.asarray(np.concatenate([rows, columns], axis=-1), jnp.float32)
+
+
+def sine_time(
+    times: Float[Array, "*batch"], features: int, temperature: float = 1e4
+) -> Float[Array, "*batch features"]:
+    """Sine code [sin | cos] of times (``get_1d_sine_pe`` of SAM2); two neighbouring features share a period.
+
+    Raises:
+      ValueError: an odd number of ``features``.
+    """
+    if features % 2:
+        raise ValueError(f"A sine time code needs an even number of features, not {features}.")
+    half = features // 2
+    period = jnp.asarray(temperature ** (2 * (np.arange(half) // 2) / half), jnp.float32)
+    angles = times.astype(jnp.float32)[..., None] / period
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

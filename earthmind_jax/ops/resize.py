@@ -1,4 +1,4 @@
-"""Image resizing with PyTorch's rules (align_corners False, no antialiasing), channels last: [..., H, W, C].
+"""Image resizing with PyTorch's rules (align_corners False), channels last: [..., H, W, C].
 
 Each kernel is separable, so an axis is a small table of taps (source index, weight) computed once in NumPy from the two
 sizes; rows first, then columns. Interpolation is done in float32; floating inputs keep their dtype.
@@ -23,6 +23,11 @@ def bicubic(x: Float[Array, "*batch H W C"], size: tuple[int, int]) -> Float[Arr
 def bilinear(x: Float[Array, "*batch H W C"], size: tuple[int, int]) -> Float[Array, "*batch h w C"]:
     """Linear interpolation between pixel centres, edges repeated (``F.interpolate(mode="bilinear")``)."""
     return _interpolate(x, size, _linear_taps)
+
+
+def bilinear_antialiased(x: Float[Array, "*batch H W C"], size: tuple[int, int]) -> Float[Array, "*batch h w C"]:
+    """:func:`bilinear` whose triangle widens as the image shrinks (``F.interpolate(..., antialias=True)``)."""
+    return _interpolate(x, size, _triangle_taps)
 
 
 def nearest(x: Shaped[Array, "*batch H W C"], size: tuple[int, int]) -> Shaped[Array, "*batch h w C"]:
@@ -83,6 +88,16 @@ def _linear_taps(source: int, target: int) -> Taps:
     first = np.floor(position).astype(np.int32)
     t = position - first
     return np.stack([first, np.minimum(first + 1, source - 1)], axis=1), np.stack([1 - t, t], axis=1)
+
+
+def _triangle_taps(source: int, target: int) -> Taps:
+    """Source pixels under a triangle of half-width max(1, source / target); those beyond the edge do not count."""
+    reach = max(source / target, 1.0)
+    centre = (np.arange(target) + 0.5) * (source / target)
+    index = np.floor(centre - reach).astype(np.int32)[:, None] + np.arange(int(2 * reach) + 2)
+    weight = np.maximum(1 - np.abs(index + 0.5 - centre[:, None]) / reach, 0)
+    weight = np.where((index >= 0) & (index < source), weight, 0)
+    return np.clip(index, 0, source - 1).astype(np.int32), weight / weight.sum(axis=1, keepdims=True)
 
 
 def _cubic_taps(source: int, target: int, a: float = -0.75) -> Taps:

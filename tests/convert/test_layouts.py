@@ -34,7 +34,7 @@ TINY = EarthMindConfig(
     lm=LmConfig(vocab=23, width=16, depth=4, heads=4, kv_heads=2, head_dim=6, mlp=10, rope=RopeConfig(), remat="none"),
     grounding=GroundingConfig(
         image_size=64, embed_dim=4, heads=1, stages=(1, 2, 1, 1), global_blocks=(3,), windows=(4, 2, 2, 1),
-        pos_grid=(3, 2), width=32, decoder_mlp=24, iou_hidden=10,
+        pos_grid=(3, 2), width=32, decoder_mlp=24, iou_hidden=10, memory_dim=8, memory_mlp=12, memory_layers=2,
     ),
     fusion=FusionConfig(mode="release_2025_06", grounding="sar"),
 )  # fmt: skip
@@ -55,9 +55,10 @@ class Memory(dict):
 
 
 @functools.cache
-def tiny(family=""):
+def tiny(family="", memory=False, version="2.1"):
     """The toy model, with the biases that the language models of ``family`` have."""
-    return replace(TINY, lm=replace(TINY.lm, qkv_bias=family in ("", "qwen2")))
+    grounding = replace(TINY.grounding, memory=memory, version=version if memory else TINY.grounding.version)
+    return replace(TINY, lm=replace(TINY.lm, qkv_bias=family in ("", "qwen2")), grounding=grounding)
 
 
 @functools.cache
@@ -76,9 +77,10 @@ def covered(layout, params):
     return {path: x for path, x in params.items() if any(fnmatchcase(path, pattern) for pattern in layout.covers)}
 
 
+@pytest.mark.parametrize("memory", [False, True], ids=["plain", "memory"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-def test_export_and_import_are_exact_inverses(layout):
-    config = tiny(layout.family)
+def test_export_and_import_are_exact_inverses(layout, memory):
+    config = tiny(layout.family, memory)
     ours = covered(layout, weights(config))
     assert ours
     tree = {path: (x.shape, x.dtype) for path, x in ours.items()}
@@ -104,15 +106,31 @@ def test_a_query_is_taken_or_left_by_the_fusion_mode(params):
     tree = {path: (x.shape, x.dtype) for path, x in params.items()}
     published = Memory(export(build_plan(tree, layout.rules, source_tree(tree, layout.rules)), params))
     published["hca_queries"] = np.zeros((4, 16), np.float32)
-    published["grounding_encoder.sam2_model.memory_encoder.fuser.layers.0.g_weight"] = np.zeros(3, np.float32)
     plan = conversion_plan(published, layout, TINY)
     assert "fusion/local_query" in plan.targets
-    assert sorted(plan.ignored) == [
-        "grounding_encoder.sam2_model.memory_encoder.fuser.layers.0.g_weight",
-        "hca_queries",
-    ]
+    assert sorted(plan.ignored) == ["hca_queries"]
     plan = conversion_plan(published, layout, replace(TINY, fusion=FusionConfig(mode="concat")))
     assert "June 2025" in plan.ignored["local_query"]
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+@pytest.mark.parametrize("name", ["SAM2", "EarthMind / Sa2VA (Qwen2)"])
+def test_the_memory_is_taken_or_left_by_the_configuration(name, version):
+    layout = next(layout for layout in LAYOUTS if layout.name == name)
+    config = tiny(layout.family, memory=True, version=version)
+    ours = covered(layout, weights(config))
+    tree = {path: (x.shape, x.dtype) for path, x in ours.items()}
+    published = Memory(export(build_plan(tree, layout.rules, source_tree(tree, layout.rules)), ours))
+    scale = "gamma" if name == "SAM2" else "g_weight"
+    assert any(tensor.endswith(f"memory_encoder.fuser.layers.1.{scale}") for tensor in published)
+    assert any(tensor.endswith("no_obj_embed_spatial") for tensor in published) == (version == "2.1")
+    plan = conversion_plan(published, layout, config)
+    assert not plan.ignored
+    plan = conversion_plan(published, layout, replace(config, grounding=replace(config.grounding, memory=False)))
+    assert not any("grounding/memory" in path for path in plan.targets)
+    assert all("memory" in reason for reason in plan.ignored.values())
+    left = {path for path in ours if path.startswith("grounding/memory/")}
+    assert len(plan.ignored) == len(left)  # no memory tensor is split or joined
 
 
 @pytest.mark.parametrize("name", ["Qwen2", "InternLM2", "Phi3"])
@@ -139,14 +157,15 @@ def manifests():
     return [name for name in names if "xtuner" not in name]
 
 
+@pytest.mark.parametrize("memory", [False, True], ids=["plain", "memory"])
 @pytest.mark.parametrize("name", manifests())
-def test_published_models_fit_without_a_gap(name):
+def test_published_models_fit_without_a_gap(name, memory):
     """Names and shapes of the published classes at full size; every tensor has a place or a reason."""
     names = json.loads(gzip.decompress((MANIFESTS / f"{name}.json.gz").read_bytes()))
     sources = {tensor: (tuple(shape), np.dtype(np.float32)) for tensor, shape in names.items()}
     layout = detect(sources)
     published = None if name.startswith("sam2") else _hf_config(name)
-    config = config_from_source(layout, sources, published)
+    config = config_from_source(layout, sources, published, memory=memory)
     if published is not None:
         assert config.lm.family == layout.family
     source = Memory()
@@ -154,8 +173,8 @@ def test_published_models_fit_without_a_gap(name):
     plan = conversion_plan(source, layout, config)
     assert len(plan.steps) + len(plan.ignored) == len(sources)
     assert set(plan.targets) == set(covered(layout, earthmind.shapes(whole(config))))
-    memory = {reason for tensor, reason in plan.ignored.items() if tensor != "local_query"}
-    assert len(memory) <= 1
+    reasons = {reason for tensor, reason in plan.ignored.items() if tensor != "local_query"}
+    assert len(reasons) == (not memory and any("memory_attention" in tensor for tensor in sources))
     count = sum(int(np.prod(shape)) for shape, _ in plan.targets.values())
     left = sum(int(np.prod(sources[tensor][0])) for tensor in plan.ignored)
     assert count + left == sum(int(np.prod(shape)) for shape, _ in sources.values())

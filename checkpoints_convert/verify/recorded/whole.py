@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,25 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.verify.recorded.case import Case, Report, channels_second
-from checkpoints_convert.verify.recorded.grounding import TRACKED, upsampled
+from checkpoints_convert.verify.recorded.grounding import upsampled
 from checkpoints_convert.verify.recorded.language import MARGIN, Generated, decode, margins
 from earthmind_jax.config import EarthMindConfig, GroundingConfig
 from earthmind_jax.data import prompts, tiles
 from earthmind_jax.data.tokenizer import Tokenizer
-from earthmind_jax.models import earthmind, functional
+from earthmind_jax.models import earthmind
 from earthmind_jax.types import Params
 
-LLM_FRAMES = 5  # frames of a video that the language model sees and that are prompted
 NEAR_ZERO = 1e-3  # mask logits nearer to zero than this may fall on either side
 
 
-def grounding_config(sam2: dict[str, Any]) -> GroundingConfig:
-    """The short form in which these cases give the sizes of SAM2."""
-    trunk = sam2["tr"]
+def grounding_config(sam2: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> GroundingConfig:
+    """The short form in which these cases give the sizes of SAM2; those of the memory are read off its tensors."""
+    trunk, memory = sam2["tr"], {n.rpartition("sam2_model.")[2]: shape for n, shape in shapes.items()}
     return GroundingConfig(
         image_size=sam2["S"],
         width=sam2["d"],
+        memory=True,
         memory_dim=sam2["mem"],
+        memory_frames=memory["maskmem_tpos_enc"][0],
+        memory_layers=sum(bool(re.fullmatch(r"memory_attention\.layers\.\d+\.linear1\.bias", n)) for n in memory),
+        memory_mlp=memory["memory_attention.layers.0.linear1.bias"][0],
         embed_dim=trunk["embed_dim"],
         heads=trunk["num_heads"],
         stages=tuple(trunk["stages"]),
@@ -47,7 +51,8 @@ class Model:
 
     @cached_property
     def _converted(self) -> tuple[EarthMindConfig, Params]:
-        return self.case.convert(grounding=grounding_config(self.case.config["sam2"]))
+        shapes = {name: shape for name, (shape, _) in self.case.weights.tree().items()}
+        return self.case.convert(grounding=grounding_config(self.case.config["sam2"], shapes))
 
     @property
     def config(self) -> EarthMindConfig:
@@ -66,15 +71,12 @@ class Model:
         return jax.jit(lambda pixels: earthmind.encode(self.config, self.params, pixels))
 
     @cached_property
-    def grounding_features(self) -> Any:
-        return jax.jit(lambda sar: earthmind.image_features(self.config, self.params, None, sar))
-
-    @cached_property
     def masks(self) -> Any:
-        def run(features: Any, vectors: Any) -> Any:
-            head, arguments = earthmind.mask_module(self.config), (self.params, "grounding", features)
-            three = functional.apply_module(head, *arguments, language=vectors, method="predict")
-            return earthmind.ground(self.config, self.params, features, vectors), three.iou
+        """Masks [F M h w] and candidates' IoU [F M 3] of pictures [F G G 3] and prompts [M d]."""
+
+        def run(images: Any, vectors: Any) -> Any:
+            found = earthmind.track(self.config, self.params, None, images[None], vectors[None])
+            return found.logits[0], found.candidates[0, :, :, 1:]
 
         return jax.jit(run)
 
@@ -97,7 +99,7 @@ def run_inputs(model: Model, run: str) -> Inputs:
     if run == "text_only":
         return Inputs(None, None, None, [], 0)
     if run == "video":
-        seen = np.stack([tiles.direct_resize(frame, size) for frame in x["video"][:LLM_FRAMES]])
+        seen = np.stack([tiles.direct_resize(frame, size) for frame in x["video"][: earthmind.PROMPTED_FRAMES]])
         return Inputs(seen, None, x["video"], [], len(seen))
     optical = tiles.dynamic_tiles(x["image"], size, *limits)
     if run == "multi":
@@ -216,26 +218,23 @@ def _grounding(model: Model, report: Report, run: str, inputs: Inputs, vectors: 
         recorded = outputs[f"{run}.g_pixel_values_crop"]
         crop = channels_second(images[:1])[..., : recorded.shape[2], : recorded.shape[3]]
         report.close(f"{run}.g_pixel_values_crop", crop, case.tolerance(1e-5))
-    prompted = min(len(images), LLM_FRAMES) if run == "video" else len(images)
-    features = model.grounding_features(images[:prompted])
-    low, ious = model.masks(features, jnp.broadcast_to(vectors, (prompted, *vectors.shape)))
-    # One call for each [SEG] and, within it, each prompted frame; then the tracked frames.
+    low, ious = model.masks(images, vectors)
+    prompted = min(len(images), earthmind.PROMPTED_FRAMES)
+    # Memories that are rounded to bfloat16 may fall on either side.
+    following = case.tolerance(1e-2, "{} for tracked frames")
+    for frame in range(len(images)):
+        for seg in range(len(vectors)):
+            # One call for each [SEG] and, within it, each frame.
+            names = [f"{run}.{what}.{seg * len(images) + frame}" for what in ("low_res_masks", "ious")]
+            loose = frame >= prompted
+            report.close(names[0], low[frame, seg][None, None], following if loose else logits_tolerance)
+            report.close(names[1], ious[frame, seg][None], 5 * scores if loose else scores)
     for seg in range(len(vectors)):
-        first = seg * len(images)
-        for frame in range(len(images)):
-            names = f"{run}.low_res_masks.{first + frame}", f"{run}.ious.{first + frame}"
-            if frame >= prompted:
-                for name in names:
-                    report.not_yet(name, TRACKED)
-                continue
-            report.close(names[0], low.logits[frame, seg][None, None], logits_tolerance)
-            report.close(names[1], ious[frame, seg][None], scores)
-        whole = (f"{run}.sam_masks.{seg}", f"{run}.prediction_masks.{seg}")
-        if prompted < len(images):
-            for name in whole:
-                report.not_yet(name, TRACKED)
-            continue
-        large = upsampled(low.logits[:, seg][:, None], (size, size))  # [F 1 S S]
-        report.close(whole[0], large[-len(outputs[whole[0]]) :], logits_tolerance)
+        large = upsampled(low[:, seg][:, None], (size, size))  # [F 1 S S]
+        recorded = outputs[f"{run}.sam_masks.{seg}"]
+        loose = following if prompted < len(images) else logits_tolerance
+        report.close(f"{run}.sam_masks.{seg}", large[-len(recorded) :], loose)
         final = np.asarray(upsampled(large, inputs.frames.shape[1:3]))[:, 0]
-        report.exact(whole[1], final > 0, where=np.abs(final) >= NEAR_ZERO)
+        near = np.full((len(final), 1, 1), NEAR_ZERO)
+        near[prompted:] = following
+        report.exact(f"{run}.prediction_masks.{seg}", final > 0, where=np.abs(final) >= near)
