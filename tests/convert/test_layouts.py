@@ -28,6 +28,7 @@ from earthmind_jax.config import (
     VisionConfig,
 )
 from earthmind_jax.models import earthmind
+from earthmind_jax.models.sam2_presets import sam2_preset
 
 TINY = EarthMindConfig(
     vision=VisionConfig(image_size=28, patch_size=7, width=12, depth=3, heads=3, mlp=20, qk_norm=True),
@@ -168,6 +169,8 @@ def test_published_models_fit_without_a_gap(name, memory):
     config = config_from_source(layout, sources, published, memory=memory)
     if published is not None:
         assert config.lm.family == layout.family
+    if name.startswith("sam2"):
+        assert config == replace(sam2_preset(name), memory=memory)
     source = Memory()
     source.tree = lambda: sources
     plan = conversion_plan(source, layout, config)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import meta
+from transformers_sam2 import draw_weights, head_options, published_names, vision_config
 
 from earthmind_jax.config import GroundingConfig, Precision
 from earthmind_jax.models import functional
@@ -327,49 +328,6 @@ def _pointer(tensors: dict[str, np.ndarray], token: np.ndarray, score: np.ndarra
 
 # -------------------------------------------------------------------------------------------------------------- live
 
-RENAMES = (
-    (r"vision_encoder\.backbone\.patch_embed\.projection", "image_encoder.trunk.patch_embed.proj"),
-    (r"vision_encoder\.backbone\.", "image_encoder.trunk."),
-    (r"vision_encoder\.neck\.convs\.(\d)", r"image_encoder.neck.convs.\1.conv"),
-    (r"(blocks\.\d+)\.layer_norm", r"\1.norm"),
-    (r"prompt_encoder\.shared_embedding\.positional_embedding",
-     "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
-    (r"^prompt_encoder\.mask_embed\.", "sam_prompt_encoder.mask_downscaling."),
-    (r"^prompt_encoder\.", "sam_prompt_encoder."),
-    (r"mask_downscaling\.conv1", "mask_downscaling.0"),
-    (r"mask_downscaling\.layer_norm1", "mask_downscaling.1"),
-    (r"mask_downscaling\.conv2", "mask_downscaling.3"),
-    (r"mask_downscaling\.layer_norm2", "mask_downscaling.4"),
-    (r"mask_downscaling\.conv3", "mask_downscaling.6"),
-    (r"^mask_decoder\.", "sam_mask_decoder."),
-    (r"upscale_conv1", "output_upscaling.0"),
-    (r"upscale_layer_norm", "output_upscaling.1"),
-    (r"upscale_conv2", "output_upscaling.3"),
-    (r"layer_norm_final_attn", "norm_final_attn"),
-    (r"layer_norm(\d)", r"norm\1"),
-    (r"o_proj", "out_proj"),
-    (r"mlp\.proj_in", "mlp.layers.0"),
-    (r"mlp\.proj_out", "mlp.layers.1"),
-    (r"((?:hypernetworks_mlps\.\d|_head))\.layers\.0\.", r"\1.layers.1."),
-    (r"((?:hypernetworks_mlps\.\d|_head))\.proj_in", r"\1.layers.0"),
-    (r"((?:hypernetworks_mlps\.\d|_head))\.proj_out", r"\1.layers.2"),
-    (r"^no_memory_embedding", "no_mem_embed"),
-)  # fmt: skip
-
-
-def _published_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors of the transformers port under the names of the published checkpoints."""
-    tensors = {}
-    for name, value in state.items():
-        if name == "prompt_encoder.point_embed.weight":
-            tensors |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": value[i : i + 1] for i in range(4)}
-        elif not name.startswith("shared_image_embedding"):
-            for pattern, replacement in RENAMES:
-                name = re.sub(pattern, replacement, name)
-            tensors[name] = value
-    return tensors
-
-
 CONFIG = GroundingConfig(
     image_size=128, embed_dim=12, heads=2, stages=(1, 2, 3, 2), global_blocks=(4,), windows=(8, 4, 6, 3),
     pos_grid=(6, 5), width=32, decoder_heads=4, decoder_mlp=48, iou_hidden=24,
@@ -380,41 +338,19 @@ CONFIG = GroundingConfig(
 def port():
     """A tiny model of the transformers port with random weights, and those weights as our parameters."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    widths, width = list(CONFIG.stage_widths), CONFIG.width
-    trunk = transformers.Sam2HieraDetConfig(
-        hidden_size=CONFIG.embed_dim, num_attention_heads=CONFIG.heads, image_size=[128, 128],
-        window_positional_embedding_background_size=list(CONFIG.pos_grid), blocks_per_stage=list(CONFIG.stages),
-        embed_dim_per_stage=widths, num_attention_heads_per_stage=[2, 4, 8, 16],
-        window_size_per_stage=list(CONFIG.windows), global_attention_blocks=list(CONFIG.global_blocks),
-    )  # fmt: skip
+    prompt, decoder = head_options(CONFIG)
     config = transformers.Sam2Config(
-        vision_config=transformers.Sam2VisionConfig(
-            backbone_config=trunk, backbone_channel_list=widths[::-1], fpn_hidden_size=width,
-            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]], fpn_top_down_levels=list(CONFIG.top_down_levels),
-        ),
-        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(hidden_size=width, image_size=128),
-        mask_decoder_config=transformers.Sam2MaskDecoderConfig(
-            hidden_size=width, mlp_dim=CONFIG.decoder_mlp, num_attention_heads=CONFIG.decoder_heads,
-            iou_head_hidden_dim=CONFIG.iou_hidden,
-        ),
-    )  # fmt: skip
+        vision_config=vision_config(CONFIG),
+        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(**prompt),
+        mask_decoder_config=transformers.Sam2MaskDecoderConfig(**decoder),
+    )
     torch.set_num_threads(1)  # tiny sizes: threads only wait for each other
     torch.manual_seed(0)
     model = transformers.Sam2Model(config).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if tensor.ndim == 1:
-                tensor.copy_(noise * 0.3 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-            else:
-                tensor.copy_(noise * (1.0 if "embed" in name or "token" in name.split(".")[-2] else 0.2))
-        model.shared_image_embedding.positional_embedding.copy_(
-            model.prompt_encoder.shared_embedding.positional_embedding
-        )
+    draw_weights(model)
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     model.requires_grad_(False)
-    return model, convert(_published_names(state), CONFIG)
+    return model, convert(published_names(state), CONFIG)
 
 
 @pytest.fixture(scope="module")
