@@ -40,7 +40,7 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("mask_shape", [None, (1, 1, 37, 41), (2, 1, 37, 41), (2, 6, 37, 41), (1, 6, 37, 41)])
+@pytest.mark.parametrize("mask_shape", [None, (1, 1, 37, 41), (2, 1, 37, 41), (2, 6, 37, 41), (1, 6, 1, 41)])
 def test_torch(small_blocks, implementation, kv_heads, mask_shape):
     q, k, v = inputs(kv_heads=kv_heads)
     mask = None if mask_shape is None else random_mask(mask_shape)
@@ -166,7 +166,20 @@ def test_size_decides_between_dense_and_blockwise(monkeypatch):
     assert largest(gradient("blockwise"), q, k, v) <= 2 * 6 * 256 * 32
 
 
-@pytest.mark.parametrize("case", ["heads", "head_dim", "mask shape", "mask dtype", "name", "cudnn", "weights"])
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("heads", [1, 6])
+def test_one_mask_row_for_all_queries(small_blocks, implementation, heads):
+    q, k, v = inputs()
+    row = random_mask((2, heads, 1, 41))
+    row[1] = False  # nothing to see
+    every = jnp.broadcast_to(row, (2, heads, 37, 41))
+    ours = attend(q, k, v, mask=jnp.asarray(row), implementation=implementation)
+    np.testing.assert_array_equal(ours, attend(q, k, v, mask=every, implementation=implementation))
+
+
+@pytest.mark.parametrize(
+    "case", ["heads", "head_dim", "mask shape", "mask rows", "mask dtype", "name", "cudnn", "weights"]
+)
 def test_errors(case):
     q, k, v = (jnp.asarray(x) for x in inputs())
     options = {}
@@ -176,6 +189,8 @@ def test_errors(case):
         q = q[..., :8]
     elif case == "mask shape":
         options["mask"] = jnp.ones((2, 37, 41), bool)
+    elif case == "mask rows":
+        options["mask"] = jnp.ones((2, 1, 36, 41), bool)
     elif case == "mask dtype":
         options["mask"] = jnp.ones((2, 1, 37, 41))
     elif case == "name":

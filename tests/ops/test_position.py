@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earthmind_jax.ops.position import fourier, fourier_grid, sine
+from earthmind_jax.ops.position import fourier, fourier_grid, sine, sine_time
 
 MATRIX = "grounding_encoder.sam2_model.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
@@ -50,6 +50,19 @@ def test_sine_by_definition(h, w, features):
 def test_sine_error():
     with pytest.raises(ValueError, match="four"):
         sine(2, 2, 6)
+    with pytest.raises(ValueError, match="even"):
+        sine_time(jnp.zeros(2), 7)
+
+
+@pytest.mark.parametrize("features", [2, 6, 64])
+def test_sine_time_by_definition(features):
+    times, half = np.array([[0.0, 0.4], [-1.0, 7.3]]), features // 2
+    want = np.zeros((2, 2, features))
+    for place in np.ndindex(times.shape):
+        for i in range(half):
+            angle = times[place] / 1e4 ** (2 * (i // 2) / half)
+            want[place][i], want[place][half + i] = math.sin(angle), math.cos(angle)
+    np.testing.assert_allclose(sine_time(jnp.asarray(times), features), want, atol=2e-6)
 
 
 def test_recorded(goldens):

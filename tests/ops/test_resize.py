@@ -24,12 +24,13 @@ def through_torch(function, x):
 
 
 def interpolate(mode, size):
-    options = {} if mode == "nearest" else {"align_corners": False, "antialias": False}
+    mode, _, antialiased = mode.partition("_")
+    options = {} if mode == "nearest" else {"align_corners": False, "antialias": bool(antialiased)}
     return lambda x: torch.nn.functional.interpolate(x, size=size, mode=mode, **options)
 
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "bilinear_antialiased", "nearest"])
 def test_interpolate(mode, source, target):
     x = image(source)
     want, want_gradient = through_torch(interpolate(mode, target), x)
