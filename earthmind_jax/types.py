@@ -37,8 +37,9 @@ class Batch:
         repeats of earlier rows.
       optical, sar: float [B I H W 3], normalised tiles.
       optical_valid, sar_valid: bool [B I N], false at padding tiles, nodata and missing sensors.
-      ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder.
-      ground_optical_valid, ground_sar_valid: bool [B], whether the sample has that sensor.
+      ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder; at inference also stacks of F
+        dates [B F G G 3], on which objects are followed.
+      ground_optical_valid, ground_sar_valid: bool [B] (of stacks [B F]), whether the sample has that sensor.
       seg_index: int32 [B M], position of the m-th ``[SEG]`` among the tokens (0 where unused).
       masks: float32 [B M h w], target masks at the decoder's low resolution.
       mask_valid: bool [B M].

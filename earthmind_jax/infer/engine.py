@@ -137,7 +137,11 @@ class Engine:
         return self._collect(state, room, stop, keep_logits)
 
     def masks(self, batch: Batch, fused: Fused | None, seg_states: Array) -> tuple[np.ndarray, np.ndarray]:
-        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D]."""
+        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D].
+
+        Where the batch has stacks of grounding images [B F G G 3], logits [B F M h w] and IoU [B F M] of every frame:
+        the first ones are prompted, the rest followed (:func:`earthmind_jax.models.earthmind.track`).
+        """
         count = bucket(seg_states.shape[1], MASKS)
         padded = jnp.pad(seg_states, ((0, 0), (0, count - seg_states.shape[1]), (0, 0)))
         logits, iou = self._masks(
@@ -145,7 +149,7 @@ class Engine:
             fused, padded,
         )  # fmt: skip
         m = seg_states.shape[1]
-        return np.asarray(logits)[:, :m], np.asarray(iou)[:, :m]
+        return np.asarray(logits)[..., :m, :, :], np.asarray(iou)[..., :m]
 
     def _said_stop(self, state: Decoding) -> bool:
         ids, done = np.asarray(state.ids)[:, : int(state.step)], np.asarray(state.done)
@@ -284,6 +288,11 @@ def _masks(
     seg_states: Array,
 ) -> tuple[Array, Array]:
     weights = None if fused is None else earthmind.grounding_weights(fused)
+    prompts = earthmind.seg_prompt(config, params, seg_states)
+    image = sar if optical is None else optical
+    if image is not None and image.ndim == 5:
+        tracked = earthmind.track(config, params, optical, sar, prompts, optical_valid, sar_valid, weights)
+        return tracked.logits, tracked.iou
     features = earthmind.image_features(config, params, optical, sar, optical_valid, sar_valid, weights)
-    out = earthmind.ground(config, params, features, earthmind.seg_prompt(config, params, seg_states))
+    out = earthmind.ground(config, params, features, prompts)
     return out.logits, out.iou

@@ -21,8 +21,9 @@ from earthmind_jax.types import ImageFeatures
 
 CONFIG = GroundingConfig(
     image_size=64, embed_dim=8, heads=1, stages=(1, 1, 2, 1), global_blocks=(3,), windows=(8, 4, 6, 3), pos_grid=(3, 4),
-    width=32, decoder_heads=4, decoder_depth=1, decoder_mlp=48, iou_hidden=24, version="2.1", memory=True, memory_dim=16,
-    memory_frames=3, memory_layers=2, memory_mlp=40, memory_pointers=4, memory_dtype="float32",
+    width=32, decoder_heads=4, decoder_depth=1, decoder_mlp=48, iou_hidden=24, version="2.1",
+    memory=True, memory_dim=16, memory_frames=3, memory_layers=2, memory_mlp=40, memory_pointers=4,
+    memory_dtype="float32",
 )  # fmt: skip
 TRACKER = Tracker(CONFIG, Precision())
 PROMPTED, FRAMES = 2, 7  # two memories and three pointers of frames that follow: both rings overflow
@@ -58,7 +59,7 @@ def params():
         + ("norm" in path and path.endswith("scale"))
         for path, x in jax.eval_shape(shapes, jax.random.key(0)).items()
     }
-    drawn["grounding/decoder/object_head/fc3/bias"] += 3
+    drawn["grounding/decoder/object_head/fc3/bias"] += 4
     return {path: jnp.asarray(x) for path, x in drawn.items()}
 
 
@@ -184,7 +185,7 @@ def test_sam2_1_dates_pointers_by_the_length_of_the_stack():
     same(jax.tree.map(lambda x: x[:, :PROMPTED], short), jax.tree.map(lambda x: x[:, :PROMPTED], tracked()))
     assert float(jnp.abs(short.logits - tracked().logits).max()) > 1e-3
     older = Tracker(dataclasses.replace(CONFIG, version="2.0"), Precision())
-    same(track(frames, prompts, older, jnp.full(2, 3)), track(frames, prompts, older))
+    same(*(track(frames, prompts, older, jnp.full(2, length)) for length in (3, FRAMES)))
 
 
 def test_frames_that_are_all_prompted_need_no_memory():
@@ -263,7 +264,7 @@ def test_bfloat16_stays_close():
     rough = jax.jit(partial(past_and_present, Precision(compute="bfloat16")))(params())
     assert rough[2].dtype == jnp.bfloat16
     for ours, theirs in zip(rough, exact, strict=True):
-        assert 0 < drift(ours, theirs) < 0.03
+        assert 0 < drift(ours, theirs) < 0.05
 
 
 def test_gradients_reach_the_memory():
