@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from checkpoints_convert.layouts import qwen2
-from checkpoints_convert.rules import Ignored, Layout, Rule, under
+from checkpoints_convert.rules import Ignored, Layout, Rule, ignored_under, under
 
 VISION = (
     Rule("embeddings.cls_token", "class_embedding", "1 1 D -> D"),
@@ -66,8 +66,12 @@ INTERNVL_HF = Layout(
         *under("multi_modal_projector.", PROJECTOR, "projector/"),
         *under("language_model.", qwen2.QWEN2.rules),
     ),
-    ignored=tuple(Ignored("language_model." + entry.pattern, entry.reason) for entry in qwen2.IGNORED),
-    has=("vision_tower.embeddings.cls_token", "multi_modal_projector.linear_1.weight", "language_model." + qwen2.MARK),
+    ignored=ignored_under("language_model.", qwen2.IGNORED),
+    has=(
+        "vision_tower.embeddings.cls_token",
+        "multi_modal_projector.linear_1.weight",
+        *("language_model." + name for name in qwen2.QWEN2.has),
+    ),
     covers=_COVERS,
     family="qwen2",
 )
@@ -83,7 +87,7 @@ INTERNVL_HF_NESTED = Layout(
     has=(
         "model.vision_tower.embeddings.cls_token",
         "model.multi_modal_projector.linear_1.weight",
-        _nested(qwen2.MARK),
+        *map(_nested, qwen2.QWEN2.has),
     ),
     covers=_COVERS,
     family="qwen2",
