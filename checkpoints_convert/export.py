@@ -28,7 +28,7 @@ from checkpoints_convert.regions import region
 from checkpoints_convert.rules import Layout, match
 from checkpoints_convert.safetensors_writer import in_order, write_safetensors
 from checkpoints_convert.store import copy
-from checkpoints_convert.stored import stored_params
+from checkpoints_convert.stored import stored_params, without_adapters
 from checkpoints_convert.streaming import IGNORED, PUBLISHED, TENSORS, Progress
 from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig, one_of
@@ -56,7 +56,8 @@ def export_checkpoint(
     """Write the checkpoint ``directory`` as published files into the new directory ``out``.
 
     A checkpoint that was converted from the same layout gives its source back: names, shapes, dtypes, every bit, and
-    the tensors that the conversion set aside. Otherwise every tensor has the dtype of its parameter.
+    the tensors that the conversion set aside. Otherwise every tensor has the dtype of its parameter. Adapters are
+    folded into the weights, except by ``peft``, which writes them alone.
 
     Args:
       layout: ``internvl`` (no mask decoder), ``sam2`` (the mask decoder alone; with PyTorch installed also as a ``.pt``
@@ -79,9 +80,11 @@ def export_checkpoint(
     if layout == "peft":
         tensors, settings = tensors_of(peft_export.layout(config), params), peft_export.settings(config, directory.name)
     else:
+        adapted = config.lm.lora is not None and layout != "sam2"
+        config, params = without_adapters(config, params) if adapted else (config, params)
         table = find_layout(layout, config)
         origin = Origin.read(directory)
-        recorded = origin if origin is not None and origin.layout == table.name else None
+        recorded = origin if origin is not None and origin.layout == table.name and not adapted else None
         tensors = tensors_of(table, params, recorded) | set_aside(table, origin)
         settings = None if layout == "sam2" else published_config(config, layout)
         if recorded is not None and recorded.config is not None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
 from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.models import api
+from earthmind_jax.models.functional import LORA
+from earthmind_jax.nn.linear import merge_factors
 
 BLOCK = 64 * 2**20  # bytes read at a time
 
@@ -36,6 +40,36 @@ class StoredArray:
             stop = min(start + rows, len(whole))
             whole[start:stop] = view[start:stop].read().result()
         return whole
+
+
+class AdaptedArray:
+    """A kernel with its LoRA factors folded in, slice by slice: shape, dtype and indexing of :class:`StoredArray`."""
+
+    def __init__(self, kernel: Any, a: Any, b: Any, scale: float) -> None:
+        self._kernel, self._a, self._b, self._scale = kernel, a, b, scale
+        self.shape, self.dtype = tuple(kernel.shape), np.dtype(kernel.dtype)
+        self._stacked = len(a.shape) + len(b.shape) - 2 > len(kernel.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        index = index if isinstance(index, tuple) else (index,)
+        layer = index[: int(self._stacked)]
+        # Inputs come first in a kernel as in ``a``: what is cut of its rows is cut of those of ``a``.
+        parts = (self._kernel[index], self._a[index], self._b[layer])
+        return np.asarray(merge_factors(*map(jnp.asarray, parts), self._scale))
+
+
+def without_adapters(config: EarthMindConfig, params: Mapping[str, Any]) -> tuple[EarthMindConfig, Mapping[str, Any]]:
+    """The model with its adapters folded into its weights, as they are read."""
+    lora = config.lm.lora
+    if lora is None:
+        return config, params
+    plain = {path: array for path, array in params.items() if not path.startswith(LORA)}
+    for path in params:
+        if path.startswith(LORA) and path.endswith("/a"):
+            layer = path.removeprefix(LORA).removesuffix("/a")
+            b, kernel = params[f"{LORA}{layer}/b"], plain[f"{layer}/kernel"]
+            plain[f"{layer}/kernel"] = AdaptedArray(kernel, params[path], b, lora.alpha / lora.rank)
+    return dataclasses.replace(config, lm=dataclasses.replace(config.lm, lora=None)), plain
 
 
 def stored_params(directory: str | Path) -> tuple[EarthMindConfig, Mapping[str, Any]]:

@@ -198,8 +198,8 @@ def bench(
     run(out, modes=modes, seeds=seeds, steps=steps or None)
 
 
-for _command in (cli_checkpoints.convert, cli_checkpoints.export, cli_checkpoints.inspect, cli_checkpoints.verify):
-    app.command(_command)
+for _name in ("convert", "compose", "export", "inspect", "verify"):
+    app.command(getattr(cli_checkpoints, _name))
 
 
 def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:

@@ -26,13 +26,17 @@ def convert(
     config: Path | None = None,
     sam2: Path | None = None,
     tokenizer: Path | None = None,
+    base: tuple[Path, ...] = (),
+    adapters: Path | None = None,
+    merge: bool = False,
+    lora_scale: float | None = None,
 ) -> None:
     """Turn a published checkpoint into a checkpoint directory; run again after an interruption to go on.
 
     Example: earthmind convert EarthMind-4B my_checkpoint --dtype bfloat16
 
     Args:
-        source: a .safetensors, .pt or .pth file, or a directory of them with its config.json.
+        source: a .safetensors, .pt or .pth file, a directory of them with its config.json, or one of DeepSpeed.
         out: new checkpoint directory.
         dtype: float32, bfloat16 or float16 for all weights; without it each keeps its own.
         fusion: fusion mode; without it that of the published model.
@@ -40,25 +44,65 @@ def convert(
         config: the published config.json, where it does not lie beside the weights.
         sam2: the SAM2 configuration (JSON), where the mask decoder is not of a published size.
         tokenizer: tokenizer directory, where it does not lie beside the weights.
+        base: what a training checkpoint began with: an InternVL directory and a SAM2 file.
+        adapters: directory of PEFT adapters on top.
+        merge: fold LoRA factors into the weights; without it they stay adapters.
+        lora_scale: alpha / rank of LoRA factors in a training checkpoint, which does not say (published: 2).
     """
     from checkpoints_convert.streaming import convert_to_checkpoint
 
-    if dtype is not None:
-        one_of("dtype", dtype, DTYPES)
-    if masks_from is not None and fusion is None:
-        raise UserError("--masks-from needs --fusion.")
-    chosen = {"mode": fusion} | ({"grounding": masks_from} if masks_from else {})
     with _progress("converting") as progress:
         convert_to_checkpoint(
             source,
             out,
             config=None if config is None else _json(config),
             grounding=None if sam2 is None else _json(sam2),
-            fusion=None if fusion is None else FusionConfig(**chosen),
-            dtype=None if dtype is None else _dtype(dtype),
+            fusion=_fusion(fusion, masks_from),
+            dtype=_dtype(dtype),
+            parts=_parts(base, adapters, merge, lora_scale),
             tokenizer=tokenizer,
             progress=progress,
         )
+    print(f"wrote {out}")
+
+
+def compose(
+    internvl: Path,
+    sam2: Path,
+    out: Path,
+    /,
+    fusion: str | None = None,
+    masks_from: str | None = None,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Make an EarthMind that is ready to train from an InternVL model and a SAM2 model.
+
+    Example: earthmind compose InternVL2_5-4B sam2_hiera_large.pt start
+
+    Args:
+        internvl: InternVL directory.
+        sam2: SAM2 or SAM2.1 file or directory.
+        out: new checkpoint directory.
+        fusion: fusion mode; without it the default.
+        masks_from: with --fusion, what masks are drawn from: optical, sar or fused.
+        dtype: float32, bfloat16 or float16 for all weights; without it each keeps its own.
+        tokenizer: tokenizer directory, where it does not lie beside InternVL's weights.
+        seed: of everything new.
+    """
+    from checkpoints_convert.compose import compose as composed
+    from earthmind_jax import checkpoint
+
+    config, params, words = composed(
+        internvl,
+        sam2,
+        tokenizer=tokenizer,
+        fusion=_fusion(fusion, masks_from),
+        dtype=_dtype(dtype),
+        seed=seed,
+    )
+    checkpoint.save(out, config, params, words, {"composed": [internvl.name, sam2.name], "seed": seed})
     print(f"wrote {out}")
 
 
@@ -100,6 +144,10 @@ def verify(
     checkpoint: Path | None = None,
     /,
     source: Path | None = None,
+    base: tuple[Path, ...] = (),
+    adapters: Path | None = None,
+    merge: bool = False,
+    lora_scale: float | None = None,
     recorded: tuple[Path, ...] = (),
     live: bool = False,
 ) -> None:
@@ -110,6 +158,10 @@ def verify(
     Args:
         checkpoint: checkpoint directory.
         source: what it was converted from; every tensor is read again and compared bit for bit.
+        base: as in the conversion.
+        adapters: as in the conversion.
+        merge: as in the conversion.
+        lora_scale: as in the conversion.
         recorded: directories of recorded cases, run through this code (they hold their own weights).
         live: run the converted language model and vision encoder beside those of transformers, layer by layer.
     """
@@ -119,7 +171,7 @@ def verify(
         raise UserError("Name what to verify against: --source, --recorded or --live.")
     if checkpoint is None and (source or live):
         raise UserError("--source and --live need a checkpoint directory.")
-    results = [checks.against_source(checkpoint, source)] if source else []
+    results = [checks.against_source(checkpoint, source, **_parts(base, adapters, merge, lora_scale))] if source else []
     results += [checks.against_recorded(case) for case in recorded]
     results += checks.against_live(checkpoint) if live else []
     for result in results:
@@ -159,7 +211,22 @@ def _json(path: Path) -> dict[str, Any]:
         raise UserError(f"'{path}' is not valid JSON ({error}).") from error
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str | None) -> Any:
     import jax.numpy as jnp
 
+    if name is None:
+        return None
+    one_of("dtype", name, DTYPES)
     return jnp.dtype(name)
+
+
+def _fusion(mode: str | None, masks_from: str | None) -> FusionConfig | None:
+    if mode is None:
+        if masks_from is not None:
+            raise UserError("--masks-from needs --fusion.")
+        return None
+    return FusionConfig(mode=mode, **({"grounding": masks_from} if masks_from else {}))
+
+
+def _parts(base: tuple[Path, ...], adapters: Path | None, merge: bool, lora_scale: float | None) -> dict[str, Any]:
+    return {"base": base, "adapters": adapters, "merge": merge, "lora_scale": lora_scale}

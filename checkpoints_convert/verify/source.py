@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from checkpoints_convert.assemble import assemble
 from checkpoints_convert.digest import sha256
 from checkpoints_convert.export import Origin, set_aside, tensors_of
-from checkpoints_convert.layouts import LAYOUTS
-from checkpoints_convert.reader import Source, open_source
+from checkpoints_convert.layouts import LAYOUTS, TRAINED
+from checkpoints_convert.layouts.lora import lora_rules
+from checkpoints_convert.reader import Source
 from checkpoints_convert.stored import stored_params
 from checkpoints_convert.verify.result import Result
 from earthmind_jax.errors import UserError
@@ -17,24 +21,30 @@ from earthmind_jax.errors import UserError
 SHOWN = 20
 
 
-def against_source(directory: str | Path, source: str | Path | Source) -> Result:
+def against_source(directory: str | Path, source: str | Path | Source, **parts: Any) -> Result:
     """Take each tensor of ``source`` out of the checkpoint through the inverse rule, and compare the bits.
 
     Where the conversion changed the dtype, the source is changed likewise first. The hashes of the files are compared
     with those noted in the conversion.
 
+    Args:
+      parts: what else belonged to the source, as :func:`~checkpoints_convert.assemble.assemble` takes it.
+
     Raises:
       UserError: the checkpoint was not converted, or ``source`` cannot be read.
     """
     directory = Path(directory).absolute()
-    _, params = stored_params(directory)
+    config, params = stored_params(directory)
     origin = Origin.read(directory)
     if origin is None:
         raise UserError(f"{directory} was not converted from a published checkpoint: there is nothing to compare with.")
-    source = source if isinstance(source, Source) else open_source(source)
-    layout = next((layout for layout in LAYOUTS if layout.name == origin.layout), None)
+    source = assemble(source, **parts).source
+    layout = next((layout for layout in (*LAYOUTS, *TRAINED) if layout.name == origin.layout), None)
     if layout is None:
         raise UserError(f"{directory} was converted from the layout '{origin.layout}', which is not known here.")
+    if config.lm.lora is not None:
+        rules = tuple(dict.fromkeys((*layout.rules, *lora_rules(layout.rules))))
+        layout = replace(layout, rules=rules, covers=(*layout.covers, "lora/*"))
     ours = tensors_of(layout, params, origin) | set_aside(layout, origin)
     problems = [f"{name}: not in the checkpoint" for name in source.index if name not in ours]
     problems += [f"{name}: not in the source" for name in ours if name not in source.index]

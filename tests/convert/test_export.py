@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from support import model, params, tokenizer
 
 from checkpoints_convert import peft_export
-from checkpoints_convert.convert import convert
+from checkpoints_convert.convert import absent, convert
 from checkpoints_convert.export import export_checkpoint
 from checkpoints_convert.plan import apply_plan, build_plan
 from checkpoints_convert.published_config import published_config
@@ -24,6 +24,7 @@ from checkpoints_convert.streaming import convert_to_checkpoint
 from earthmind_jax import checkpoint
 from earthmind_jax.config import LoraConfig
 from earthmind_jax.errors import UserError
+from earthmind_jax.models.api import merge_lora
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
 
@@ -169,6 +170,21 @@ def test_adapters(tmp_path):
         name = f"base_model.model.model.layers.1.{kernel}"
         theirs = source.read(f"{name}.lora_B.weight") @ source.read(f"{name}.lora_A.weight")
         np.testing.assert_allclose(ours_change, theirs.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [".*", "(attn/q|mlp/down)"])
+def test_adapters_are_folded_into_a_whole_model(tmp_path, targets):
+    base = config("earthmind")
+    lora = LoraConfig(rank=3, alpha=6.0, targets=targets)
+    ours = dataclasses.replace(base, lm=dataclasses.replace(base.lm, lora=lora))
+    drawn = params(ours)
+    checkpoint.save(tmp_path / "ours", ours, drawn, tokenizer(), {})
+    export_checkpoint(tmp_path / "ours", tmp_path / "out", "earthmind")
+    _, back = convert(tmp_path / "out", config=base)
+    merged = merge_lora(drawn, ours.lm.lora)
+    assert set(back) == set(merged) - set(absent(base, back))
+    for path, array in back.items():
+        np.testing.assert_allclose(array, merged[path], atol=1e-5, err_msg=path)
 
 
 def test_wrong_requests_leave_nothing(tmp_path):

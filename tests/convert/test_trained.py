@@ -18,7 +18,7 @@ from checkpoints_convert.adapters import Factors, kept, merged
 from checkpoints_convert.assemble import assemble
 from checkpoints_convert.convert import conversion_plan, convert
 from checkpoints_convert.layouts import detect, unknown
-from checkpoints_convert.layouts.earthmind import EARTHMIND_QWEN2, SAM2_PREFIX
+from checkpoints_convert.layouts.earthmind import EARTHMIND, SAM2_PREFIX
 from checkpoints_convert.layouts.lora import A, B, lora_rules
 from checkpoints_convert.layouts.training import published_names
 from checkpoints_convert.plan import apply_plan, build_plan, export, source_tree
@@ -43,7 +43,7 @@ def parts():
     tree = {path: (x.shape, np.float32) for path, x in earthmind.shapes(TINY).items()}
     whole = {
         name: rng.standard_normal(shape).astype(np.float32)
-        for name, (shape, _) in source_tree(tree, EARTHMIND_QWEN2.rules).items()
+        for name, (shape, _) in source_tree(tree, EARTHMIND[0].rules).items()
     }
     sam2 = {name.removeprefix(SAM2_PREFIX): x for name, x in whole.items() if name.startswith(SAM2_PREFIX)}
     internvl = {name: x for name, x in whole.items() if name.startswith(("vision_model.", "mlp1.", LANGUAGE))}
@@ -93,7 +93,7 @@ def expected(parts):
 
 def check_merged(parts, params):
     tree = {path: (x.shape, x.dtype) for path, x in params.items()}
-    plan = build_plan(tree, EARTHMIND_QWEN2.rules, source_tree(tree, EARTHMIND_QWEN2.rules))
+    plan = build_plan(tree, EARTHMIND[0].rules, source_tree(tree, EARTHMIND[0].rules))
     ours = dict(export(plan, params))
     wanted = expected(parts)
     assert set(ours) == set(wanted)
