@@ -19,7 +19,7 @@ from earthmind_jax.config import EarthMindConfig, FusionConfig, GroundingConfig
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
-from earthmind_jax.models import earthmind
+from earthmind_jax.models import earthmind, families
 from earthmind_jax.types import Params
 
 EMBEDDING, HEAD = "lm/embed/embedding", "lm/head/kernel"
@@ -63,7 +63,12 @@ def compose(
     if tokenizer is None or not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(Path(internvl if tokenizer is None else tokenizer))
     tokenizer.add_tokens()
-    config = dataclasses.replace(config, grounding=mask_model, lm=dataclasses.replace(config.lm, vocab=len(tokenizer)))
+    config = dataclasses.replace(
+        config,
+        grounding=mask_model,
+        lm=dataclasses.replace(config.lm, vocab=len(tokenizer)),
+        template=families.FAMILIES[config.lm.family].template,  # not InternVL's own
+    )
     params = {**params, **mask_params}
     keys = jax.random.split(jax.random.key(seed), 3)
     for path, key in zip(VOCABULARY_AXIS, keys, strict=False):

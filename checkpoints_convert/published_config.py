@@ -7,6 +7,7 @@ from typing import Any
 
 from checkpoints_convert.source_config import lm_from_hf, vision_from_hf
 from earthmind_jax.config import EarthMindConfig, LmConfig, RopeConfig, VisionConfig
+from earthmind_jax.data import prompts
 from earthmind_jax.errors import UserError
 from earthmind_jax.models.families import FAMILIES
 
@@ -28,7 +29,7 @@ def published_config(config: EarthMindConfig, layout: str) -> dict[str, Any]:
         "force_image_size": config.vision.image_size,
         "downsample_ratio": 1 / config.vision.downsample,
         "ps_version": config.vision.pixel_shuffle_version,
-        "template": config.template,
+        "template": _template(config, layout),
         "dynamic_image_size": True,
         "use_thumbnail": config.sensors.thumbnail,
         "min_dynamic_patch": 1,
@@ -39,6 +40,14 @@ def published_config(config: EarthMindConfig, layout: str) -> dict[str, Any]:
     lm = lm_from_hf(chat["llm_config"], head=not config.lm.tie, own=True)
     _check(_mathematics(config.lm), _mathematics(lm), "lm")
     return chat
+
+
+def _template(config: EarthMindConfig, layout: str) -> str:
+    """The name that the published code of ``layout`` knows; InternVL's own code has none of EarthMind's templates."""
+    theirs = {ours: name for name, ours in prompts.INTERNVL.items()}
+    if layout == "internvl":
+        return theirs.get(config.template, "phi3-chat" if config.lm.family == "phi3" else "internvl2_5")
+    return FAMILIES[config.lm.family].template if config.template in theirs else config.template
 
 
 def vision_to_hf(config: VisionConfig) -> dict[str, Any]:

@@ -142,7 +142,6 @@ def config_from_source(
         grounding = grounding and replace(grounding, memory=_remembers(shapes))
     if grounding is not None and memory is not None:
         grounding = replace(grounding, memory=memory)
-    published = str(config.get("template") or "").replace("-", "_")
     language = config["llm_config"] | ({} if vocabulary is None else {"vocab_size": vocabulary})
     return EarthMindConfig(
         vision=vision_from_hf(config["vision_config"], config),
@@ -152,9 +151,16 @@ def config_from_source(
         sensors=SensorConfig(
             max_tiles=config.get("max_dynamic_patch", 12), thumbnail=bool(config.get("use_thumbnail", True))
         ),
-        # A base InternVL model has a template of its own; EarthMind models on it use that of their family.
-        template=published if published in prompts.TEMPLATES else families.find(language).template,
+        template=_template(str(config.get("template") or ""), layout) or families.find(language).template,
     )
+
+
+def _template(published: str, layout: Layout) -> str | None:
+    """A base InternVL model has a template of its own; EarthMind models on it use that of their family."""
+    if "fusion/local_query" not in layout.covers and published in prompts.INTERNVL:
+        return prompts.INTERNVL[published]
+    published = published.replace("-", "_")
+    return published if published in prompts.TEMPLATES else None
 
 
 def _remembers(shapes: Shapes) -> bool:

@@ -110,7 +110,7 @@ def chat(tmp_path, extra=(), **options):
 def test_a_chat_model(tmp_path):
     config, params = convert(chat(tmp_path))
     assert isinstance(config, EarthMindConfig)
-    assert (config.template, config.sensors.max_tiles, config.sensors.thumbnail) == ("qwen_chat", 7, False)
+    assert (config.template, config.sensors.max_tiles, config.sensors.thumbnail) == ("internvl2_5", 7, False)
     assert config.vision.pixel_shuffle_version == "v2"
     assert config.grounding is None
     assert config.fusion == FusionConfig()

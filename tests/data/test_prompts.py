@@ -125,6 +125,28 @@ def test_templates():
     assert len(prompts.SEGMENTATION_ANSWERS) == 5
 
 
+def test_templates_of_base_internvl(bpe):
+    """Byte for byte what ``Conversation.get_prompt`` of InternVL2 and InternVL2.5 makes of two turns."""
+    old = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+    new = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+    chatml = ("<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n")
+    phi3 = ("<|system|>\n", "<|user|>\n", "<|assistant|>\n")
+    for published, (system, user, assistant), message, end in (
+        ("Hermes-2", chatml, old, "<|im_end|>"),
+        ("internlm2-chat", chatml, old, "<|im_end|>"),
+        ("phi3-chat", phi3, old, "<|end|>"),
+        ("internvl2_5", chatml, new, "<|im_end|>\n"),
+    ):
+        turns = [("What is this?", "A lake."), ("Is it deep?", None)]
+        prompt = prompts.build(turns, bpe, prompts.INTERNVL[published], visual=[range(4)])
+        assert text_of(prompt, bpe) == (
+            f"{system}{message}{end}{user}<img>{CONTEXT * 4}</img>\nWhat is this?{end}{assistant}A lake.{end}"
+            f"{user}Is it deep?{end}{assistant}"
+        )
+        assert bpe.decode(prompt.tokens[prompt.question]) == "What is this?Is it deep?"
+        assert prompts.get_template(prompts.INTERNVL[published]).stop_words == (end.strip(),)
+
+
 def test_conversation_masks(bpe):
     turns = [("Where is the river?", "It is [SEG]."), ("Is it wide?", "Yes"), ("And the lake?", "[SEG] or [SEG].")]
     prompt = prompts.build(turns, bpe, "qwen_chat", visual=[range(10, 14)])
