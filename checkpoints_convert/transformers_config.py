@@ -35,6 +35,7 @@ _SAM2_FIELDS: dict[str, tuple[str, str, Any]] = {
     "memory_dim": ("", "memory_encoder_output_channels", 64),
     "memory_frames": ("", "num_maskmem", 7),
     "memory_layers": ("", "memory_attention_num_layers", 4),
+    "memory_pointers": ("", "max_object_pointers_in_encoder", 16),
     "memory_mlp": ("", "memory_attention_feed_forward_hidden_size", 2048),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers_sam2 import draw_weights, head_options, published_names, vision_config
 
-from checkpoints_convert.convert import conversion_plan
+from checkpoints_convert.convert import conversion_plan, convert
 from checkpoints_convert.layouts.sam2 import SAM2
 from checkpoints_convert.plan import apply_plan
 from earthmind_jax.config import GroundingConfig, Precision
@@ -96,6 +96,18 @@ def last(x: Any) -> np.ndarray:
 
 def close(ours: Any, theirs: Any, tolerance: float) -> None:
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_a_saved_directory_converts_to_the_same(version, tmp_path):
+    model, config, params = port(version)
+    model.save_pretrained(tmp_path)
+    found, converted = convert(tmp_path)
+    untold = {"memory_binarize": config.memory_binarize, "memory_dtype": config.memory_dtype}
+    assert replace(found, **untold) == config
+    assert set(converted) == set(params)
+    for path, value in converted.items():
+        np.testing.assert_array_equal(value, params[path], err_msg=path)
 
 
 def test_memory_encoder():

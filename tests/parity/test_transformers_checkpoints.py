@@ -175,7 +175,8 @@ def sam2(request, tmp_path_factory):
 
 def test_sam2_segments_as_in_transformers(sam2):
     name, model, path = sam2
-    config, params = convert(path)
+    # That library fixes the width of memories at 64, which is more than this model's: with it in test_sam2_video.
+    config, params = convert(path, memory=False)
     assert (config.version, config.stages, config.width) == ("2.1" if "Video" in name else "2.0", SAM2.stages, 32)
     memory = ("memory_dim", "memory_layers", "memory_mlp", "version")
     assert config == dataclasses.replace(SAM2, **{field: getattr(config, field) for field in memory})
@@ -291,7 +292,7 @@ def test_the_library_itself_agrees(tmp_path):
     state = {name: x.clone().numpy() for name, x in adapted.state_dict().items() if ".lora_" not in name}
     base = {name.replace("base_model.model.", "").replace("base_layer.", ""): x for name, x in state.items()}
     save_file(
-        {n: x.detach().clone().numpy() for n, x in base.items() if ".lora_" not in n},
+        {name: np.ascontiguousarray(x) for name, x in base.items()},
         tmp_path / "base" / "model.safetensors",
     )
     config, params = convert(tmp_path / "base", adapters=tmp_path / "adapter")
