@@ -22,7 +22,10 @@ class Result:
 
 def compare(name: str, rows: Iterable[tuple[str, Any, np.ndarray]]) -> Result:
     """One line for each layer (its name, ours, theirs): the largest difference, and the largest of their numbers."""
-    lines, passed = [f"{name}: float32, this code beside transformers", f"{'layer':12} {'max error':>10} {'of':>10}"], True
+    lines, passed = (
+        [f"{name}: float32, this code beside transformers", f"{'layer':12} {'max error':>10} {'of':>10}"],
+        True,
+    )
     for layer, ours, theirs in rows:
         error, scale = float(np.abs(np.asarray(ours) - theirs).max()), float(np.abs(theirs).max())
         good = bool(error <= TOLERANCE * scale)  # False for NaN
