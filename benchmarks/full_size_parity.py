@@ -28,6 +28,8 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_convert.verify.result import TOLERANCE, Result, compare
+from earthmind_jax.config import require
+from earthmind_jax.errors import UserError
 
 MANIFEST = Path(__file__).resolve().parents[2] / "shared/reference/manifests/InternVL2-1B.json.gz"
 TILES, TEXT, NEW = 2, 512, 16
@@ -114,7 +116,7 @@ def _projected(patches: Any, published: dict[str, Any], mlp: dict[str, Any]) -> 
     """Pixel shuffle (``ps_version`` v2: rows stay rows) and ``mlp1``: patches [I P C] -> image tokens [I N D]."""
     from torch.nn import functional
 
-    assert published["ps_version"] == "v2"
+    require(published["ps_version"] == "v2", f"The pixel shuffle of {published['ps_version']} is not written out here.")
     count, _, channels = patches.shape
     factor = round(1 / published["downsample_ratio"])
     side = math.isqrt(patches.shape[1]) // factor
@@ -214,6 +216,9 @@ def in_process(name: str, manifest: Path, folder: Path) -> int:
 
 
 def main(manifest: Path) -> int:
+    config = Path(str(manifest).replace(".json.gz", ".config.json"))
+    missing = [str(file) for file in (manifest, config) if not file.is_file()]
+    require(not missing, f"There is no {' and no '.join(missing)}: name a manifest (.json.gz) beside its .config.json.")
     with tempfile.TemporaryDirectory(prefix="full_size_parity.") as folder:
         for name in ("make", "theirs", "convert", "ours"):
             command = [sys.executable, __file__, name, str(manifest), folder]
@@ -224,6 +229,9 @@ def main(manifest: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        sys.exit(in_process(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else MANIFEST))
+    try:
+        if len(sys.argv) == 4:
+            sys.exit(in_process(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))
+        sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else MANIFEST))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from earthmind_jax.errors import UserError
+
 # Names of InternViT in transformers, by the published ones.
 _VISION = (
     (r"embeddings\.class_embedding", "embeddings.cls_token"),
@@ -34,10 +36,15 @@ def language_model(published: Mapping[str, Any], state: Mapping[str, Any], *, ti
       published: ``llm_config`` of a class that transformers has (:func:`language_class`).
       state: published name below ``language_model.`` -> float32 tensor.
       tied: the output head is the token embedding, and ``state`` lacks it.
+
+    Raises:
+      UserError: transformers has no such class.
     """
     import torch
 
     made = language_class(published)
+    if made is None:
+        raise UserError(f"transformers has no {published['architectures'][0]}: only recorded outputs can check it.")
     settings = {key: value for key, value in published.items() if key not in ("architectures", "model_type")}
     settings |= {"attn_implementation": "eager", "pad_token_id": None, "tie_word_embeddings": tied}
     with torch.device("meta"):

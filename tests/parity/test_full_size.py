@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import full_size_parity
 from checkpoints_convert.published_config import published_config
+from earthmind_jax.errors import UserError
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -50,7 +51,6 @@ def test_passes(manifest, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("weight", "first"),
     [
-        ("vision_model.encoder.layers.1.attn.qkv.weight", "image tokens"),
         ("mlp1.0.bias", "image tokens"),
         ("language_model.model.layers.1.mlp.down_proj.weight", "hidden.2"),
         ("language_model.lm_head.weight", "logits"),
@@ -68,3 +68,19 @@ def test_a_wrong_weight_fails(weight, first, manifest, tmp_path, capsys):
     assert failed[0].startswith(first)
     if "lm_head" in weight:  # the best token became the worst
         assert failed[-1].startswith(f"greedy tokens: 0 of {full_size_parity.NEW} equal")
+
+
+def test_what_cannot_be_compared(manifest, tmp_path):
+    """One sentence each: no manifest, a language model without a class, the pixel shuffle of the first releases."""
+    with pytest.raises(UserError, match=r"There is no .*nothing.json.gz and no .*nothing.config.json: name a manifest"):
+        full_size_parity.main(tmp_path / "nothing.json.gz")
+    run(("make",), manifest, tmp_path / "work")
+    config = tmp_path / "work" / "source" / "config.json"
+    given = json.loads(config.read_text())
+    language = given["llm_config"] | {"architectures": ["InternLM2ForCausalLM"]}
+    config.write_text(json.dumps(given | {"llm_config": language}))
+    with pytest.raises(UserError, match="transformers has no InternLM2ForCausalLM"):
+        run(("theirs",), manifest, tmp_path / "work")
+    config.write_text(json.dumps(given | {"ps_version": "v1"}))
+    with pytest.raises(UserError, match="pixel shuffle of v1"):
+        run(("theirs",), manifest, tmp_path / "work")
