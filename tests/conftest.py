@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +31,16 @@ def pytest_configure() -> None:
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_one_module() -> Iterator[None]:
+    """A worker that kept every program it ever compiled would grow to 8 GB."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 def _folder(variable: str, default: Path) -> Path:
