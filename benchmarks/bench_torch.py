@@ -271,7 +271,8 @@ def torch_decode(dtype: str) -> Side:
         cache = model(tokens, use_cache=True, logits_to_keep=1).past_key_values
 
     def run() -> Any:
-        cache.crop(PROMPT)
+        if (more := cache.get_seq_length() - PROMPT) > 0:  # what the last run added
+            cache.crop(-more)
         return _torch_decode(model, cache, tokens[:, :1], NEW)
 
     return theirs(model, run)
