@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,14 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from checkpoints_convert.buffers import empty, write_file
 from checkpoints_convert.plan import Plan
 from checkpoints_convert.transforms import Shape
 
 CHUNK = 64 * 2**20  # bytes of the largest chunk, roughly
 _MODEL = "model-of-an-array"
-PANEL = 16  # entries of the slowest axis that are copied at a time; more would leave the caches of a core
+TILE_ROWS, TILE_BYTES = 512, 512  # what is transposed at a time: rows of the source, and bytes of each
+SMALL = 2**16  # bytes below which the order of copying does not matter
 
 
 class WeightStore:
@@ -38,7 +38,7 @@ class WeightStore:
     def __init__(
         self, directory: Path, targets: Mapping[str, tuple[Shape, np.dtype]], stacked: Mapping[str, int] | None = None
     ) -> None:
-        self.directory, self._scratch = directory, threading.local()
+        self.directory = directory
         self.targets = {path: (tuple(shape), np.dtype(dtype)) for path, (shape, dtype) in targets.items()}
         stacked = stacked or {}
         self._chunks = {
@@ -69,34 +69,17 @@ class WeightStore:
     def write(self, path: str, index: tuple[int, ...], piece: np.ndarray) -> None:
         """Write the entry ``index`` (of the stacked axes) of the parameter ``path`` and wait until it is on disk."""
         dtype = self.targets[path][1]
-        chunk = self._chunks[path][len(index) :]
-        if not chunk:
-            return self._write(path, index, piece.astype(dtype))
-        rows = chunk[0]
-        for number, start in enumerate(range(0, piece.shape[0], rows)):
-            block = piece[start : start + rows]
-            if block.shape != chunk or block.dtype != dtype or not block.flags.c_contiguous:
-                # The last chunk of an array is as large as the others.
-                buffer = self._buffer(chunk, dtype)
-                buffer[len(block) :] = 0
-                copy(buffer[: len(block)], block)
-                block = buffer
-            self._write(path, (*index, number, *(0,) * (len(chunk) - 1)), block)
-
-    def _buffer(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        """Memory of this thread, used again and again: getting new pages takes longer than filling them."""
-        size = math.prod(shape) * dtype.itemsize
-        if getattr(self._scratch, "bytes", None) is None or len(self._scratch.bytes) < size:
-            self._scratch.bytes = np.empty(size, np.uint8)
-        return self._scratch.bytes[:size].view(dtype).reshape(shape)
-
-    def _write(self, path: str, chunk: tuple[int, ...], block: np.ndarray) -> None:
-        name = ".".join(map(str, chunk)) or "0"
-        with open(self.directory / path / name, "wb", buffering=0) as file:
-            left = memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
-            while left:  # one call may take less than it was given
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
+        chunk = self._chunks[path][len(index) :] or (1,)
+        piece = piece.reshape(piece.shape or (1,))
+        numbers = (0,) * (len(self._chunks[path]) - len(index) - 1)
+        for number, start in enumerate(range(0, piece.shape[0], chunk[0])):
+            block = piece[start : start + chunk[0]]
+            data = empty(math.prod(chunk) * dtype.itemsize)
+            buffer = data.view(dtype).reshape(chunk)
+            buffer[len(block) :] = 0  # the last chunk of an array is as large as the others
+            copy(buffer[: len(block)], block)
+            name = (*index, number, *numbers) if len(self._chunks[path]) > len(index) else index or (0,)
+            write_file(self.directory / path / ".".join(map(str, name)), data)
 
 
 def stacked_axes(plan: Plan) -> dict[str, int]:
@@ -111,13 +94,30 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
         target, source = target.view(bits), source.view(bits)
     shape = _merged(source, target)
     target, source = target.reshape(shape), source.reshape(shape)
-    if source.ndim < 2:
+    fast = int(np.argmin(source.strides)) if shape else -1
+    if source.nbytes < SMALL or fast == source.ndim - 1:
         target[...] = source
         return
-    slow = int(np.argmax(source.strides))
-    target, source = np.moveaxis(target, slow, 0), np.moveaxis(source, slow, 0)
-    for start in range(0, len(source), PANEL):
-        target[start : start + PANEL] = source[start : start + PANEL]
+    target, source = np.moveaxis(target, fast, -2), np.moveaxis(source, fast, -2)
+    for index in np.ndindex(source.shape[:-2]):
+        _transpose(target[index], source[index])
+
+
+def _transpose(target: np.ndarray, source: np.ndarray) -> None:
+    """``target[...] = source`` of two axes, the first of which is contiguous in ``source``, the last in ``target``.
+
+    Tile by tile through a buffer that fits the caches of a core: its rows are padded, since those of a tensor are often
+    a power of two apart, and then lie in the same few places of a cache.
+    """
+    columns, rows = TILE_BYTES // source.itemsize, TILE_ROWS
+    buffer = np.empty((rows, columns + 64 // source.itemsize), source.dtype)
+    for start in range(0, source.shape[1], rows):
+        for first in range(0, source.shape[0], columns):
+            part = np.s_[first : first + columns, start : start + rows]
+            tile = source[part]
+            padded = buffer[: tile.shape[1], : tile.shape[0]].T
+            padded[...] = tile
+            target[part] = padded
 
 
 def _merged(*arrays: np.ndarray) -> Shape:

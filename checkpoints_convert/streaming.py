@@ -40,7 +40,7 @@ from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import earthmind
 
-WORKERS = 2
+WORKERS = 3  # one more than it takes to keep two cores busy: the disk is waited for
 IN_FLIGHT = 256 * 2**20  # bytes of source tensors in memory at a time; one that is larger is alone
 NEW = ("fusion/*", "pyramid/*", "text_hidden_fcs/*")
 """Parameters that no published checkpoint need hold: they start at their initial values."""
