@@ -19,18 +19,18 @@ import numpy as np
 PAGE = 4096  # what direct writes are aligned to
 LARGE = 2**16  # bytes from which both are worth it
 KEEP = 8  # pieces of memory that wait to be used again
-KEEP_BYTES = 64 * 2**20  # the largest of them
+LEAST, MOST = 2**20, 64 * 2**20  # bytes of each of them
 _DIRECT = getattr(os, "O_DIRECT", 0)
 _free: deque[mmap.mmap] = deque(maxlen=KEEP)  # its methods are safe from several threads, and from the collector
 
 
 def empty(size: int) -> np.ndarray:
-    """``size`` bytes with any contents, aligned for :func:`write_file`; they go back when the last view of them does."""
+    """``size`` bytes with any contents, aligned for :func:`write_file`; used again once no view of them is left."""
     if size < LARGE:
         return np.empty(size, np.uint8)
     memory = _taken(-(-size // PAGE) * PAGE)
     array = np.frombuffer(memory, np.uint8, size)
-    if len(memory) <= KEEP_BYTES:
+    if LEAST <= len(memory) <= MOST:
         weakref.finalize(array, _free.append, memory).atexit = False
     return array
 
@@ -47,6 +47,32 @@ def _taken(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
+def read_file(path: Path, start: int, count: int) -> np.ndarray:
+    """The ``count`` bytes of ``path`` from ``start``, fewer at its end; large ones are not left in the page cache."""
+    first = start - start % PAGE if count >= LARGE else start
+    data = empty(-(-(start + count - first) // PAGE) * PAGE)
+    done, wanted = 0, start + count - first
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        direct = count >= LARGE and _turn_direct(handle, True)
+        while done < wanted:
+            try:
+                got = os.preadv(handle, [memoryview(data)[done : None if direct else wanted]], first + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not direct:
+                    raise
+                direct = _turn_direct(handle, False)
+                continue
+            done += got
+            if not got:
+                break
+            if direct and done % PAGE:  # the end of the file, or near it
+                direct = _turn_direct(handle, False)
+    finally:
+        os.close(handle)
+    return data[start - first : min(done, wanted)]
+
+
 def write_file(path: Path, data: np.ndarray) -> None:
     """Write the bytes ``data`` (of :func:`empty`) to the new file ``path`` and wait until they are on disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -61,13 +87,25 @@ def write_file(path: Path, data: np.ndarray) -> None:
 
 def _write_direct(handle: int, data: memoryview) -> int:
     """How many bytes of ``data`` the file system took past the page cache: none where it knows no such thing."""
-    flags, done = fcntl.fcntl(handle, fcntl.F_GETFL), 0
+    done = 0
     try:
-        fcntl.fcntl(handle, fcntl.F_SETFL, flags | _DIRECT)
-        while done < len(data) and done % PAGE == 0:
+        direct = _turn_direct(handle, True)
+        while direct and done < len(data) and done % PAGE == 0:
             done += os.write(handle, data[done:])
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    fcntl.fcntl(handle, fcntl.F_SETFL, flags)
+    _turn_direct(handle, False)
     return done
+
+
+def _turn_direct(handle: int, on: bool) -> bool:
+    """Whether ``handle`` now goes past the page cache."""
+    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, flags | _DIRECT if on else flags & ~_DIRECT)
+    except OSError as error:  # not on every file system
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return on and bool(_DIRECT)

@@ -8,9 +8,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 
 from checkpoints_convert import peft_export
+from checkpoints_convert.budget import Budget
 from checkpoints_convert.layouts import LAYOUTS
 from checkpoints_convert.layouts.earthmind import SAM2_PREFIX
 from checkpoints_convert.plan import Step, build_plan, source_tree
 from checkpoints_convert.published_config import published_config
 from checkpoints_convert.reader import Source, open_source
-from checkpoints_convert.regions import region
 from checkpoints_convert.rules import Layout, match
-from checkpoints_convert.safetensors_writer import in_order, write_safetensors
-from checkpoints_convert.store import copy
+from checkpoints_convert.safetensors_writer import SafetensorsWriter, Table, in_order
 from checkpoints_convert.stored import stored_params, without_adapters
 from checkpoints_convert.streaming import IGNORED, PUBLISHED, TENSORS, Progress
 from earthmind_jax import checkpoint
@@ -42,9 +41,8 @@ KINDS = {
 """What ``layout`` may be, and how the names of its tables begin; ``peft`` has no table of its own."""
 
 SHARD = 5 * 10**9  # bytes of one file
-AHEAD = 256 * 2**20  # bytes of tensors that are made ahead of the one being written
-BLOCK = 32 * 2**20  # bytes of a parameter that are read at a time, where that is possible
-WORKERS = 2
+IN_FLIGHT = 256 * 2**20  # bytes of tensors in memory at a time; one that is larger is alone
+WORKERS = 3  # one more than it takes to keep two cores busy: the disk is waited for
 
 Tensors = dict[str, tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]
 """Name to shape, dtype, and how to get the numbers."""
@@ -171,32 +169,9 @@ def tensors_of(layout: Layout, params: Mapping[str, Any], origin: Origin | None 
 
 
 def _made(step: Step, params: Mapping[str, Any]) -> np.ndarray:
-    if len(step.places) == 1 and _bytes(step) > AHEAD:
-        return _made_in_blocks(step, params)
-    pieces = [np.asarray(params[path][index]) for path, index in step.places]
-    whole = step.inverse(pieces)
-    del pieces
-    if whole.flags.c_contiguous and whole.dtype == step.dtype:
-        return whole
-    array = np.empty(whole.shape, step.dtype)
-    copy(array, whole)
-    return array
-
-
-def _made_in_blocks(step: Step, params: Mapping[str, Any]) -> np.ndarray:
-    """A large tensor from blocks of rows of its parameter, so that it is never in memory twice."""
-    ((path, index),), sizes = step.places, dict(step.sizes)
-    shape = tuple(params[path].shape)[len(index) :]
-    array = np.empty(step.how.source_shape(sizes), step.dtype)
-    rows = max(1, BLOCK * shape[0] // _bytes(step))
-    for start in range(0, shape[0], rows):
-        stop = min(start + rows, shape[0])
-        part = region(step.how, sizes, 0, [(start, stop), *((0, size) for size in shape[1:])])
-        if not part.exact:  # the rows are scattered in the source
-            array[...] = step.inverse([np.asarray(params[path][index])])
-            break
-        copy(array[part.source], part.inverse(np.asarray(params[path][(*index, slice(start, stop))])))
-    return array
+    """The tensor of ``step``, as a view of what is read where that can be."""
+    whole = step.inverse([np.asarray(params[path][index]) for path, index in step.places])
+    return whole.astype(step.dtype, copy=False)
 
 
 def set_aside(layout: Layout, origin: Origin | None) -> Tensors:
@@ -221,42 +196,47 @@ def _write_shards(place: Path, stem: str, tensors: Tensors, limit: int, progress
             filled = 0
         shards[-1][name] = entry
         filled += _size(*entry)
-    total, done, where = sum(_size(*entry) for entry in table.values()), 0, {}
+    total, done, where, lock = sum(_size(*entry) for entry in table.values()), 0, {}, threading.Lock()
     progress(0, total)
+
+    def written(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            progress(done, total)
+
     for number, part in enumerate(shards, 1):
         file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
 
-        def counted(part: Mapping[str, Any] = part) -> Iterator[tuple[str, np.ndarray]]:
-            nonlocal done
-            for name, array in _ahead(part, tensors):
-                done += array.nbytes
-                yield name, array
-                del array  # not beside the next one
-                progress(done, total)
-
         # The metadata is what transformers looks for before it reads a file.
-        write_safetensors(place / file, part, counted(), {"format": "pt"})
+        with SafetensorsWriter(place / file, part, {"format": "pt"}) as writer:
+            _fill(writer, part, tensors, written)
         where |= dict.fromkeys(part, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         checkpoint.write_text(place / f"{stem}.safetensors.index.json", json.dumps(index, indent=2))
 
 
-def _ahead(names: Iterable[str], tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) in order; the next ones are made while one is written, within :data:`AHEAD` bytes."""
-    waiting, queue, held = deque(names), deque[tuple[str, int, Future]](), 0
+def _fill(writer: SafetensorsWriter, part: Table, tensors: Tensors, written: Callable[[int], None]) -> None:
+    """Make the tensors of ``part`` and write them, within :data:`IN_FLIGHT` bytes at a time."""
+    budget = Budget(IN_FLIGHT)
+
+    def write(name: str) -> None:
+        size = _size(*part[name])
+        budget.take(size)
+        try:
+            writer.write(name, tensors[name][2]())
+            written(size)
+        finally:
+            budget.give(size)
+
     with ThreadPoolExecutor(WORKERS) as pool:
-        while waiting or queue:
-            while waiting and (not queue or held + _size(*tensors[waiting[0]][:2]) <= AHEAD):
-                name = waiting.popleft()
-                queue.append((name, _size(*tensors[name][:2]), pool.submit(tensors[name][2])))
-                held += queue[-1][1]
-            name, size, future = queue.popleft()
-            array = future.result()
-            del future
-            yield name, array
-            del array
-            held -= size
+        futures = [pool.submit(write, name) for name in part]
+        try:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _write_torch(place: Path) -> None:
@@ -283,10 +263,6 @@ def _beside(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-
-
-def _bytes(step: Step) -> int:
-    return _size(step.how.source_shape(dict(step.sizes)), step.dtype)
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:

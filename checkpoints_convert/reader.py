@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from checkpoints_convert.buffers import read_file
 from checkpoints_convert.torch_load import load_torch
 from earthmind_jax.config import nearest
 from earthmind_jax.errors import UserError
@@ -82,11 +83,16 @@ class SafetensorsFile:
         shape, dtype = self.index[name].shape, self.index[name].dtype
         if region is ... or not shape or 0 in shape:
             count = math.prod(shape) * dtype.itemsize
-            data = np.fromfile(self.path, np.uint8, count, offset=self._starts[name])
+            data = read_file(self.path, self._starts[name], count)
             if len(data) < count:
                 raise UserError(f"'{self.path}' ends within '{name}': it was cut short, fetch it again.")
-            return data.view(dtype).reshape(shape)[region]
+            array = data.view(dtype).reshape(shape)[region]
+            return array if array.flags.aligned else array.copy()
         return np.array(np.memmap(self.path, dtype, "r", self._starts[name], shape)[region])
+
+    def start(self, name: str) -> int:
+        """Where in the file the numbers of ``name`` begin."""
+        return self._starts[name]
 
 
 class TorchFile:
@@ -148,6 +154,11 @@ class Source:
             raise UserError(f"'{self.where}' has no tensor '{name}'.{nearest(name, self._tensors)}")
         file, original = self._tensors[name]
         return file.read(original, region)
+
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """The file that holds the bytes of ``name`` as they are, and where they begin; None where none does."""
+        file, original = self._tensors[name]
+        return (file.path, file.start(original)) if isinstance(file, SafetensorsFile) else None
 
     def below(self, prefix: str) -> Source:
         """The tensors whose names start with ``prefix``, named without it."""

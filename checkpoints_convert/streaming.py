@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from checkpoints_convert.assemble import Assembled, assemble
+from checkpoints_convert.budget import Budget
 from checkpoints_convert.convert import absent, configure, conversion_plan, published_beside
 from checkpoints_convert.digest import Digests
 from checkpoints_convert.journal import Journal
@@ -141,7 +142,7 @@ class _Job:
                 shutil.rmtree(store.directory, ignore_errors=True)
                 store.create()
                 journal.add("created")
-            self._fill(store, journal, progress)
+            self._fill(store, journal, digests, progress)
             if "fresh" not in journal.done:
                 for path, array in _initial(self.config, list(self.fresh)).items():
                     store.write(path, (), np.asarray(array).astype(self.targets[path][1]))
@@ -160,28 +161,50 @@ class _Job:
                 raise UserError(f"'{file}' changed while it was converted: convert it again.")
         (place / "journal.jsonl").unlink()
 
-    def _fill(self, store: WeightStore, journal: Journal, progress: Progress) -> None:
+    def _fill(self, store: WeightStore, journal: Journal, digests: Digests, progress: Progress) -> None:
         total = sum(_bytes(step) for step in self.plan.steps)
-        budget, lock = _Budget(IN_FLIGHT), threading.Lock()
+        budget, lock = Budget(IN_FLIGHT), threading.Lock()
         done = sum(_bytes(step) for step in self.plan.steps if f"tensor {step.source}" in journal.done)
         progress(done, total)
 
-        def run(step: Step) -> None:
+        def write(step: Step, array: np.ndarray, hashed: Future | None) -> None:
             nonlocal done
-            with budget.taken(_bytes(step)):
-                pieces = step.forward(self.source.read(step.source))
-                for (path, index), piece in zip(step.places, pieces, strict=True):
-                    store.write(path, index, piece)
-            journal.add(f"tensor {step.source}")
-            with lock:
-                done += _bytes(step)
-                progress(done, total)
-
-        with ThreadPoolExecutor(WORKERS) as pool:
             try:
-                left = [step for step in self.plan.steps if f"tensor {step.source}" not in journal.done]
-                futures = [pool.submit(run, step) for step in left]
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                for (path, index), piece in zip(step.places, step.forward(array), strict=True):
+                    store.write(path, index, piece)
+                if hashed is not None:
+                    hashed.result()
+                del array, piece
+                journal.add(f"tensor {step.source}")
+                with lock:
+                    done += _bytes(step)
+                    progress(done, total)
+            finally:
+                budget.give(_bytes(step))
+
+        # Read here alone and in the order of the files, so that they are hashed from what was read.
+        places = {step.source: self.source.place(step.source) for step in self.plan.steps}
+        left = [step for step in self.plan.steps if f"tensor {step.source}" not in journal.done]
+        left.sort(key=lambda step: (places[step.source] is None, places[step.source]))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            futures: list[Future] = []
+            try:
+                for step in left:
+                    budget.take(_bytes(step))
+                    for future in futures:
+                        if future.done():
+                            future.result()
+                    futures = [future for future in futures if not future.done()]
+                    place, hashed = places[step.source], None
+                    array = self.source.read(step.source)
+                    if place is None:
+                        digests.close()
+                    else:
+                        hashed = digests.offer(*place, array.reshape(-1).view(np.uint8))
+                    futures.append(pool.submit(write, step, array, hashed))
+                    del array
+                digests.close()
+                for future in futures:
                     future.result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -243,25 +266,6 @@ def _workplace(directory: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(handle)
-
-
-class _Budget:
-    """Bytes in memory at a time, shared by threads; what is larger than all of it is alone."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._taken, self._changed = size, 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + count <= self._size)
-            self._taken += count
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= count
-                self._changed.notify_all()
 
 
 def _initial(config: EarthMindConfig, paths: list[str]) -> dict[str, jax.Array]:
