@@ -85,6 +85,45 @@ def write_file(path: Path, data: np.ndarray) -> None:
         os.close(handle)
 
 
+class PlacedFile:
+    """The new file ``path``, written at any places from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._direct = os.open(path, os.O_WRONLY)
+        self._large = _turn_direct(self._direct, True)
+
+    def write(self, data: np.ndarray, place: int) -> None:
+        """Write the bytes ``data``; past the page cache where they lie in memory as in the file, to the page."""
+        first, last = -place % PAGE, len(data) - (place + len(data)) % PAGE  # the whole pages
+        if not self._large or last - first < LARGE or (data.ctypes.data + first) % PAGE:
+            first = last = 0
+        _write_at(self._handle, data[:first], place)
+        try:
+            _write_at(self._direct, data[first:last], place + first)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._large, last = False, first
+        _write_at(self._handle, data[last:], place + last)
+
+    def close(self, durable: bool) -> None:
+        """Close; where ``durable``, when everything is on disk."""
+        try:
+            if durable:
+                os.fsync(self._handle)
+        finally:
+            os.close(self._direct)
+            os.close(self._handle)
+
+
+def _write_at(handle: int, data: np.ndarray, place: int) -> None:
+    left = memoryview(data)
+    while left:  # one call may take less than it was given
+        count = os.pwrite(handle, left, place)
+        left, place = left[count:], place + count
+
+
 def _write_direct(handle: int, data: memoryview) -> int:
     """How many bytes of ``data`` the file system took past the page cache: none where it knows no such thing."""
     done = 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from checkpoints_convert.buffers import empty
+from checkpoints_convert.buffers import PAGE, PlacedFile, empty
 from checkpoints_convert.reader import SAFETENSORS_DTYPES
 from checkpoints_convert.transforms import Shape
 from checkpoints_convert.transpose import copy
@@ -39,44 +38,31 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text = struct.pack("<Q", len(text) + -len(text) % 8) + text + b" " * (-len(text) % 8)
         self._starts = {name: len(text) + header[name]["data_offsets"][0] for name in table}
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._write(text, 0)
+        self._file = PlacedFile(path)
+        self._file.write(np.frombuffer(text, np.uint8), 0)
 
     def __enter__(self) -> SafetensorsWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        try:
-            if kind is None:
-                os.fsync(self._handle)
-        finally:
-            os.close(self._handle)
+        self._file.close(durable=kind is None)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Write the numbers of ``name``; ``array`` may be any view, of which only a block at a time is put in order."""
         shape, dtype = self._table[name]
         if (array.shape, array.dtype) != (tuple(shape), dtype):
             raise ValueError(f"'{name}' came as {array.shape} {array.dtype}, not as {shape} {dtype}")
-        place = self._starts[name]
-        if array.flags.c_contiguous:
-            self._write(array.reshape(-1).view(np.uint8), place)
+        if not array.nbytes:
             return
-        rows = max(1, BLOCK * len(array) // max(array.nbytes, 1))
-        data = empty(rows * (array.nbytes // len(array)))
+        array, place = array.reshape(array.shape or (1,)), self._starts[name]
+        rows = max(1, BLOCK * len(array) // array.nbytes)
+        memory = empty(PAGE + rows * (array.nbytes // len(array)))
         for start in range(0, len(array), rows):
             part = array[start : start + rows]
-            block = data[: part.nbytes]
-            copy(block.view(dtype).reshape(part.shape), part)
-            self._write(block, place)
+            data = memory[place % PAGE :][: part.nbytes]  # as far from a page's start as in the file
+            copy(data.view(dtype).reshape(part.shape), part)
+            self._file.write(data, place)
             place += part.nbytes
-
-    def _write(self, data: bytes | np.ndarray, place: int) -> None:
-        left, start = memoryview(data), place
-        while left:  # one call may take less than it was given
-            count = os.pwrite(self._handle, left[:BLOCK], place)
-            left, place = left[count:], place + count
-        if hasattr(os, "posix_fadvise"):  # what will not be read again goes to the disk at once, and makes room
-            os.posix_fadvise(self._handle, start, place - start, os.POSIX_FADV_DONTNEED)
 
 
 def write_safetensors(

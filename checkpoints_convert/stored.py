@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from checkpoints_convert.buffers import empty, read_file
 from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.models import api
@@ -23,13 +24,18 @@ BLOCK = 64 * 2**20  # bytes read at a time
 
 
 class StoredArray:
-    """One array on disk: ``shape``, ``dtype``, and ``array[index]`` reads no more than that entry."""
+    """One array on disk: ``shape``, ``dtype``, and ``array[index]`` reads no more than that entry.
 
-    def __init__(self, store: ts.TensorStore) -> None:
-        self._store = store
+    ``directory``: where its chunks are plain files (as :mod:`checkpoints_convert.store` writes them), if they are.
+    """
+
+    def __init__(self, store: ts.TensorStore, directory: Path | None = None) -> None:
+        self._store, self._directory = store, directory
         self.shape, self.dtype = tuple(store.shape), store.dtype.numpy_dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        if (plain := self._plain(index)) is not None:
+            return plain
         view = self._store[index]
         size = math.prod(view.shape) * self.dtype.itemsize
         if size <= BLOCK:
@@ -40,6 +46,30 @@ class StoredArray:
             stop = min(start + rows, len(whole))
             whole[start:stop] = view[start:stop].read().result()
         return whole
+
+    def _plain(self, index: Any) -> np.ndarray | None:
+        """The entry ``index`` from its files, without the copies of TensorStore; None where they are no plain ones."""
+        if self._directory is None or not isinstance(index, tuple) or not all(isinstance(i, int) for i in index):
+            return None
+        shape, chunk = self.shape[len(index) :], self._store.chunk_layout.read_chunk.shape
+        if not shape or chunk[: len(index)] != (1,) * len(index) or chunk[len(index) + 1 :] != shape[1:]:
+            return None
+        rows, row = chunk[len(index)], math.prod(shape[1:]) * self.dtype.itemsize
+        whole = empty(shape[0] * row) if rows < shape[0] else None
+        for number, start in enumerate(range(0, shape[0], rows)):
+            name = ".".join(map(str, (*index, number, *(0,) * (len(shape) - 1))))
+            try:
+                data = read_file(self._directory / name, 0, rows * row)
+            except FileNotFoundError:
+                return None
+            if len(data) < rows * row:
+                return None
+            if whole is None:
+                whole = data[: shape[0] * row]
+            else:
+                part = whole[start * row :][: rows * row]
+                part[:] = data[: len(part)]
+        return None if whole is None else whole.view(self.dtype).reshape(shape)
 
 
 class AdaptedArray:
@@ -88,8 +118,19 @@ def stored_params(directory: str | Path) -> tuple[EarthMindConfig, Mapping[str, 
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         names = [value["key_metadata"][0]["key"] for value in metadata["tree_metadata"].values()]
         opening = {name: ts.open({"driver": driver, "kvstore": _place(weights, name)}) for name in names}
-        params = {name: StoredArray(future.result()) for name, future in opening.items()}
+        params = {name: StoredArray(future.result(), _plain_files(weights / name)) for name, future in opening.items()}
     return config, checkpoint.checked(params, api.shapes(config), directory)
+
+
+def _plain_files(directory: Path) -> Path | None:
+    """``directory``, if the chunks in it are files of nothing but numbers of this machine's byte order."""
+    file = directory / ".zarray"
+    if not file.is_file():
+        return None
+    described = json.loads(file.read_text())
+    told = (described["compressor"], described.get("filters"), described["order"])
+    separator, kind = described.get("dimension_separator", "."), described["dtype"]
+    return directory if told == (None, None, "C") and separator == "." and not kind.startswith(">") else None
 
 
 def _place(weights: Path, name: str) -> dict[str, Any]:
