@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import model, params, tokenizer
 
-from checkpoints_convert import peft_export
+from checkpoints_convert import peft_export, safetensors_writer, store
 from checkpoints_convert.convert import absent, convert
 from checkpoints_convert.export import export_checkpoint
 from checkpoints_convert.plan import apply_plan, build_plan
@@ -70,6 +70,24 @@ def test_published_files_come_back(tmp_path, kind, dtype):
     assert first[0] == second[0]
     for path, array in first[1].items():
         assert np.asarray(array).tobytes() == np.asarray(second[1][path]).tobytes()
+
+
+def test_arrays_of_several_chunks_come_back(tmp_path, monkeypatch):
+    """Also where one chunk file is gone, which then stands for zeros."""
+    monkeypatch.setattr(store, "CHUNK", 1000)
+    monkeypatch.setattr(safetensors_writer, "BLOCK", 500)
+    weights = published.tensors("internvl", config("internvl"), ml_dtypes.bfloat16)
+    embedding = weights["language_model.model.embed_tokens.weight"]
+    source = published.write(tmp_path / "source", "internvl", config("internvl"), weights)
+    imported(source, tmp_path / "ours", "internvl")
+    export_checkpoint(tmp_path / "ours", tmp_path / "back", "internvl")
+    same(source, tmp_path / "back")
+    (tmp_path / "ours" / "weights" / "lm" / "embed" / "embedding" / "0.0").unlink()
+    export_checkpoint(tmp_path / "ours", tmp_path / "lost", "internvl")
+    lost = open_source(tmp_path / "lost").read("language_model.model.embed_tokens.weight")
+    rows = int(np.flatnonzero(lost.any(1))[0])
+    assert 0 < rows < len(lost)
+    np.testing.assert_array_equal(lost[rows:], embedding[rows:])
 
 
 def test_layers_of_different_dtypes_come_back(tmp_path):
