@@ -65,12 +65,13 @@ class WeightStore:
             (self.directory / path / ".zarray").write_text(json.dumps(described))
         shutil.rmtree(self.directory / _MODEL)
 
-    def write(self, path: str, index: tuple[int, ...], piece: np.ndarray) -> None:
-        """Write the entry ``index`` (of the stacked axes) of the parameter ``path`` and wait until it is on disk."""
+    def write(self, path: str, index: tuple[int, ...], piece: np.ndarray) -> list[Path]:
+        """Write the entry ``index`` (of the stacked axes) of the parameter ``path``; the files are not yet durable."""
         dtype = self.targets[path][1]
         chunk = self._chunks[path][len(index) :] or (1,)
         piece = piece.reshape(piece.shape or (1,))
         numbers = (0,) * (len(self._chunks[path]) - len(index) - 1)
+        files = []
         for number, start in enumerate(range(0, piece.shape[0], chunk[0])):
             block = piece[start : start + chunk[0]]
             data = empty(math.prod(chunk) * dtype.itemsize)
@@ -78,7 +79,9 @@ class WeightStore:
             buffer[len(block) :] = 0  # the last chunk of an array is as large as the others
             copy(buffer[: len(block)], block)
             name = (*index, number, *numbers) if len(self._chunks[path]) > len(index) else index or (0,)
-            write_file(self.directory / path / ".".join(map(str, name)), data)
+            files.append(self.directory / path / ".".join(map(str, name)))
+            write_file(files[-1], data)
+        return files
 
 
 def stacked_axes(plan: Plan) -> dict[str, int]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from checkpoints_convert.assemble import Assembled, assemble
 from checkpoints_convert.budget import Budget
+from checkpoints_convert.buffers import sync
 from checkpoints_convert.convert import absent, configure, conversion_plan, published_beside
 from checkpoints_convert.digest import Digests
 from checkpoints_convert.journal import Journal
@@ -145,7 +146,8 @@ class _Job:
             self._fill(store, journal, digests, progress)
             if "fresh" not in journal.done:
                 for path, array in _initial(self.config, list(self.fresh)).items():
-                    store.write(path, (), np.asarray(array).astype(self.targets[path][1]))
+                    for file in store.write(path, (), np.asarray(array).astype(self.targets[path][1])):
+                        sync(file)
                 journal.add("fresh")
             if "ignored" not in journal.done:
                 (place / PUBLISHED).mkdir(exist_ok=True)
@@ -167,18 +169,33 @@ class _Job:
         done = sum(_bytes(step) for step in self.plan.steps if f"tensor {step.source}" in journal.done)
         progress(done, total)
 
-        def write(step: Step, array: np.ndarray, hashed: Future | None) -> None:
+        written: list[tuple[Step, list[Path]]] = []
+
+        def finish(batch: list[tuple[Step, list[Path]]]) -> None:
             nonlocal done
-            try:
-                for (path, index), piece in zip(step.places, step.forward(array), strict=True):
-                    store.write(path, index, piece)
-                if hashed is not None:
-                    hashed.result()
-                del array, piece
+            for _, files in batch:
+                for file in files:
+                    sync(file)
+            for step, _ in batch:
                 journal.add(f"tensor {step.source}")
                 with lock:
                     done += _bytes(step)
                     progress(done, total)
+
+        def write(step: Step, array: np.ndarray, hashed: Future | None) -> None:
+            nonlocal written
+            try:
+                files = []
+                for (path, index), piece in zip(step.places, step.forward(array), strict=True):
+                    files += store.write(path, index, piece)
+                if hashed is not None:
+                    hashed.result()
+                del array, piece
+                with lock:
+                    written.append((step, files))
+                    full = sum(_bytes(other) for other, _ in written) >= IN_FLIGHT
+                    batch, written = (written, []) if full else ([], written)
+                finish(batch)
             finally:
                 budget.give(_bytes(step))
 
@@ -206,6 +223,7 @@ class _Job:
                 digests.close()
                 for future in futures:
                     future.result()
+                finish(written)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import buffers, transpose
-from checkpoints_convert.buffers import PAGE, PlacedFile, empty, read_file, write_file
+from checkpoints_convert.buffers import PAGE, PlacedFile, empty, read_file, sync, write_file
 from checkpoints_convert.digest import Digests
 from checkpoints_convert.transpose import copy
 
@@ -52,6 +52,7 @@ def drawn(size):
 def test_files_hold_what_was_written(tmp_path, file_system, size):
     data = drawn(size)
     write_file(tmp_path / "file", data)
+    sync(tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == data.tobytes()
     for start in (0, 1, PAGE, 5000):
         for count in (size, size // 2, buffers.LARGE):
