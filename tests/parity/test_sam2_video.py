@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import replace
 from typing import Any
@@ -258,14 +259,15 @@ def test_tracking(version, kind, prompted, absent, video, monkeypatch):
     """Ten frames of two objects, of which ``absent`` asks for a share to be gone: masks, scores and pointers."""
     monkeypatch.setattr(port_module, "torch", Float32Memories())
     model, config, params = port(version)
+    model = copy.deepcopy(model)  # its weights are changed below
     as_published(model, monkeypatch)
     given = prompts(kind, prompted)
     # Random scores hardly differ and never change sign: they are spread out and moved.
     head, path = model.mask_decoder.pred_obj_score_head.proj_out, "grounding/decoder/object_head/fc3/"
-    monkeypatch.setattr(head, "weight", torch.nn.Parameter(40 * head.weight, requires_grad=False))
+    head.weight.mul_(40)
     scores = their_masks(model, video, given)["object_score"]
     shift = -float(np.quantile(scores[prompted:], absent)) if absent else 0.5 - float(scores.min())
-    monkeypatch.setattr(head, "bias", torch.nn.Parameter(head.bias + shift, requires_grad=False))
+    head.bias.add_(shift)
     moved = {f"{path}kernel": 40 * params[f"{path}kernel"], f"{path}bias": params[f"{path}bias"] + shift}
     theirs, ours = their_masks(model, video, given), our_masks(config, params | moved, video, given)
     there = theirs["object_score"][prompted:] > 0
