@@ -7,7 +7,7 @@ their rows, and ``text_hidden_fcs``, the fusion and whatever else the configurat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,6 @@ def resize_vocabulary(table: np.ndarray, axis: int, rows: int, key: jax.Array, c
 
 def _new(config: EarthMindConfig, paths: list[str], key: jax.Array, dtype: Any) -> Params:
     """Initial values of the parameters at ``paths``; the others are never computed."""
-
-    def draw(key: jax.Array) -> Params:
-        initial = earthmind.init(config, key)
-        return {path: initial[path] for path in paths}
-
-    made: Callable[[jax.Array], Params] = jax.jit(draw)
-    values = {path: np.asarray(value) for path, value in made(key).items()}
+    made = jax.jit(lambda key: earthmind.init(config, key, paths))(key)
+    values = {path: np.asarray(value) for path, value in made.items()}
     return {path: value if dtype is None else value.astype(dtype) for path, value in values.items()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from checkpoints_convert.assemble import Assembled, assemble
 from checkpoints_convert.layouts import detect, unknown
-from checkpoints_convert.layouts.lora import lora_rules
+from checkpoints_convert.layouts.lora import with_adapters
 from checkpoints_convert.plan import Plan, apply_plan, build_plan
 from checkpoints_convert.reader import Source
 from checkpoints_convert.rules import Layout
@@ -106,15 +106,16 @@ def with_lora(config: AnyConfig, lora: LoraConfig | None) -> AnyConfig:
 def conversion_plan(source: Source, layout: Layout, config: AnyConfig, *, dtype: Any = None) -> Plan:
     """What :func:`convert` will do: every tensor with its place, or the reason why it has none."""
     model = whole(config)
-    lora = model.lm.lora is not None and "lm/*" in layout.covers
-    covers = (*layout.covers, "lora/*") if lora else layout.covers
+    if model.lm.lora is not None and "lm/*" in layout.covers:
+        layout = with_adapters(layout)
     tree = {
         path: (shape.shape, dtype)
         for path, shape in earthmind.shapes(model).items()
-        if any(fnmatchcase(path, pattern) for pattern in covers)
+        if any(fnmatchcase(path, pattern) for pattern in layout.covers)
     }
-    rules = tuple(dict.fromkeys((*layout.rules, *lora_rules(layout.rules)))) if lora else layout.rules
-    return build_plan(tree, rules, source.tree(), ignored=layout.ignored, fresh=layout.fresh, what=f"'{source.where}'")
+    return build_plan(
+        tree, layout.rules, source.tree(), ignored=layout.ignored, fresh=layout.fresh, what=f"'{source.where}'"
+    )
 
 
 def absent(config: EarthMindConfig, params: Mapping[str, Any]) -> list[str]:

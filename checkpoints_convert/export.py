@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -72,8 +69,7 @@ def export_checkpoint(
     """
     one_of("layout", layout, (*KINDS, "peft"))
     directory, out = Path(directory).absolute(), Path(out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another place or remove it first.")
+    checkpoint.refuse_existing(out)
     config, params = stored_params(directory)
     if layout == "peft":
         tensors, settings = tensors_of(peft_export.layout(config), params), peft_export.settings(config, directory.name)
@@ -87,7 +83,7 @@ def export_checkpoint(
         settings = None if layout == "sam2" else published_config(config, layout)
         if recorded is not None and recorded.config is not None:
             settings = recorded.config
-    with checkpoint.writing(out), _beside(out) as place:
+    with checkpoint.writing(out), checkpoint.made_beside(out) as place:
         stem = "adapter_model" if layout == "peft" else "model"
         _write_shards(place, stem, tensors, shard, progress or (lambda done, total: None))
         if settings is not None:
@@ -247,22 +243,6 @@ def _write_torch(place: Path) -> None:
     except ImportError:
         return
     torch.save({"model": load_file(place / "model.safetensors")}, place / "model.pt")
-
-
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A directory that becomes ``out`` at the end, or nothing."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield place
-        if out.exists():
-            out.rmdir()
-        place.chmod(0o755)  # private until now
-        os.replace(place, out)
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        raise
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -42,7 +42,7 @@ def inspect_source(path: str | Path) -> dict[str, Any]:
         "files": {file.name: file.stat().st_size for file in source.files},
         "tensors": len(source.index),
         "parameters": sum(math.prod(info.shape) for info in source.index.values()),
-        "bytes": sum(math.prod(info.shape) * info.dtype.itemsize for info in source.index.values()),
+        "bytes": sum(info.nbytes for info in source.index.values()),
         "dtypes": dict(Counter(info.dtype.name for info in source.index.values())),
         "components": _components(source.index),
         "problem": None,

@@ -39,14 +39,14 @@ def keep_ignored(source: Source, plan: Plan, file: Path) -> dict[str, Any]:
 
 def _twin(source: Source, plan: Plan, name: str) -> str | None:
     info = source.index[name]
-    if _size(info) < SMALL:
+    if info.nbytes < SMALL:
         return None
     others = (step.source for step in plan.steps if source.index[step.source] == info)
     return next((other for other in others if _equal(source, name, other, info)), None)
 
 
 def _equal(source: Source, one: str, other: str, info: TensorInfo) -> bool:
-    rows = max(1, BLOCK * info.shape[0] // _size(info))
+    rows = max(1, BLOCK * info.shape[0] // info.nbytes)
     for start in range(0, info.shape[0], rows):
         part = (slice(start, start + rows),)
         if not np.array_equal(_bits(source.read(one, part)), _bits(source.read(other, part))):
@@ -56,7 +56,3 @@ def _equal(source: Source, one: str, other: str, info: TensorInfo) -> bool:
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _size(info: TensorInfo) -> int:
-    return int(np.prod(info.shape, dtype=np.int64)) * info.dtype.itemsize

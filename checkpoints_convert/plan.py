@@ -42,6 +42,11 @@ class Step:
     sizes: tuple[tuple[str, int], ...]
     places: tuple[tuple[str, tuple[int, ...]], ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the source tensor."""
+        return math.prod(self.how.source_shape(dict(self.sizes))) * self.dtype.itemsize
+
     def forward(self, array: np.ndarray) -> list[np.ndarray]:
         return self.how.forward(array, dict(self.sizes))
 

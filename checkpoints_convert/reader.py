@@ -41,6 +41,10 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class File(Protocol):
     """One open file."""

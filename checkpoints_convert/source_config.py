@@ -116,16 +116,16 @@ def config_from_source(
       fusion: for a whole model; None: :data:`RELEASED` where the checkpoint was trained with pairs, else the default.
       vocabulary: rows of the token embedding, where they are not those of ``config``.
     """
+    held = any("memory_encoder." in name for name in shapes) if memory is None else memory
     if config is not None and str(config.get("model_type")) in SAM2_MODEL_TYPES:
-        found = grounding_from_transformers(config, shapes)
-        return replace(found, memory=_remembers(shapes) if memory is None else memory)
+        return replace(grounding_from_transformers(config, shapes), memory=held)
     if config is not None and "text_config" in config:
         config = internvl_from_transformers(config)
     if layout.covers == ("grounding/*",):
         # Its tree has no model_type: that of another model may lie beside the file.
         given = config and "model_type" not in config
         found = grounding_from_hydra(dict(config)) if given else grounding_from_shapes(shapes)
-        return replace(found, memory=_remembers(shapes) if memory is None else memory)
+        return replace(found, memory=held)
     if config is None:
         raise UserError(f"A checkpoint of the layout '{layout.name}' needs its config.json beside it.")
     if layout.covers == ("vision/*",):
@@ -137,11 +137,11 @@ def config_from_source(
     require_fields(config, "InternVL", ("vision_config", "llm_config"))
     if isinstance(grounding, Mapping):
         grounding = grounding_from_hydra(dict(grounding))
-    if grounding is None:
-        grounding = _grounding_inside(shapes)
-        grounding = grounding and replace(grounding, memory=_remembers(shapes))
-    if grounding is not None and memory is not None:
-        grounding = replace(grounding, memory=memory)
+    # A configuration that was given says itself whether it has a memory, unless told otherwise.
+    told = grounding is None or memory is not None
+    grounding = grounding or _grounding_inside(shapes)
+    if grounding is not None and told:
+        grounding = replace(grounding, memory=held)
     language = config["llm_config"] | ({} if vocabulary is None else {"vocab_size": vocabulary})
     return EarthMindConfig(
         vision=vision_from_hf(config["vision_config"], config),
@@ -161,10 +161,6 @@ def _template(published: str, layout: Layout) -> str | None:
         return prompts.INTERNVL[published]
     published = published.replace("-", "_")
     return published if published in prompts.TEMPLATES else None
-
-
-def _remembers(shapes: Shapes) -> bool:
-    return any("memory_encoder." in name for name in shapes)
 
 
 def _grounding_inside(shapes: Shapes) -> GroundingConfig | None:

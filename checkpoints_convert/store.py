@@ -12,7 +12,6 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -93,8 +92,3 @@ def _rows(shape: Shape, itemsize: int) -> Shape:
     """The chunk of one layer: whole, or as many rows of its first axis as make equal chunks below :data:`CHUNK`."""
     parts = -(-math.prod(shape) * itemsize // CHUNK)
     return shape if parts <= 1 or not shape else (-(-shape[0] // parts), *shape[1:])
-
-
-def size(targets: Mapping[str, tuple[Shape, Any]]) -> int:
-    """Bytes of all arrays."""
-    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in targets.values())

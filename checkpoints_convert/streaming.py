@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import threading
@@ -103,15 +102,12 @@ def convert_to_checkpoint(
         )
     words = _tokenizer(assembled, tokenizer)
     config = with_tokens(config, words) if words is not None else config
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} exists already; choose another place or remove it first.")
+    checkpoint.refuse_existing(directory)
     job = _Job(source, layout, plan, config, {path: earthmind.shapes(config)[path] for path in fresh}, dtype)
     with checkpoint.writing(directory), _workplace(directory) as place:
         job.run(place, progress or (lambda done, total: None))
         _describe(job, place, published, words)
-        if directory.exists():
-            directory.rmdir()
-        os.replace(place, directory)
+        checkpoint.move_to(place, directory)
     return config
 
 
@@ -164,9 +160,9 @@ class _Job:
         (place / "journal.jsonl").unlink()
 
     def _fill(self, store: WeightStore, journal: Journal, digests: Digests, progress: Progress) -> None:
-        total = sum(_bytes(step) for step in self.plan.steps)
+        total = sum(step.nbytes for step in self.plan.steps)
         budget, lock = Budget(IN_FLIGHT), threading.Lock()
-        done = sum(_bytes(step) for step in self.plan.steps if f"tensor {step.source}" in journal.done)
+        done = sum(step.nbytes for step in self.plan.steps if f"tensor {step.source}" in journal.done)
         progress(done, total)
 
         written: list[tuple[Step, list[Path]]] = []
@@ -179,7 +175,7 @@ class _Job:
             for step, _ in batch:
                 journal.add(f"tensor {step.source}")
                 with lock:
-                    done += _bytes(step)
+                    done += step.nbytes
                     progress(done, total)
 
         def write(step: Step, array: np.ndarray, hashed: Future | None) -> None:
@@ -193,11 +189,11 @@ class _Job:
                 del array, piece
                 with lock:
                     written.append((step, files))
-                    full = sum(_bytes(other) for other, _ in written) >= IN_FLIGHT
+                    full = sum(other.nbytes for other, _ in written) >= IN_FLIGHT
                     batch, written = (written, []) if full else ([], written)
                 finish(batch)
             finally:
-                budget.give(_bytes(step))
+                budget.give(step.nbytes)
 
         # Read here alone and in the order of the files, so that they are hashed from what was read.
         places = {step.source: self.source.place(step.source) for step in self.plan.steps}
@@ -207,7 +203,7 @@ class _Job:
             futures: list[Future] = []
             try:
                 for step in left:
-                    budget.take(_bytes(step))
+                    budget.take(step.nbytes)
                     for future in futures:
                         if future.done():
                             future.result()
@@ -287,15 +283,7 @@ def _workplace(directory: Path) -> Iterator[Path]:
 
 
 def _initial(config: EarthMindConfig, paths: list[str]) -> dict[str, jax.Array]:
-    """New values of ``paths`` alone: the compiler leaves out whatever they do not need."""
-    if not paths:
-        return {}
-
-    def draw() -> dict[str, jax.Array]:
-        params = earthmind.init(config, jax.random.key(0))
-        return {path: params[path] for path in paths}
-
-    return jax.jit(draw)()
+    return jax.jit(lambda: earthmind.init(config, jax.random.key(0), paths))() if paths else {}
 
 
 def _tokenizer(assembled: Assembled, directory: str | Path | None) -> Tokenizer | None:
@@ -304,10 +292,6 @@ def _tokenizer(assembled: Assembled, directory: str | Path | None) -> Tokenizer 
         found = (place for place in places if any((place / name).is_file() for name in TOKENIZER_FILES))
         directory = next(found, None)
     return None if directory is None else Tokenizer.load(directory)
-
-
-def _bytes(step: Step) -> int:
-    return math.prod(step.how.source_shape(dict(step.sizes))) * step.dtype.itemsize
 
 
 def _after(prefix: str, text: str) -> str:

@@ -77,24 +77,41 @@ def save(
       WorkError: it could not be written (a full disk); nothing is left behind.
     """
     directory = Path(directory).absolute()
-    if directory.exists() and any(directory.iterdir()):
+    refuse_existing(directory)
+    with writing(directory), made_beside(directory) as temporary:
+        write_text(temporary / CONFIG, to_json(config))
+        write_text(temporary / SOURCE, json.dumps(source, indent=2))
+        if tokenizer is not None:
+            tokenizer.save(temporary / TOKENIZER)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / WEIGHTS, params)
+
+
+def refuse_existing(directory: Path) -> None:
+    """Raise a UserError where something other than an empty directory is at ``directory``."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already; choose another place or remove it first.")
-    with writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        try:
-            write_text(temporary / CONFIG, to_json(config))
-            write_text(temporary / SOURCE, json.dumps(source, indent=2))
-            if tokenizer is not None:
-                tokenizer.save(temporary / TOKENIZER)
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(temporary / WEIGHTS, params)
-            if directory.exists():
-                directory.rmdir()
-            os.replace(temporary, directory)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+
+
+@contextlib.contextmanager
+def made_beside(directory: Path) -> Iterator[Path]:
+    """A new directory that becomes ``directory`` at the end, or nothing."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        yield place
+        place.chmod(0o755)  # private until now
+        move_to(place, directory)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def move_to(place: Path, directory: Path) -> None:
+    """Give the finished directory ``place`` the name ``directory``, where at most an empty one lies."""
+    if directory.exists():
+        directory.rmdir()
+    os.replace(place, directory)
 
 
 def read_config(directory: str | Path) -> EarthMindConfig:

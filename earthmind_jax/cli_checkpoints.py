@@ -94,6 +94,7 @@ def compose(
     from checkpoints_convert.compose import compose as composed
     from earthmind_jax import checkpoint
 
+    checkpoint.refuse_existing(out.absolute())  # before the work, not after it
     config, params, words = composed(
         internvl,
         sam2,

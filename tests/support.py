@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs import tiny
+from earthmind_jax.cli import main
 from earthmind_jax.config import EarthMindConfig, Group, LossConfig, RunConfig
 from earthmind_jax.data.collate import Buckets, collate, with_tokens
 from earthmind_jax.data.records import Sample, Turn
@@ -32,6 +33,17 @@ def model(mode: str = "hca_plus", grounding: str | None = "fused") -> EarthMindC
     """``configs.tiny`` with the ids of :func:`tokenizer`; without a mask decoder where ``grounding`` is None."""
     config = with_tokens(tiny.model(mode, grounding or "fused"), tokenizer())
     return config if grounding else dataclasses.replace(config, grounding=None)
+
+
+def run(capsys: Any, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command ``earthmind``."""
+    try:
+        main([str(a) for a in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out = capsys.readouterr()
+    return code, out.out, out.err
 
 
 ALL = (Group(pattern=".*", learning_rate=1.0),)

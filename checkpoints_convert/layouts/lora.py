@@ -8,8 +8,9 @@ published matrix holds several of our kernels (a fused qkv), each gets its share
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
-from checkpoints_convert.rules import Rule
+from checkpoints_convert.rules import Layout, Rule
 from checkpoints_convert.transforms import Product, transform
 
 A, B = ".lora_A.weight", ".lora_B.weight"
@@ -19,6 +20,12 @@ _RANK = "rank"
 def lora_rules(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """For every linear map of the language model among ``rules``, the rules of its two factors."""
     return tuple(factor for rule in rules if adaptable(rule) for factor in _factors(rule))
+
+
+def with_adapters(layout: Layout) -> Layout:
+    """``layout`` and the LoRA factors of its language model."""
+    rules = tuple(dict.fromkeys((*layout.rules, *lora_rules(layout.rules))))
+    return replace(layout, rules=rules, covers=(*layout.covers, "lora/*"))
 
 
 def adaptable(rule: Rule) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from checkpoints_convert.layouts.earthmind import SAM2_PREFIX
-from checkpoints_convert.layouts.lora import lora_rules
+from checkpoints_convert.layouts.lora import with_adapters
 from checkpoints_convert.rules import Ignored, Layout
 from earthmind_jax.errors import UserError
 
@@ -57,12 +57,10 @@ def trained(layout: Layout) -> Layout:
     """Of the published ``layout`` of a whole model, the part that training saves: without the frozen weights."""
     mark = next(name for name in layout.has if name.startswith("language_model.") and ".layers." in name)
     return replace(
-        layout,
+        with_adapters(layout),
         name=layout.name.replace("EarthMind / Sa2VA", "Training checkpoint of EarthMind / Sa2VA"),
-        rules=(*layout.rules, *lora_rules(layout.rules)),
         has=("mlp1.1.weight", "text_hidden_fcs.0.weight", mark.removesuffix("weight") + "*weight"),
         lacks=("vision_model.*",),
-        covers=(*layout.covers, "lora/*"),
         fresh=FROZEN,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from checkpoints_convert.assemble import assemble
 from checkpoints_convert.digest import sha256
 from checkpoints_convert.export import Origin, set_aside, tensors_of
 from checkpoints_convert.layouts import LAYOUTS, TRAINED
-from checkpoints_convert.layouts.lora import lora_rules
+from checkpoints_convert.layouts.lora import with_adapters
 from checkpoints_convert.reader import Source
 from checkpoints_convert.stored import stored_params
 from checkpoints_convert.verify.result import Result
@@ -43,8 +42,7 @@ def against_source(directory: str | Path, source: str | Path | Source, **parts: 
     if layout is None:
         raise UserError(f"{directory} was converted from the layout '{origin.layout}', which is not known here.")
     if config.lm.lora is not None:
-        rules = tuple(dict.fromkeys((*layout.rules, *lora_rules(layout.rules))))
-        layout = replace(layout, rules=rules, covers=(*layout.covers, "lora/*"))
+        layout = with_adapters(layout)
     ours = tensors_of(layout, params, origin) | set_aside(layout, origin)
     problems = [f"{name}: not in the checkpoint" for name in source.index if name not in ours]
     problems += [f"{name}: not in the source" for name in ours if name not in source.index]

@@ -57,14 +57,10 @@ def setup(config: RunConfig, tokenizer: Tokenizer | None = None) -> Setup:
 def carry(config: RunConfig, params: Params) -> Params:
     """Parameters for the next stage: those there are, and new ones for what the next model has besides."""
     missing = sorted(set(api.shapes(config.model)) - set(params))
-    if not missing:
-        return {path: params[path] for path in api.shapes(config.model)}
-
-    def new() -> Params:
-        fresh = api.init(config.model, jax.random.key(config.seed))
-        return {path: fresh[path] for path in missing}
-
-    fresh = jax.jit(new, compiler_options=RUN_ONCE)()
+    fresh: Params = {}
+    if missing:
+        new = jax.jit(lambda: api.init(config.model, jax.random.key(config.seed), missing), compiler_options=RUN_ONCE)
+        fresh = new()
     return {path: params[path] if path in params else fresh[path] for path in api.shapes(config.model)}
 
 

@@ -7,6 +7,7 @@ forward pass. Inference calls them one by one (each its own jit), training calls
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -316,12 +317,16 @@ def forward(
     return out
 
 
-def init(cfg: EarthMindConfig, key: Array) -> Params:
-    """New parameters of the whole model, flat. Wrap in ``jax.jit`` with output shardings to create them in place."""
+def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) -> Params:
+    """New parameters of the whole model, flat. Wrap in ``jax.jit`` with output shardings to create them in place.
+
+    Args:
+      only: paths to return, the same numbers as among all; under ``jax.jit`` the others are never computed.
+    """
     params: Params = {}
     for i, (prefix, module, dummy) in enumerate(_components(cfg)):
         params |= functional.add_prefix(functional.init_module(module, jax.random.fold_in(key, i), *dummy), prefix)
-    return params
+    return params if only is None else {path: params[path] for path in only}
 
 
 def param_axes(cfg: EarthMindConfig) -> dict[str, tuple[str | None, ...]]:

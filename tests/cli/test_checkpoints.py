@@ -12,10 +12,10 @@ import numpy as np
 import published
 import pytest
 from safetensors.numpy import load_file, save_file
+from support import run
 
 from checkpoints_convert.reader import open_source
 from earthmind_jax import checkpoint
-from earthmind_jax.cli import main
 from earthmind_jax.errors import UserError
 
 CONFIG = published.config(grounding=False)
@@ -26,17 +26,6 @@ NORM = "language_model.model.layers.1.input_layernorm.weight"
 def source(tmp_path):
     weights = published.tensors("internvl", CONFIG)
     return published.write(tmp_path / "source", "internvl", CONFIG, weights, shards=2)
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output, standard error."""
-    try:
-        main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def change(file, edit):

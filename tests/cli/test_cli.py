@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from support import run
 
 from configs import tiny
 from earthmind_jax import checkpoint, cli
-from earthmind_jax.cli import main
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.data.tokenizer import train_bpe
@@ -36,17 +36,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scene(make_scene(3, size=48, gsd=10.0, nodata=0.0), root, "a")
     write_scene(make_scene(4, size=48, gsd=10.0, nodata=0.0), root, "somewhere else")
     return root
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    try:
-        main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
 
 
 def wrong(capsys: pytest.CaptureFixture[str], *arguments: object, says: str) -> None:

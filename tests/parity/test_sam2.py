@@ -13,6 +13,7 @@ import pytest
 from flax.core import meta
 from transformers_sam2 import draw_weights, head_options, published_names, vision_config
 
+from checkpoints_convert.verify.recorded.grounding import recorded_prompts
 from earthmind_jax.config import GroundingConfig, Precision
 from earthmind_jax.models import functional
 from earthmind_jax.models.hiera import Hiera, block_specs, level_positions
@@ -161,27 +162,6 @@ def encode(config: GroundingConfig, params: dict[str, np.ndarray], images: np.nd
     return features, *(state["intermediates"][name]["__call__"][0] for name in ("trunk", "neck"))
 
 
-def recorded_prompts(inputs: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The prompts of a recorded name, as SAM2's image predictor makes them, with the objects on the second axis."""
-    x = {key: value[None] for key, value in inputs.items() if key != "image"}
-    points, labels = x["points"], x["point_labels"]
-    corners, corner_labels = box_points(x["boxes"])
-    masks = x["mask_prompts"][:, :, 0]
-    return {
-        "point1": {"points": x["point1"], "labels": x["point1_labels"]},
-        "points": {"points": points, "labels": labels},
-        "box_as_points": {"points": corners, "labels": corner_labels},
-        "box": {"boxes": x["boxes"]},
-        "box_and_points": {
-            "points": np.concatenate([corners, points], 2),
-            "labels": np.concatenate([corner_labels, labels], 2),
-        },
-        "mask": {"masks": masks},
-        "points_mask": {"points": points, "labels": labels, "masks": masks},
-        "language": {"language": x["language_embd"][:, :, 0]},
-    }[name]
-
-
 @pytest.fixture(scope="module")
 def recorded(goldens):
     return Case(goldens, "d_sam2_fb")
@@ -235,7 +215,7 @@ def test_recorded_image_features(recorded, encoded):
 @pytest.mark.parametrize("name", PROMPTS)
 def test_recorded_prompts(recorded, name):
     encoder = PromptEncoder(recorded.config, Precision())
-    prompts = recorded_prompts(recorded.inputs, name)
+    prompts = recorded_prompts(recorded.inputs)[name]
     ours = encoder.apply(functional.unflatten(recorded.params, "prompt"), (8, 8), 1, **prompts)
     close(ours.sparse[0], recorded.outputs[f"{name}.sparse"], FEATURES)
     close(ours.position, last(recorded.outputs["dense_pe"])[0], FEATURES)
@@ -247,7 +227,7 @@ def test_recorded_prompts(recorded, name):
 def test_recorded_masks(goldens, recorded, encoded, name):
     """Three candidates, the single mask, and the single mask with the fallback of `d_sam2_fb_stability`."""
     stability = Case(goldens, "d_sam2_fb_stability")
-    features, prompts = jax.tree.map(lambda x: x[:1], encoded[0]), recorded_prompts(recorded.inputs, name)
+    features, prompts = jax.tree.map(lambda x: x[:1], encoded[0]), recorded_prompts(recorded.inputs)[name]
     settings = (stability.config.stability_delta, stability.config.stability_threshold)
     three, one, (stable,) = choices(recorded.config, recorded.params, features, prompts, (settings,))
     _close_masks(three, recorded.outputs, f"{name}.multimask_on")

@@ -43,7 +43,7 @@ def segment_anything(case: Case, report: Report) -> None:
     image = channels_last(case.inputs["image"])
     encoded = _image(report, config, params, image, features)
     first = jax.tree.map(lambda x: x[:1], encoded)
-    for name, prompts in _prompts(case.inputs).items():
+    for name, prompts in recorded_prompts(case.inputs).items():
         _masks(report, config, params, first, name, prompts, masks, features)
 
 
@@ -79,7 +79,7 @@ def _image(
     return encoded
 
 
-def _prompts(inputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def recorded_prompts(inputs: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Prompts by the names of the outputs, objects on the second axis, as SAM2's image predictor makes them."""
     x = {name: value[None] for name, value in inputs.items() if name != "image"}
     points, labels, masks = x["points"], x["point_labels"], x["mask_prompts"][:, :, 0]
