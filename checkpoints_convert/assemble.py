@@ -62,7 +62,7 @@ def assemble(
     """
     if not isinstance(source, Source) and is_peft(Path(source)):
         raise UserError(f"'{source}' holds adapters alone: name the checkpoint that they were trained on as well.")
-    top = _open(source)
+    top = open_published(source)
     where = [top.where]
     under: Source | None = None
     for part in map(_base, base):
@@ -97,14 +97,15 @@ def assemble(
     return Assembled(both, lora, places, vocabulary)
 
 
-def _open(source: str | Path | Source) -> Source:
+def open_published(source: str | Path | Source) -> Source:
+    """A checkpoint under its published names, also where training has wrapped them."""
     source = source if isinstance(source, Source) else open_source(source)
     return source.renamed(published_names(source.index))
 
 
 def _base(path: str | Path | Source) -> Source:
     """A base checkpoint, SAM2 under the names that it has inside the whole model."""
-    source = _open(path)
+    source = open_published(path)
     if SAM2.fits(source.index):
         names = {name: SAM2_PREFIX + name for name in source.index}
         # As the published export renames the layer scale of the memory encoder.

@@ -72,7 +72,8 @@ def export_checkpoint(
     checkpoint.refuse_existing(out)
     config, params = stored_params(directory)
     if layout == "peft":
-        tensors, settings = tensors_of(peft_export.layout(config), params), peft_export.settings(config, directory.name)
+        factors = peft_export.adapters(config, params, directory.name)
+        tensors, settings = tensors_of(factors.layout, factors.params), factors.settings
     else:
         adapted = config.lm.lora is not None and layout != "sam2"
         config, params = without_adapters(config, params) if adapted else (config, params)

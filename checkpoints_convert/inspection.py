@@ -9,11 +9,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert.assemble import assemble
+from checkpoints_convert.adapters import pairs
+from checkpoints_convert.assemble import assemble, open_published
 from checkpoints_convert.convert import AnyConfig, configure, whole
 from checkpoints_convert.layouts import LAYOUTS, detect
+from checkpoints_convert.layouts.lora import with_adapters
 from checkpoints_convert.plan import source_tree
-from checkpoints_convert.reader import Source, TensorInfo, open_source
+from checkpoints_convert.reader import Source, TensorInfo
 from checkpoints_convert.rules import Layout, match
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import earthmind
@@ -31,7 +33,7 @@ def inspect_source(path: str | Path) -> dict[str, Any]:
     Raises:
       UserError: the file cannot be read.
     """
-    source = open_source(path)
+    source = open_published(path)
     layout = detect(source.index)
     known = layout or max(LAYOUTS, key=lambda one: sum(_fits(one, name) for name in source.index))
     facts: dict[str, Any] = {
@@ -47,6 +49,8 @@ def inspect_source(path: str | Path) -> dict[str, Any]:
         "components": _components(source.index),
         "problem": None,
     }
+    if pairs(source):
+        known = with_adapters(known)
     config = None
     if layout is not None:
         try:

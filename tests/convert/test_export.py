@@ -25,6 +25,7 @@ from earthmind_jax import checkpoint
 from earthmind_jax.config import LoraConfig
 from earthmind_jax.errors import UserError
 from earthmind_jax.models.api import merge_lora
+from earthmind_jax.models.families import FAMILIES
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16]
 
@@ -176,7 +177,7 @@ def test_adapters(tmp_path):
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (3, 6.0)
     assert {"q_proj", "down_proj", "lm_head"} <= set(settings["target_modules"])
-    source, layout = open_source(tmp_path / "out"), peft_export.layout(ours)
+    source, layout = open_source(tmp_path / "out"), peft_export.adapters(ours, drawn, "").layout
     adapters = {path: x for path, x in drawn.items() if path.startswith("lora/")}
     plan = build_plan({path: (x.shape, None) for path, x in adapters.items()}, layout.rules, source.tree())
     for path, array in apply_plan(plan, source).items():
@@ -188,6 +189,39 @@ def test_adapters(tmp_path):
         name = f"base_model.model.model.layers.1.{kernel}"
         theirs = source.read(f"{name}.lora_B.weight") @ source.read(f"{name}.lora_A.weight")
         np.testing.assert_allclose(ours_change, theirs.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["phi3", "internlm2"])
+@pytest.mark.parametrize(("targets", "common"), [(".*", False), ("(attn|mlp)/", True), ("attn/(q|v)$", False)])
+def test_adapters_of_joined_layers(tmp_path, family, targets, common):
+    """PEFT has one pair for a fused matrix: our A where it is one, all of them beside their shares of B where not."""
+    base = model(grounding=None)
+    lora = LoraConfig(rank=3, alpha=6.0, targets=targets)
+    ours = dataclasses.replace(base, lm=dataclasses.replace(FAMILIES[family].tiny, lora=lora, vocab=base.lm.vocab))
+    drawn = dict(params(ours))
+    if common:
+        for layer, others in (("attn/q", ("attn/k", "attn/v")), ("mlp/gate", ("mlp/up",))):
+            if layer.startswith("mlp") and family == "internlm2":
+                continue  # its gate and up are two matrices
+            for other in others:
+                drawn[f"lora/lm/blocks/{other}/a"] = drawn[f"lora/lm/blocks/{layer}/a"]
+    checkpoint.save(tmp_path / "ours", ours, drawn, tokenizer(), {})
+    export_checkpoint(tmp_path / "ours", tmp_path / "adapters", "peft")
+    plain = dataclasses.replace(ours, lm=dataclasses.replace(ours.lm, lora=None))
+    kernels = {path: x for path, x in drawn.items() if not path.startswith("lora/")}
+    checkpoint.save(tmp_path / "plain", plain, kernels, tokenizer(), {})
+    export_checkpoint(tmp_path / "plain", tmp_path / "base", "internvl")
+    settings = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+    assert bool(settings["rank_pattern"]) == (not common)
+    _, merged = convert(tmp_path / "base", adapters=tmp_path / "adapters", merge=True, config=plain)
+    for path, array in merge_lora(drawn, lora).items():
+        if path.startswith("lm/"):
+            np.testing.assert_allclose(merged[path], array, atol=1e-5, err_msg=path)
+    if common:  # nothing has changed on the way out and in
+        read, back = convert(tmp_path / "base", adapters=tmp_path / "adapters", config=plain)
+        assert (read.lm.lora.rank, read.lm.lora.alpha) == (3, 6.0)
+        for path in (path for path in drawn if path.startswith("lora/")):
+            np.testing.assert_array_equal(back[path], drawn[path], err_msg=path)
 
 
 @pytest.mark.parametrize("targets", [".*", "(attn/q|mlp/down)"])

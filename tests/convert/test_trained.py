@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from checkpoints_convert.adapters import Factors, kept, merged
 from checkpoints_convert.assemble import assemble
 from checkpoints_convert.convert import conversion_plan, convert
+from checkpoints_convert.inspection import inspect_source
 from checkpoints_convert.layouts import detect, unknown
 from checkpoints_convert.layouts.earthmind import EARTHMIND, SAM2_PREFIX
 from checkpoints_convert.layouts.lora import A, B, lora_rules
@@ -125,6 +126,14 @@ def test_what_was_trained_alone(parts, files):
         UserError, match=r"has no .*q_proj\.weight.*give the checkpoint that the adapters were trained on"
     ):
         convert(files / "iter_3.pth", merge=True, config=TINY)
+
+
+def test_inspection_knows_training_checkpoints(parts, files):
+    facts = inspect_source(files / "iter_3.pth")
+    assert facts["layout"].startswith("Training checkpoint of EarthMind")
+    assert "needs its config.json" in facts["problem"]
+    assert facts["extra"] == {}
+    assert facts["tensors"] == len(parts[2])
 
 
 def partitioned(directory, tensors, ranks, *, groups=2, whole=(), stage=None, extra=None):
