@@ -82,7 +82,7 @@ def assemble(
         if clash:
             raise UserError(f"'{top.where}' and '{adapters}' both adapt '{clash[0]}': merge the first one beforehand.")
         factors |= more
-    trained = under is not None or adapters is not None
+    trained = under is not None or adapters is not None or bool(factors)
     rows = [info.shape[0] for name, info in whole.index.items() if name.endswith(_VOCABULARY)] if trained else []
     places, vocabulary = tuple(where), rows[0] if rows else None
     if not factors:

@@ -27,8 +27,9 @@ def inspect_source(path: str | Path) -> dict[str, Any]:
     """The facts about the checkpoint ``path``, as plain values.
 
     They are ``layout``, ``family``, ``files``, ``tensors``, ``parameters``, ``bytes``, ``dtypes``, ``components``,
-    ``missing`` and ``extra`` (name -> nearest name or ""), ``wrong`` (name -> found and needed shape), ``ignored``
-    (name -> reason) and ``problem``, a sentence where the configuration cannot be used.
+    ``missing`` and ``extra`` (name -> nearest name or ""), ``left out`` (name -> where it is to come from), ``wrong``
+    (name -> found and needed shape), ``ignored`` (name -> reason) and ``problem``, a sentence where the configuration
+    cannot be used.
 
     Raises:
       UserError: the file cannot be read.
@@ -69,6 +70,7 @@ def _differences(source: Source, layout: Layout, config: AnyConfig | None) -> di
         patterns = [rule.source for rule in layout.rules]
         return {
             "missing": {},
+            "left out": {},
             "extra": {name: _nearest(name, patterns) for name in extra},
             "wrong": {},
             "ignored": {name: reason for name, reason in reasons.items() if name not in taken},
@@ -79,9 +81,13 @@ def _differences(source: Source, layout: Layout, config: AnyConfig | None) -> di
         if any(fnmatchcase(path, pattern) for pattern in layout.covers)
     }
     wanted = source_tree(targets, layout.rules)
-    missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted and n not in reasons]
+    freely = {path: shape for path, shape in targets.items() if any(fnmatchcase(path, x.pattern) for x in layout.fresh)}
+    left = dict.fromkeys((n for n in source_tree(freely, layout.rules) if n not in found), "from the base models")
+    missing = [n for n in wanted if n not in found and n not in left]
+    extra = [n for n in found if n not in wanted and n not in reasons]
     return {
         "missing": {name: _nearest(name, extra or list(found)) for name in missing},
+        "left out": left,
         "extra": {name: _nearest(name, missing or list(wanted)) for name in extra},
         "wrong": {
             name: [list(found[name].shape), list(shape)]
@@ -110,8 +116,9 @@ def report(facts: dict[str, Any]) -> str:
         lines += [f"    {name}" + (f" (nearest: {near})" if near else "") for name, near in names[:SHOWN]]
         lines += [f"    and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     lines += [f"  {name} has the shape {found}, needed {wanted}" for name, (found, wanted) in facts["wrong"].items()]
-    for reason, count in Counter(facts["ignored"].values()).items():
-        lines.append(f"  ignored: {count} ({reason})")
+    for title in ("left out", "ignored"):
+        for reason, count in Counter(facts[title].values()).items():
+            lines.append(f"  {title}: {count} ({reason})")
     fits = facts["layout"] and not (facts["missing"] or facts["extra"] or facts["wrong"] or facts["problem"])
     return "\n".join([*lines, "  can be converted" if fits else "  cannot be converted as it is"])
 
