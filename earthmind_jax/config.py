@@ -328,21 +328,35 @@ class Group:
     pattern: str
     learning_rate: float | None = None  # multiplies optim.learning_rate
     weight_decay: float = 0.0
+    rows: int = 0  # of the vocabulary only this many last rows learn (those of new tokens); 0: all
+
+    def __post_init__(self) -> None:
+        require(
+            self.rows == 0 or (self.rows > 0 and self.learning_rate is not None),
+            f"optim.groups: '{self.pattern}' has rows={self.rows}, which needs a positive number and a learning rate.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    method: str = "adamw"  # or muon: matrices by orthogonalised momentum, everything else by AdamW
+    method: str = "adamw"  # adam: without weight decay; muon: matrices by orthogonalised momentum, the rest by AdamW
     learning_rate: float = 4e-5
     warmup: float = 0.05  # share of the steps
     final: float = 0.0  # learning rate at the end, relative to the peak
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = 1.0
+    accumulate: int = 1  # parts of a batch that go through one after the other; their gradients are averaged
     groups: tuple[Group, ...] = (Group(pattern=".*", learning_rate=1.0),)
 
     def __post_init__(self) -> None:
-        one_of("optim.method", self.method, ("adamw", "muon"))
+        one_of("optim.method", self.method, ("adamw", "adam", "muon"))
+        require(self.accumulate > 0, f"optim.accumulate must be positive, not {self.accumulate}.")
+        decayed = [group.pattern for group in self.groups if group.weight_decay]
+        require(
+            self.method != "adam" or not decayed,
+            f"optim.method 'adam' has no weight decay, which groups {decayed} ask for; use 'adamw'.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +369,8 @@ class LossConfig:
     points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
-    sensor_mse: float = 0.0  # "cos_loss" of the June 2025 release
+    sensor_mse: float = 0.0  # "cos_loss" of the June 2025 release, on pairs
+    attention: float = 0.0  # "loss_attn" of the release, on samples of one sensor: [SEG] looks where its mask is
     text: float = 1.0  # next-token cross-entropy; 0 leaves the language model out of the step altogether
     answer_power: float = 0.0  # tokens weigh length ** -power of their answer (ops.losses.answer_weights)
     seg: float = 1.0  # multiplies the mask losses of [SEG]

@@ -37,6 +37,8 @@ class Batch:
         repeats of earlier rows.
       optical, sar: float [B I H W 3], normalised tiles.
       optical_valid, sar_valid: bool [B I N], false at padding tiles, nodata and missing sensors.
+      places: int32 [B I 4], the tile's (row, column) in the grid of its image and that grid's (rows, columns);
+        (0, 0, 1, 1) shows the whole image, and 0 rows is padding.
       ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder; at inference also stacks of F
         dates [B F G G 3], on which objects are followed.
       ground_optical_valid, ground_sar_valid: bool [B] (of stacks [B F]), whether the sample has that sensor.
@@ -54,6 +56,7 @@ class Batch:
     sar: Array | None = None
     optical_valid: Array | None = None
     sar_valid: Array | None = None
+    places: Array | None = None
     ground_optical: Array | None = None
     ground_sar: Array | None = None
     ground_optical_valid: Array | None = None

@@ -67,6 +67,8 @@ def stack(
         batch = batch.replace(**_stack_sensor(name, examples, cfg, count))
     if cfg.grounding is None:
         return batch
+    if count:
+        batch = batch.replace(places=_places(examples, cfg, count))
     side = cfg.grounding.mask_size
     seg_index, mask_valid = np.zeros((b, m), np.int32), np.zeros((b, m), bool)
     masks = np.zeros((b, m, side, side), np.float32)
@@ -76,6 +78,14 @@ def stack(
             seg_index[row, :found], mask_valid[row, :found] = example.seg, True
             masks[row, :found] = example.masks
     return batch.replace(seg_index=seg_index, masks=masks, mask_valid=mask_valid)
+
+
+def _places(examples: Sequence[Example], cfg: EarthMindConfig, count: int) -> np.ndarray:
+    places = np.zeros((len(examples), count, 4), np.int32)
+    for row, example in enumerate(examples):
+        of_frame = tiles.tile_places(example.grid, cfg.sensors.thumbnail)
+        places[row, : example.tiles] = np.tile(of_frame, (example.tiles // len(of_frame), 1))
+    return places
 
 
 def _stack_sensor(name: str, examples: Sequence[Example], cfg: EarthMindConfig, count: int) -> dict[str, np.ndarray]:

@@ -110,6 +110,14 @@ def tile_count(grid: Grid, thumbnail: bool) -> int:
     return grid[0] * grid[1] + has_thumbnail(grid, thumbnail)
 
 
+def tile_places(grid: Grid, thumbnail: bool) -> np.ndarray:
+    """int32 [I 4]: (row, column, rows, columns) of each tile of ``grid``, then of the thumbnail: (0, 0, 1, 1)."""
+    columns, rows = grid
+    places = [(row, column, rows, columns) for row in range(rows) for column in range(columns)]
+    places += [(0, 0, 1, 1)] * has_thumbnail(grid, thumbnail)
+    return np.array(places, np.int32)
+
+
 def split_tiles(mosaic: np.ndarray, grid: Grid) -> np.ndarray:
     """[rows*h, columns*w, ...] -> [I h w ...], row-major."""
     columns, rows = grid

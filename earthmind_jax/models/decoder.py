@@ -29,17 +29,19 @@ def init_cache(config: LmConfig, batch: int, capacity: int, dtype: Any = "float3
 
 @struct.dataclass
 class Shared:
-    """What all layers of one call have in common: RoPE tables [B T h], mask [B 1 T S], cache slots [B T]."""
+    """What all layers of one call have in common: RoPE tables [B T h], mask [B 1 T S], cache slots [B T]; on request
+    the queries [B M] whose attention is wanted."""
 
     cos: Array
     sin: Array
     mask: Array
     slots: Array
+    rows: Array | None = None
 
 
 @struct.dataclass
 class Captured:
-    """Per-layer outputs kept on request: hidden state [B T D] and head-mean attention [B T S]."""
+    """Per-layer outputs kept on request: hidden state [B T D], head-mean attention [B T S] (of some rows [B M S])."""
 
     state: Array | None
     attention: Array | None
@@ -105,6 +107,7 @@ class Decoder(nn.Module):
         fresh: bool = False,
         states: bool = False,
         attention: bool = False,
+        rows: Array | None = None,
     ) -> LmOutput:
         """Run all layers over right-padded ``embeds`` [B T D].
 
@@ -117,10 +120,13 @@ class Decoder(nn.Module):
           fresh: the cache is known to be empty (prefill), so attention need not look at its unused slots.
           states, attention: also return all hidden states / the head-mean attention of all layers. The columns of the
             latter are the tokens of this call, or the slots of a cache that is not fresh.
+          rows: int32 [B M], the only queries whose attention is wanted; it is returned without those of all others ever
+            being formed.
 
         Returns:
           ``hidden`` [B T D] after the final norm; the grown cache if one was given; ``states`` [L+1 B T D]: the
-          embeddings, the output of each layer but the last, and ``hidden``; ``attention`` float32 [L B T S].
+          embeddings, the output of each layer but the last, and ``hidden``; ``attention`` float32 [L B T S], or of
+          ``rows`` [L B M S].
         """
         c = self.config
         batch, length, _ = embeds.shape
@@ -136,7 +142,7 @@ class Decoder(nn.Module):
         else:
             used = jnp.arange(cache.k.shape[2], dtype=jnp.int32)[None] < (start + lengths)[:, None]
             mask = causal_mask(slots, used, c.sliding_window)
-        shared = Shared(cos=cos, sin=sin, mask=mask, slots=slots)
+        shared = Shared(cos=cos, sin=sin, mask=mask, slots=slots, rows=rows)
 
         x = embedded = constrain(embeds.astype(self.precision.compute), ("batch", None, None))
         blocks = scan_or_loop(DecoderBlock, c.depth, scan=c.scan, remat=c.remat if cache is None else "none")
@@ -226,8 +232,12 @@ class DecoderAttention(nn.Module):
             if not self.fresh:
                 k, v = (jax.lax.dynamic_index_in_dim(full, layer, keepdims=False) for full in stored)
                 k, v = k.astype(q.dtype), v.astype(q.dtype)
-        y, mean = attend(q, k, v, mask=shared.mask, return_weights=self.weights), None
-        if self.weights:
+        y, mean = attend(q, k, v, mask=shared.mask, return_weights=self.weights and shared.rows is None), None
+        if shared.rows is not None:
+            chosen = jnp.take_along_axis(q, shared.rows[:, :, None, None], axis=1)
+            seen = jnp.take_along_axis(shared.mask, shared.rows[:, None, :, None], axis=2)
+            mean = jnp.mean(attend(chosen, k, v, mask=seen, return_weights=True)[1], axis=1)
+        elif self.weights:
             y, weights = y
             mean = jnp.mean(weights.astype(jnp.float32), axis=1)
         axes = ("heads", "head", "embed")

@@ -40,7 +40,8 @@ class ForwardOutput:
     """Training outputs: ``hidden`` [B T D] or None, ``fused`` (None for text alone), ``masks`` [B M h w] logits, both
     sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves
     with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see :func:`forward`), and
-    the phrases' mean embeddings ``words`` [B M D]."""
+    the phrases' mean embeddings ``words`` [B M D]; ``attention`` [B M T] of each ``[SEG]`` in the last layer
+    (head mean)."""
 
     hidden: Array | None
     fused: Fused | None
@@ -50,6 +51,7 @@ class ForwardOutput:
     phrase_valid: Array | None = None
     prompts: tuple[Array, Array] | None = None
     words: Array | None = None
+    attention: Array | None = None
 
 
 def encode(cfg: EarthMindConfig, params: Params, tiles: Array) -> Array:
@@ -128,10 +130,11 @@ def language(
     dropout: Array | None = None,
     states: bool = False,
     attention: bool = False,
+    rows: Array | None = None,
 ) -> LmOutput:
     """The language model over right-padded [B T D]; the arguments are those of :class:`Decoder`."""
     rngs = None if dropout is None else {"dropout": dropout}
-    options = {"cache": cache, "fresh": fresh, "states": states, "attention": attention}
+    options = {"cache": cache, "fresh": fresh, "states": states, "attention": attention, "rows": rows}
     return functional.apply_module(decoder_module(cfg), params, "lm", embeds, lengths=lengths, rngs=rngs, **options)
 
 
@@ -262,6 +265,7 @@ def forward(
     dropout: Array | None = None,
     phrases: bool = False,
     speaks: bool = True,
+    attention: bool = False,
 ) -> ForwardOutput:
     """Teacher-forced pass over a training batch.
 
@@ -270,6 +274,7 @@ def forward(
       phrases: also draw each mask from the embeddings of its phrase (``<p> phrase </p> [SEG]``) in place of the
         ``[SEG]`` state, which teaches the mask decoder the words before the language model can tell them apart.
       speaks: run the language model; without it there are no ``hidden`` and no ``masks`` of ``[SEG]``.
+      attention: also return the attention of each ``[SEG]``.
     """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
@@ -279,11 +284,13 @@ def forward(
         visual = fused.tokens.reshape(fused.tokens.shape[0], -1, fused.tokens.shape[-1])
         if optical is not None and sar is not None:
             sensor_tokens = (sar, optical)
-    hidden = None
+    hidden, looks = None, None
     if speaks:
         embeds = place(text, visual, batch.visual_index)
-        hidden = language(cfg, params, embeds, batch.lengths, dropout=dropout).hidden
-    out = ForwardOutput(hidden, fused, None, sensor_tokens)
+        rows = batch.seg_index if attention else None
+        said = language(cfg, params, embeds, batch.lengths, dropout=dropout, rows=rows)
+        hidden, looks = said.hidden, None if said.attention is None else said.attention[-1]
+    out = ForwardOutput(hidden, fused, None, sensor_tokens, attention=looks)
     if cfg.grounding is None or batch.seg_index is None or not (phrases or speaks):
         return out
     states = []

@@ -254,6 +254,34 @@ def attention_kl(
     return _mean(each, valid, 1, 0.0)
 
 
+def tile_cover(masks: Shaped[Array, "B M H W"], places: Int[Array, "B I 4"], side: int) -> Bool[Array, "B M I N"]:
+    """Whether any of a mask of the whole image lies in a token's cell: N = side * side cells of each tile.
+
+    ``places`` holds (row, column, rows, columns) of each tile: the cell of the grid that it shows, and the size of that
+    grid; (0, 0, 1, 1) is the whole image and rows = 0 no tile. Cells touch as in adaptive max pooling, so for one tile
+    this is the cover of :func:`attention_target`.
+    """
+    height, width = masks.shape[-2:]
+    sums = jnp.cumsum(jnp.cumsum(masks > 0, axis=-2, dtype=jnp.int32), axis=-1, dtype=jnp.int32)
+    sums = jnp.moveaxis(jnp.pad(sums, ((0, 0), (0, 0), (1, 0), (1, 0))), 1, -1)  # [B H+1 W+1 M]
+    row, column, rows, columns = jnp.moveaxis(places, -1, 0)
+    sample = jnp.arange(len(masks))[:, None, None, None]
+
+    def edges(first: Array, count: Array, pixels: int) -> tuple[Array, Array]:
+        cell = first[..., None] * side + jnp.arange(side)
+        total = jnp.maximum(count, 1)[..., None] * side
+        return cell * pixels // total, -(-(cell + 1) * pixels // total)
+
+    (top, bottom), (left, right) = edges(row, rows, height), edges(column, columns, width)
+
+    def at(y: Array, x: Array) -> Array:
+        return sums[sample, y[..., None], x[..., None, :]]  # [B I side side M]
+
+    inside = at(bottom, right) - at(top, right) - at(bottom, left) + at(top, left)
+    cover = (inside > 0) & (rows > 0)[..., None, None, None]
+    return jnp.moveaxis(cover, -1, 1).reshape(*masks.shape[:2], places.shape[1], side * side)
+
+
 def sensor_mse(
     optical: Float[Array, "*tokens D"], sar: Float[Array, "*tokens D"], valid: Bool[Array, "*tokens"] | None = None
 ) -> Float[Array, ""]:

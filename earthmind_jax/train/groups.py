@@ -34,6 +34,7 @@ class Assignment:
         for i, group in enumerate(self.groups):
             paths = [p for p, j in self.index.items() if i == j]
             state = "frozen" if group.learning_rate is None else f"lr x {group.learning_rate:g}"
+            state += f", last {group.rows} rows" if group.rows else ""
             rows.append((group.pattern, state, len(paths), sum(math.prod(shapes[p].shape) for p in paths)))
         return rows
 
@@ -65,15 +66,47 @@ def assign(paths: Sequence[str], groups: Sequence[Group]) -> Assignment:
     return Assignment(tuple(groups), index)
 
 
-def split(params: Params, assignment: Assignment, frozen_dtype: jnp.dtype) -> tuple[Params, Params]:
-    """(trainable in their own dtype, frozen in the compute dtype)."""
-    trainable = {p: x for p, x in params.items() if assignment.trainable(p)}
-    frozen = {
-        p: x.astype(frozen_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for p, x in params.items()
-        if not assignment.trainable(p)
-    }
+def split(
+    params: Params, assignment: Assignment, frozen_dtype: jnp.dtype, axes: Mapping[str, Axes]
+) -> tuple[Params, Params]:
+    """(trainable in their own dtype, frozen in the compute dtype). :func:`combine` puts them together again.
+
+    A parameter of whose vocabulary only the last rows learn is in both: those rows, and the whole.
+
+    Args:
+      axes: logical axes of every parameter.
+
+    Raises:
+      UserError: a group with ``rows`` holds a parameter that has no vocabulary axis, or a shorter one.
+    """
+    trainable, frozen = {}, {}
+    for path, x in params.items():
+        rows = assignment.groups[assignment.index[path]].rows
+        if assignment.trainable(path):
+            trainable[path] = _last(path, x, rows, axes[path]) if rows else x
+        if rows or not assignment.trainable(path):
+            frozen[path] = x.astype(frozen_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
     return trainable, frozen
+
+
+def _last(path: str, x: jax.Array, rows: int, axes: Axes) -> jax.Array:
+    if "vocab" not in axes:
+        raise UserError(f"optim.groups: '{path}' has no vocabulary, so its group cannot have rows={rows}.")
+    axis = axes.index("vocab")
+    if rows >= x.shape[axis]:
+        raise UserError(f"optim.groups: rows={rows} is all of the {x.shape[axis]} rows of '{path}'; use rows=0.")
+    return jax.lax.slice_in_dim(x, x.shape[axis] - rows, x.shape[axis], axis=axis)
+
+
+def combine(frozen: Params, trainable: Params) -> Params:
+    """All parameters, the inverse of :func:`split` but for dtypes: rows that learn have that of their frozen rest."""
+    params = {**frozen, **trainable}
+    for path in frozen.keys() & trainable.keys():
+        whole, rows = frozen[path], trainable[path]
+        axis = next(i for i, (a, b) in enumerate(zip(whole.shape, rows.shape, strict=True)) if a != b)
+        start = whole.shape[axis] - rows.shape[axis]
+        params[path] = jax.lax.dynamic_update_slice_in_dim(whole, rows.astype(whole.dtype), start, axis)
+    return params
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -91,13 +124,13 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def optimiser(
     config: OptimConfig, assignment: Assignment, steps: int, axes: Mapping[str, Axes] | None = None
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW or Muon with each group's learning-rate factor and weight decay; trainables only.
+    """Clip by global norm, then Adam(W) or Muon with each group's learning-rate factor and weight decay, of trainables.
 
     Args:
       axes: logical axes of every parameter, for Muon.
     """
     rate = schedule(config, steps)
-    known = {} if config.method == "adamw" or axes is None else {p: matrix(p, a) for p, a in axes.items()}
+    known = {} if config.method != "muon" or axes is None else {p: matrix(p, a) for p, a in axes.items()}
     matrices = {path: shape for path, shape in known.items() if shape is not None}
     labels = {p: f"{i}{' muon' * (p in matrices)}" for p, i in assignment.index.items() if assignment.trainable(p)}
 

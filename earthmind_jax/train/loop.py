@@ -36,11 +36,12 @@ class Source(Protocol):
 
 
 def check_batch(config: RunConfig, mesh: Mesh) -> None:
-    """Raise a UserError unless the batch divides over the mesh."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.data.batch_size % ways:
+    """Raise a UserError unless the batch divides over the mesh, and over the parts that its gradients come in."""
+    ways, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.optim.accumulate
+    if config.data.batch_size % (ways * parts):
+        by = f" times optim.accumulate {parts}" if parts > 1 else ""
         raise UserError(
-            f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp)."
+            f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp){by}."
         )
 
 

@@ -11,9 +11,9 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from earthmind_jax.config import RunConfig
-from earthmind_jax.distributed.sharding import param_shardings, replicated
+from earthmind_jax.distributed.sharding import partition_spec, replicated
 from earthmind_jax.models import api
-from earthmind_jax.train.groups import Assignment, assign, optimiser, split
+from earthmind_jax.train.groups import Assignment, assign, combine, optimiser, split
 from earthmind_jax.types import Params
 
 RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -22,7 +22,8 @@ RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pas
 
 @struct.dataclass
 class TrainState:
-    """``trainable`` in the parameter dtype, ``frozen`` in the compute dtype, both flat path-keyed dicts."""
+    """``trainable`` in the parameter dtype, ``frozen`` in the compute dtype, both flat path-keyed dicts
+    (:func:`~earthmind_jax.train.groups.split`)."""
 
     step: jax.Array
     trainable: Params
@@ -32,7 +33,7 @@ class TrainState:
 
     @property
     def params(self) -> Params:
-        return {**self.frozen, **self.trainable}
+        return combine(self.frozen, self.trainable)
 
 
 def assignment(config: RunConfig) -> Assignment:
@@ -49,7 +50,8 @@ def make_optimiser(config: RunConfig) -> optax.GradientTransformation:
 def build(config: RunConfig, params: Params) -> TrainState:
     """State at step 0 from initialised or converted parameters (traceable)."""
     table = assignment(config)
-    trainable, frozen = split(params, table, jnp.dtype(config.model.precision.compute))
+    dtype, axes = jnp.dtype(config.model.precision.compute), api.param_axes(config.model)
+    trainable, frozen = split(params, table, dtype, axes)
     tx = make_optimiser(config)
     rng = jax.random.key_data(jax.random.key(config.seed + 1))
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, tx.init(trainable), rng)
@@ -58,14 +60,13 @@ def build(config: RunConfig, params: Params) -> TrainState:
 def state_shardings(config: RunConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
     """(abstract state, sharding of every leaf): optimiser moments are sharded as the parameters they belong to."""
     abstract = jax.eval_shape(lambda: build(config, api.init(config.model, jax.random.key(0))))
-    shardings = param_shardings({**abstract.frozen, **abstract.trainable}, api.param_axes(config.model), mesh)
-    whole = replicated(mesh)
+    axes, whole = api.param_axes(config.model), replicated(mesh)
 
     def of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         for key in reversed(path):
             name = getattr(key, "key", None)
-            if name in shardings:
-                return shardings[name]
+            if name in axes:
+                return NamedSharding(mesh, partition_spec(leaf.shape, axes[name], mesh))
         return whole
 
     return abstract, jax.tree_util.tree_map_with_path(of, abstract)
@@ -86,6 +87,7 @@ def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple
         )
         return make(config.seed), shardings
     # Loaded weights may be committed to one device, which a program over the mesh would refuse.
-    placed = jax.device_put(params, {path: shardings.params[path] for path in params})
+    where = {**shardings.trainable, **shardings.frozen}
+    placed = jax.device_put(params, {path: where[path] for path in params})
     place = jax.jit(lambda p: build(config, p), out_shardings=shardings, compiler_options=RUN_ONCE)
     return place(placed), shardings

@@ -13,6 +13,7 @@ from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import batch_sharding, put_batch, replicated
 from earthmind_jax.models import earthmind
 from earthmind_jax.ops import losses, resize
+from earthmind_jax.train.groups import combine
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
 from earthmind_jax.types import Batch, Fused, Params
 
@@ -25,12 +26,14 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
     ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors'
-    tokens; ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours.
+    tokens of pairs, ``attention`` the match of what ``[SEG]`` looks at with its mask in samples of one sensor;
+    ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours.
     """
     weights = config.loss
     drop, points = jax.random.split(key)
     speaks = weights.text > 0 or weights.seg > 0
-    out = earthmind.forward(config.model, params, batch, dropout=drop, phrases=weights.phrase > 0, speaks=speaks)
+    wanted = {"phrases": weights.phrase > 0, "speaks": speaks, "attention": weights.attention > 0}
+    out = earthmind.forward(config.model, params, batch, dropout=drop, **wanted)
     loss, metrics = jnp.zeros(()), {}
     if weights.text and out.hidden is not None:
         head = earthmind.head_kernel(config.model, params)
@@ -62,10 +65,30 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
         metrics["region_word"] = region_word_loss(config, out.fused, out.words, named, batch.masks)
         loss = loss + weights.region_word * metrics["region_word"]
     if weights.sensor_mse and out.sensor_tokens is not None:
-        mse = losses.sensor_mse(*out.sensor_tokens)
-        loss = loss + weights.sensor_mse * mse
-        metrics["sensor_mse"] = mse
+        metrics["sensor_mse"] = losses.sensor_mse(*out.sensor_tokens, batch.optical_valid & batch.sar_valid)
+        loss = loss + weights.sensor_mse * metrics["sensor_mse"]
+    if weights.attention and out.attention is not None and batch.places is not None:
+        metrics["attention"] = attention_loss(config, out.attention, batch)
+        loss = loss + weights.attention * metrics["attention"]
     return loss, metrics | {"loss": loss}
+
+
+def attention_loss(config: RunConfig, attention: jax.Array, batch: Batch) -> jax.Array:
+    """:func:`losses.attention_kl` of ``[SEG]``'s attention [B M T] on the image positions, where one sensor is there.
+
+    The release takes the tiles of an image for one picture in the order of their tokens; here each tile is held to its
+    own part of the mask, which is the same for one tile.
+    """
+    model = config.model
+    per_place, tokens = model.fusion.sensors_out, model.vision.tokens
+    cover = losses.tile_cover(batch.masks, batch.places, model.vision.grid)  # [B M I N]
+    row = batch.visual_index
+    cell = jnp.maximum(row, 0) // (per_place * tokens) * tokens + jnp.maximum(row, 0) % tokens
+    cover = jnp.take_along_axis(cover.reshape(*cover.shape[:2], -1), cell[:, None], axis=2) & (row >= 0)[:, None]
+    target = cover / (cover.sum(-1, keepdims=True) + 1e-9)
+    sensors = [x.any((1, 2)) for x in (batch.optical_valid, batch.sar_valid) if x is not None]
+    single = sum(x.astype(jnp.int32) for x in sensors) == 1
+    return losses.attention_kl(attention, target, batch.mask_valid & single[:, None])
 
 
 def region_word_loss(
@@ -99,14 +122,40 @@ def mask_losses(config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax
     return terms | {"bce": losses.mask_bce(logits, target, keep), "dice": losses.mask_dice(logits, target, keep)}
 
 
-def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Pure update. Frozen parameters ride along untouched; donation aliases them through."""
+def gradients(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
+    """Gradients of the trainables and the metrics; with ``optim.accumulate``, the means over the batch's parts.
+
+    As published, each part's loss is a mean of its own (over its supervised tokens, its masks), and parts count alike.
+    """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-    def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
-        return loss_terms(config, {**state.frozen, **trainable}, batch, key)
+    def of(batch: Batch, key: jax.Array) -> tuple[Params, Metrics]:
+        def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
+            return loss_terms(config, combine(state.frozen, trainable), batch, key)
 
-    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        return grads, metrics
+
+    count = config.optim.accumulate
+    if count == 1:
+        return of(batch, key)
+
+    def parts(x: jax.Array) -> jax.Array:
+        # Every count-th sample, so that each device cuts its own samples and none are exchanged.
+        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+    def add(total: tuple[Params, Metrics], part: tuple[Batch, jax.Array]) -> tuple[tuple[Params, Metrics], None]:
+        return jax.tree.map(jnp.add, total, of(*part)), None
+
+    split = jax.tree.map(parts, batch), jax.random.split(key, count)
+    shape = jax.eval_shape(of, *jax.tree.map(lambda x: x[0], split))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    return jax.tree.map(lambda x: x / count, jax.lax.scan(add, start, split)[0])
+
+
+def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """Pure update. Frozen parameters ride along untouched; donation aliases them through."""
+    grads, metrics = gradients(config, state, batch)
     updates, opt = make_optimiser(config).update(grads, state.opt, state.trainable)
     metrics["grad_norm"] = optax.tree.norm(grads)
     trainable = optax.apply_updates(state.trainable, updates)

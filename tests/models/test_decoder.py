@@ -154,6 +154,10 @@ def test_capture():
     plain, _ = forward(CONFIG, params, TOKENS, lengths)
     assert plain.states is None
     assert plain.attention is None
+    rows = jnp.array([[3, 11], [8, 0], [0, 5]])
+    some, _ = forward(CONFIG, params, TOKENS, lengths, rows=rows)
+    wanted = np.take_along_axis(np.asarray(out.attention), np.asarray(rows)[None, :, :, None], axis=2)
+    np.testing.assert_allclose(some.attention, wanted, atol=1e-6)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(plain.hidden[row, :length], out.hidden[row, :length], atol=1e-5)
 

@@ -337,3 +337,18 @@ def test_region_word_without_a_phrase_is_zero():
     value, gradient = jax.value_and_grad(lambda t: losses.region_word(t, *args[1:], jnp.ones((1, 2, 4))))(args[0])
     assert float(value) == 0.0
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3), (5, 1)])
+def test_each_tile_is_covered_by_its_part_of_the_mask(rows, columns):
+    """The cells of all tiles, put together as the image is, are the mask's maxima; so are those of the thumbnail."""
+    side, masks = 3, np.random.default_rng(0).random((2, 4, 32, 32)) > 0.97
+    places = [(row, column, rows, columns) for row in range(rows) for column in range(columns)]
+    places = jnp.array([[*places, (0, 0, 1, 1), (0, 0, 0, 0)]] * 2)
+    cover = np.asarray(losses.tile_cover(jnp.asarray(masks), places, side))
+    tiles = cover[:, :, :-2].reshape(2, 4, rows, columns, side, side).swapaxes(3, 4)
+    wanted = resize.adaptive_max(jnp.asarray(masks, jnp.float32)[..., None], (rows * side, columns * side))[..., 0] > 0
+    np.testing.assert_array_equal(tiles.reshape(2, 4, rows * side, columns * side), wanted)
+    target = losses.attention_target(jnp.asarray(masks), (side, side))
+    np.testing.assert_array_equal(cover[:, :, -2], target > 0)
+    assert not cover[:, :, -1].any()

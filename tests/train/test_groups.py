@@ -12,7 +12,7 @@ from configs import tiny
 from earthmind_jax.config import Group, OptimConfig
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import api
-from earthmind_jax.train.groups import assign, optimiser, schedule, split
+from earthmind_jax.train.groups import assign, combine, optimiser, schedule, split
 
 PATHS = ("grounding/prompt/gaussian", "grounding/trunk/bias", "lm/embed/embedding", "vision/blocks/norm1/scale")
 
@@ -67,9 +67,31 @@ def test_the_configuration_covers_its_model():
 def test_frozen_parameters_are_stored_in_the_compute_dtype():
     params = {"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(2, jnp.int32)}
     table = assign(list(params), (Group(pattern="a", learning_rate=1.0), Group(pattern=".*")))
-    trainable, frozen = split(params, table, jnp.bfloat16)
+    trainable, frozen = split(params, table, jnp.bfloat16, dict.fromkeys(params, (None,)))
     assert {path: x.dtype for path, x in trainable.items()} == {"a": jnp.float32}
     assert {path: x.dtype for path, x in frozen.items()} == {"b": jnp.bfloat16, "c": jnp.int32}
+
+
+def test_the_last_rows_of_a_vocabulary_learn_alone():
+    params = {"embed": jnp.arange(12.0).reshape(6, 2), "head": jnp.arange(12.0).reshape(2, 6)}
+    axes = {"embed": ("vocab", "vocab_embed"), "head": ("embed", "vocab")}
+    table = assign(list(params), (Group(pattern=".*", learning_rate=1.0, rows=2),))
+    trainable, frozen = split(params, table, jnp.float32, axes)
+    np.testing.assert_array_equal(trainable["embed"], params["embed"][4:])
+    np.testing.assert_array_equal(trainable["head"], params["head"][:, 4:])
+    for path, x in combine(frozen, {path: x + 1 for path, x in trainable.items()}).items():
+        np.testing.assert_array_equal(x - params[path], np.broadcast_to(np.arange(6) > 3, (2, 6)).T if path == "embed"
+                                      else np.broadcast_to(np.arange(6) > 3, (2, 6)))  # fmt: skip
+    assert table.table(params)[0][1] == "lr x 1, last 2 rows"
+    for rows, says in ((6, "is all of the 6 rows of 'embed'"), (7, "is all of")):
+        table = assign(list(params), (Group(pattern=".*", learning_rate=1.0, rows=rows),))
+        with pytest.raises(UserError, match=says):
+            split(params, table, jnp.float32, axes)
+    table = assign(["embed"], (Group(pattern=".*", learning_rate=1.0, rows=1),))
+    with pytest.raises(UserError, match="'embed' has no vocabulary"):
+        split({"embed": params["embed"]}, table, jnp.float32, {"embed": ("embed", "mlp")})
+    with pytest.raises(UserError, match="needs a positive number and a learning rate"):
+        Group(pattern=".*", rows=3)
 
 
 def test_schedule_warms_up_and_decays():

@@ -16,7 +16,7 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.train.state import create
-from earthmind_jax.train.step import compile_step
+from earthmind_jax.train.step import compile_step, gradients
 
 FROZEN = (Group(pattern="vision/"), *support.ALL)
 
@@ -87,6 +87,55 @@ def test_only_trainables_move():
         np.testing.assert_array_equal(x, after.frozen[path], err_msg=path)
     still = [path for path, x in before.trainable.items() if np.array_equal(x, after.trainable[path])]
     assert still == []
+
+
+def test_new_tokens_learn_alone():
+    """Of a vocabulary only the last rows move, and nothing but they has a master, a gradient or moments."""
+    groups = (Group(pattern="lm/(embed|head)/", learning_rate=1.0, rows=5), Group(pattern=".*"))
+    before, after, metrics = steps(support.run_config(groups=groups), 3)
+    width = support.model().lm.width
+    shapes = {"lm/embed/embedding": (5, width), "lm/head/kernel": (width, 5)}
+    assert {path: x.shape for path, x in after.trainable.items()} == shapes
+    moments = [x.shape for x in jax.tree.leaves(after.opt) if x.ndim]
+    assert sorted(moments) == sorted([*shapes.values()] * 2)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    moved = np.any(after.params["lm/embed/embedding"] != before.params["lm/embed/embedding"], axis=1)
+    assert set(np.flatnonzero(moved)) <= set(range(len(moved) - 5, len(moved)))
+    moved = np.any(after.params["lm/head/kernel"] != before.params["lm/head/kernel"], axis=0)
+    np.testing.assert_array_equal(moved, np.arange(len(moved)) >= len(moved) - 5)
+
+
+def test_gradients_of_parts_are_averaged():
+    """Two parts of four samples are the mean of two steps' gradients; each part's loss is a mean of its own."""
+    config = support.run_config()
+    batch = support.scenes(config.model)
+    halves = [jax.tree.map(lambda x, i=i: x[i::2], batch) for i in range(2)]
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state, _ = create(config, mesh, support.params(config.model))
+        run = jax.jit(gradients, static_argnums=0)
+        each = [run(config, state, half) for half in halves]
+        accumulated = dataclasses.replace(config, optim=dataclasses.replace(config.optim, accumulate=2))
+        both = run(accumulated, state, batch)
+    wanted = jax.tree.map(lambda a, b: (a + b) / 2, *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), both, wanted)
+
+
+def test_attention_of_seg_is_pulled_onto_its_mask():
+    """In samples of one sensor; pairs have the pull between their sensors' tokens instead."""
+    loss = LossConfig(points=64, attention=0.1, sensor_mse=1.0)
+    config = support.run_config(support.model(), (Group(pattern="grounding/prompt/"), *support.ALL), steps=12)
+    optim = dataclasses.replace(config.optim, learning_rate=5e-3)
+    config = dataclasses.replace(config, loss=loss, optim=optim)
+    singles = [support.sample(i, ("sar",) if i % 2 else ("optical",)) for i in range(3)]
+    _, _, metrics = steps(config, 12, support.batch(singles, config.model, sensors=support.BOTH))
+    assert metrics[-1]["attention"] < 0.9 * metrics[0]["attention"]
+    assert metrics[0]["sensor_mse"] == 0
+    total = sum(w * metrics[0][name] for name, w in (("text", 1), ("bce", 2), ("dice", 0.5), ("attention", 0.1)))
+    np.testing.assert_allclose(metrics[0]["loss"], total, rtol=1e-5)
+    _, _, metrics = steps(config, 1, support.batch([support.sample(0)], config.model, sensors=support.BOTH))
+    assert metrics[0]["attention"] == 0
+    assert metrics[0]["sensor_mse"] > 0
 
 
 def test_bfloat16_trains_and_stays_close():
