@@ -381,19 +381,22 @@ def peak(case: str, side: str, dtype: str) -> float:
 
 def measure_side(case: str, side: str, dtype: str) -> None:
     """The child's part of :func:`peak`."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run, _ = CASES[case][1 if side == "ours" else 2](dtype)
-    run()
-    run()
-    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-    if jax.default_backend() == "gpu":
-        if side == "ours":
-            used = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
-        else:
-            import torch
+    print(json.dumps({"peak": peak_of(lambda: CASES[case][1 if side == "ours" else 2](dtype)[0], side)}))
 
-            used = torch.cuda.max_memory_allocated() / 2**30
-    print(json.dumps({"peak": used}))
+
+def peak_of(make: Callable[[], Run], side: str) -> float:
+    """GiB that making and running one side takes at most, above what the process has before."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = make()
+    run()
+    run()
+    if jax.default_backend() != "gpu":
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    if side == "ours":
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def main() -> None:
