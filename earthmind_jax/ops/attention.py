@@ -21,6 +21,9 @@ DENSE_LIMIT = 2**28
 BLOCK_SCORES = 2**26
 """Scores of one query block in the blockwise kernel."""
 
+CPU_BLOCK_SCORES, CPU_QUERIES = 2**22, 512
+"""On a CPU the scores of a query block should stay in its caches, as long as there are so many queries to cut."""
+
 
 class Call(NamedTuple):
     """One attention call, checked and completed: what kernels receive and what decides between them."""
@@ -59,7 +62,7 @@ def attend(
 
     Args:
       mask: true where a query may look at a key. A query without any such key gives zeros, with zero gradients.
-      scale: factor of the scores; 1 / sqrt(h) if None.
+      scale: positive factor of the scores; 1 / sqrt(h) if None.
       implementation: ``auto`` (the fastest kernel that takes the call), ``xla`` (ours, dense or blockwise by size), or
         a kernel by name: ``cudnn``, ``dense``, ``blockwise``. All are exact.
       return_weights: also return the attention weights, float32; only the dense kernel has them.
@@ -99,7 +102,9 @@ def causal_mask(
 
 
 def _check(call: Call) -> None:
-    q, k, v, mask, _ = call
+    q, k, v, mask, scale = call
+    if scale <= 0:
+        raise ValueError(f"The scale of attention scores must be positive, not {scale}.")
     if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"Attention needs q [B T N h] and k, v [B S K h], not {q.shape}, {k.shape}, {v.shape}.")
     if q.shape[2] % k.shape[2]:
@@ -126,50 +131,76 @@ def _pick(call: Call, implementation: str) -> str:
     return implementation
 
 
-def _dense(call: Call) -> tuple[Array, Array]:
-    """All scores at once: output [B T N h] and weights float32 [B N T S]."""
-    q, k, v, mask, scale = call
+def _heads_first(call: Call) -> tuple[Array, Array, Array, Array | None]:
+    """q [B K G T h], k and v [B K S h], mask [B|1 K|1 G|1 T|1 S].
+
+    In this order both products are plain batches of matrices, and no scores are transposed between them.
+    """
+    q, k, v, mask, _ = call
     batch, queries, heads, head_dim = q.shape
-    keys, kv_heads = k.shape[1:3]
-    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("BTKGh,BSKh->BKGTS", grouped, k, preferred_element_type=jnp.float32) * scale
+    split = (k.shape[2], heads // k.shape[2])
     if mask is not None:
-        mask = mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(-1, *scores.shape[1:3], *mask.shape[2:])
+        mask = mask.reshape(mask.shape[0], *((1, 1) if mask.shape[1] == 1 else split), *mask.shape[2:])
+    q = q.reshape(batch, queries, *split, head_dim).transpose(0, 2, 3, 1, 4)
+    return q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask
+
+
+def _heads_last(out: Array) -> Array:
+    """[B K G T h] -> [B T N h]."""
+    batch, kv_heads, groups, queries, head_dim = out.shape
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, kv_heads * groups, head_dim)
+
+
+def _mix(q: Array, k: Array, v: Array, mask: Array | None, scale: float) -> tuple[Array, Array]:
+    """Of arrays from :func:`_heads_first`: output [B K G T h] in the dtype of q and weights float32 [B K G T S]."""
+    batch, kv_heads, groups, queries, head_dim = q.shape
+    # The G T queries of a key/value head are one axis: with G = 1 beside it, XLA copies all scores on a CPU.
+    rows = q.reshape(batch, kv_heads, groups * queries, head_dim)
+    scores = jnp.einsum("BKxh,BKSh->BKxS", rows, k, preferred_element_type=jnp.float32)
+    if mask is not None:
         # The finite minimum keeps a row without keys free of NaN, forwards and backwards; it is then set to zero.
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1)
-    out = jnp.einsum("BKGTS,BSKh->BTKGh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        grouped = scores.reshape(*q.shape[:4], -1)
+        scores = jnp.where(mask, grouped, jnp.finfo(jnp.float32).min).reshape(scores.shape)
+    weights = jnp.exp((scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))) * scale)
+    total = weights.sum(axis=-1, keepdims=True)
+    # The division comes behind the product, which has h columns where the scores have S.
+    out = jnp.einsum("BKxS,BKSh->BKxh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out, weights = out.reshape(q.shape), (weights / total).reshape(*q.shape[:4], -1)
     if mask is not None:
         seen = mask.any(axis=-1, keepdims=True)
-        weights = jnp.where(seen, weights, 0.0)
-        # Set apart from the weights: where nobody asks for those, a pass over all scores is saved.
-        out = jnp.where(jnp.moveaxis(seen, 3, 1), out, 0.0)
-    return out.reshape(q.shape).astype(q.dtype), weights.reshape(batch, heads, queries, keys)
+        weights, out = jnp.where(seen, weights, 0.0), jnp.where(seen, out, 0.0)
+    return out.astype(q.dtype), weights
+
+
+def _dense(call: Call) -> tuple[Array, Array]:
+    """All scores at once: output [B T N h] and weights float32 [B N T S]."""
+    out, weights = _mix(*_heads_first(call), call.scale)
+    batch, _, _, *pairs = weights.shape
+    return _heads_last(out), weights.reshape(batch, -1, *pairs)
 
 
 def _blockwise(call: Call) -> Array:
     """The dense kernel over blocks of queries, recomputed in the backward pass: memory S per query block, not T S."""
-    q, k, v, mask, scale = call
-    queries = q.shape[1]
-    block = 2 ** max(4, int(math.log2(max(1, BLOCK_SCORES * queries // call.scores))))
-    block = min(block, queries)
+    q, k, v, mask = _heads_first(call)
+    queries = q.shape[3]
+    largest = min(BLOCK_SCORES, CPU_BLOCK_SCORES) if _on_cpu() else BLOCK_SCORES
+    block = -(-queries // -(-call.scores // largest))  # equal blocks, so that the last one is hardly padding
+    block = min(-(-block // 16) * 16, queries)
     count = -(-queries // block)
 
-    def blocks(x: Array, axis: int) -> Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, count * block - queries)
-        x = jnp.pad(x, widths)
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, block, *x.shape[axis + 1 :]), axis, 0)
+    def blocks(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0)] * 3 + [(0, count * block - queries), (0, 0)])
+        return jnp.moveaxis(x.reshape(*x.shape[:3], count, block, x.shape[4]), 3, 0)
 
-    shared = mask is not None and mask.shape[2] == 1  # one row for all queries, as it is for every block
+    shared = mask is not None and mask.shape[3] == 1  # one row for all queries, as it is for every block
 
     @jax.checkpoint
     def one(xs: tuple[Array, Array | None]) -> Array:
-        return _dense(Call(xs[0], k, v, mask if shared else xs[1], scale))[0]
+        return _mix(xs[0], k, v, mask if shared else xs[1], call.scale)[0]
 
-    out = jax.lax.map(one, (blocks(q, 1), None if mask is None or shared else blocks(mask, 2)))
-    out = jnp.moveaxis(out, 0, 1)  # [B count block N h]
-    return out.reshape(out.shape[0], count * block, *out.shape[3:])[:, :queries]
+    out = jax.lax.map(one, (blocks(q), None if mask is None or shared else blocks(mask)))
+    out = jnp.moveaxis(out, 0, 3)  # [B K G count block h]
+    return _heads_last(out.reshape(*out.shape[:3], count * block, out.shape[5])[:, :, :, :queries])
 
 
 def _cudnn(call: Call) -> Array:
@@ -207,8 +238,16 @@ def _cuda_capability() -> float:
         return 0.0
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _dense_refusal(call: Call) -> str | None:
-    return "too many scores to hold at once" if call.scores > DENSE_LIMIT else None
+    if call.scores > DENSE_LIMIT:
+        return "too many scores to hold at once"
+    if _on_cpu() and call.q.shape[1] >= CPU_QUERIES and call.scores > 2 * CPU_BLOCK_SCORES:
+        return "too many scores for the caches of a CPU"
+    return None
 
 
 KERNELS = {
