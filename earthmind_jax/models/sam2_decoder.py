@@ -19,6 +19,7 @@ from earthmind_jax.nn.linear import Linear
 from earthmind_jax.nn.norm import LayerNorm
 from earthmind_jax.nn.param import fan_in_normal, param
 from earthmind_jax.ops.attention import attend
+from earthmind_jax.ops.product import product
 
 
 @struct.dataclass
@@ -159,7 +160,7 @@ class Upscale(nn.Module):
         shape, compute, stored = (2, 2, x.shape[-1], self.features), self.precision.compute, self.precision.param
         kernel = param(self, "kernel", init, shape, (None, None, "channel", "embed"), stored)
         bias = param(self, "bias", nn.initializers.zeros, (self.features,), ("embed",), stored)
-        return jnp.einsum("...c,ijcf->...ijf", x.astype(compute), kernel.astype(compute)) + bias.astype(compute)
+        return product("...c,ijcf->...ijf", x.astype(compute), kernel.astype(compute)) + bias.astype(compute)
 
 
 class HighResolution(nn.Module):

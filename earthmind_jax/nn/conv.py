@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from earthmind_jax.config import Precision
 from earthmind_jax.nn.param import Axes, Initializer, fan_in_normal, param
+from earthmind_jax.ops.product import product
 
 
 class Conv2d(nn.Module):
@@ -67,7 +67,7 @@ def _patch_product(x: Array, kernel: Array) -> Array:
     rows, columns = height // patch, width // patch
     x = x[:, : rows * patch, : columns * patch]  # PyTorch drops an incomplete last window
     x = x.reshape(batch, rows, patch, columns, patch, channels)
-    return jnp.einsum("bhpwqc,pqcd->bhwd", x, kernel)
+    return product("bhpwqc,pqcd->bhwd", x, kernel)
 
 
 class ConvTranspose2x2(nn.Module):
@@ -94,7 +94,7 @@ class ConvTranspose2x2(nn.Module):
 
         kernel = param(self, "kernel", init, shape, self.axes, self.precision.param)
         compute = self.precision.compute
-        y = jnp.einsum("bhwc,ijcd->bhiwjd", x.astype(compute), kernel.astype(compute))
+        y = product("bhwc,ijcd->bhiwjd", x.astype(compute), kernel.astype(compute))
         y = y.reshape(batch, 2 * height, 2 * width, self.features)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, (self.features,), self.axes[-1:], self.precision.param)

@@ -17,6 +17,7 @@ from jax import Array
 from earthmind_jax.config import LoraConfig, Precision
 from earthmind_jax.errors import UserError
 from earthmind_jax.nn.param import Axes, Initializer, check_axes, fan_in_normal, param
+from earthmind_jax.ops.product import product
 
 
 class Linear(nn.Module):
@@ -70,7 +71,7 @@ class Linear(nn.Module):
     def _dot(self, x: Array, kernel: Array, contract: int) -> Array:
         letters = string.ascii_letters[: kernel.ndim]
         spec = f"...{letters[:contract]},{letters}->...{letters[contract:]}"
-        return jnp.einsum(spec, x, kernel.astype(self.precision.compute), preferred_element_type=self.output)
+        return product(spec, x, kernel.astype(self.precision.compute), self.output)
 
     def _adapter(self, x: Array, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Array:
         a, b = self._factors(inputs, outputs)

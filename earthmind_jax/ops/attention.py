@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from earthmind_jax.ops.product import on_cpu
+
 DENSE_LIMIT = 2**28
 """Largest number of float32 scores (B N T S) held at once before queries are taken block by block."""
 
@@ -183,7 +185,7 @@ def _blockwise(call: Call) -> Array:
     """The dense kernel over blocks of queries, recomputed in the backward pass: memory S per query block, not T S."""
     q, k, v, mask = _heads_first(call)
     queries = q.shape[3]
-    largest = min(BLOCK_SCORES, CPU_BLOCK_SCORES) if _on_cpu() else BLOCK_SCORES
+    largest = min(BLOCK_SCORES, CPU_BLOCK_SCORES) if on_cpu() else BLOCK_SCORES
     block = -(-queries // -(-call.scores // largest))  # equal blocks, so that the last one is hardly padding
     block = min(-(-block // 16) * 16, queries)
     count = -(-queries // block)
@@ -238,14 +240,10 @@ def _cuda_capability() -> float:
         return 0.0
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def _dense_refusal(call: Call) -> str | None:
     if call.scores > DENSE_LIMIT:
         return "too many scores to hold at once"
-    if _on_cpu() and call.q.shape[1] >= CPU_QUERIES and call.scores > 2 * CPU_BLOCK_SCORES:
+    if on_cpu() and call.q.shape[1] >= CPU_QUERIES and call.scores > 2 * CPU_BLOCK_SCORES:
         return "too many scores for the caches of a CPU"
     return None
 
