@@ -145,7 +145,8 @@ class Decoder(nn.Module):
         shared = Shared(cos=cos, sin=sin, mask=mask, slots=slots, rows=rows)
 
         x = embedded = constrain(embeds.astype(self.precision.compute), ("batch", None, None))
-        blocks = scan_or_loop(DecoderBlock, c.depth, scan=c.scan, remat=c.remat if cache is None else "none")
+        remat, packed = c.remat if cache is None else "none", not self.is_initializing()
+        blocks = scan_or_loop(DecoderBlock, c.depth, scan=c.scan, remat=remat, packed=packed)
         blocks = blocks(c, self.precision, fresh, states, attention, name="blocks")
         stored = None if cache is None else (cache.k, cache.v)
         (x, stored), captured = blocks((x, stored), jnp.arange(c.depth), shared)

@@ -54,7 +54,9 @@ class InternViT(nn.Module):
         )
         embedded = constrain(self._embed(pixels), ("batch", None, None))
         select = c.select_layer % (c.depth + 1)
-        blocks = scan_or_loop(VitBlock, c.depth, scan=c.scan, remat=c.remat)(c, self.precision, states, name="blocks")
+        packed = not self.is_initializing()
+        blocks = scan_or_loop(VitBlock, c.depth, scan=c.scan, remat=c.remat, packed=packed)
+        blocks = blocks(c, self.precision, states, name="blocks")
         # The carry holds the selected state as well; where that is the last one, the first element already is it.
         carry = (embedded, embedded if select < c.depth else None)
         (hidden, selected), outputs = blocks(carry, jnp.arange(1, c.depth + 1), None)

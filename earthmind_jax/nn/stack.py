@@ -13,6 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from earthmind_jax.nn.packed import over_packed
+
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the block's input alone
@@ -20,7 +22,9 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 }
 
 
-def scan_or_loop(block: type[nn.Module], depth: int, *, scan: bool = True, remat: str = "none") -> Callable[..., Any]:
+def scan_or_loop(
+    block: type[nn.Module], depth: int, *, scan: bool = True, remat: str = "none", packed: bool = False
+) -> Callable[..., Any]:
     """``block`` repeated ``depth`` times, as a module class: ``scan_or_loop(Block, 24)(config, name="blocks")``.
 
     Parameters (and LoRA factors) of the layers are stacked along axis 0, logical axis "layers", whether or not ``scan``
@@ -28,17 +32,22 @@ def scan_or_loop(block: type[nn.Module], depth: int, *, scan: bool = True, remat
 
     Args:
       remat: what the backward pass keeps of each block, a key of :data:`REMAT`.
+      packed: move half-precision weights as in :mod:`earthmind_jax.nn.packed`; not while parameters are created.
     """
     policy = REMAT[remat]
     if policy is not None:
         # A loop keeps XLA from merging the recomputation with the forward pass; unrolled layers need the barrier.
         block = nn.remat(block, policy=policy, prevent_cse=not scan)
-    return nn.scan(
-        block,
-        variable_axes={"params": 0, "lora": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast),
-        length=depth,
-        unroll=1 if scan else depth,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
+
+    def loop(block: type[nn.Module]) -> Callable[..., Any]:
+        return nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=depth,
+            unroll=1 if scan else depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+
+    return over_packed(block, loop) if packed else loop(block)

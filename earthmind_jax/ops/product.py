@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
@@ -15,9 +17,16 @@ def on_cpu() -> bool:
 def product(spec: str, x: Array, kernel: Array, output: DTypeLike | None = None) -> Array:
     """``jnp.einsum(spec, x, kernel)``, accumulated and returned in ``output``; None is the dtype of the operands.
 
-    On a CPU half-precision operands are always accumulated in float32 and rounded after it. XLA knows the processor's
-    bfloat16 instructions for that form only: a product that is bfloat16 throughout takes two to three times as long.
+    On a CPU half-precision matrices are accumulated in float32 and rounded after it. XLA knows the processor's bfloat16
+    instructions for that form only: a product that is bfloat16 throughout takes two to three times as long. A single
+    row is left alone, since for matrix-vector products XLA converts the kernel in either form.
     """
     wanted = jnp.dtype(output or jnp.result_type(x, kernel))
-    accumulate = jnp.float32 if on_cpu() and wanted.itemsize < 4 else output
-    return jnp.einsum(spec, x, kernel, preferred_element_type=accumulate).astype(wanted)
+    wide = on_cpu() and wanted.itemsize < 4 and _rows(spec, x, kernel) > 1
+    return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32 if wide else output).astype(wanted)
+
+
+def _rows(spec: str, x: Array, kernel: Array) -> int:
+    """Rows of ``x`` as a matrix whose columns are the axes that the product sums over."""
+    letters, result = spec.split(",")[1].split("->")
+    return x.size // math.prod(size for letter, size in zip(letters, kernel.shape, strict=True) if letter not in result)

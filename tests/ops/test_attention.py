@@ -231,3 +231,20 @@ def test_a_refusing_cudnn_is_replaced_with_a_warning(monkeypatch):
     with pytest.warns(UserWarning, match="cuDNN attention refused"):
         out = attend(q, k, v)
     np.testing.assert_array_equal(out, attend(q, k, v, implementation="dense"))
+
+
+def test_long_sequences_stay_in_the_caches_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(attention, "CPU_BLOCK_SCORES", 2**12)
+    q, k, v = (jnp.zeros((1, 600, 2, 4)),) * 3
+    few, many = (jnp.zeros((64, 32, 2, 4)),) * 3, (q, k, v)
+    monkeypatch.setattr(attention, "on_cpu", lambda: True)
+    assert attention._pick(attention.Call(*many, None, 1.0), "xla") == "blockwise"
+    assert attention._pick(attention.Call(*few, None, 1.0), "xla") == "dense"  # many windows of few queries
+    monkeypatch.setattr(attention, "on_cpu", lambda: False)
+    assert attention._pick(attention.Call(*many, None, 1.0), "xla") == "dense"
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_scale_must_be_positive(scale):
+    with pytest.raises(ValueError, match="must be positive"):
+        attend(*inputs(), scale=scale)
