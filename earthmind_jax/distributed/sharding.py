@@ -1,21 +1,26 @@
 """Logical axis -> mesh axis rules, in one strict table.
 
 Logical names are declared where a parameter is created (:mod:`earthmind_jax.nn.param`). A name that is not in the table
-is an error, so that a renamed axis cannot silently become replicated.
+is an error, so that a renamed axis cannot silently become replicated. Where the rules leave a mesh axis of a large
+parameter unused, :mod:`earthmind_jax.distributed.spread` finds it another place.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
+import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from earthmind_jax.distributed.spread import spread
 from earthmind_jax.types import Batch, Params
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "replica": "data",  # samples of one copy of the weights, while each device looks up its part of every row
     "embed": "fsdp",
     "embed_out": None,
     "heads": "tensor",
@@ -23,8 +28,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head": None,
     "mlp": "tensor",
     "vocab": "tensor",
-    # The feature dimension of the table stays whole: sharded over fsdp, XLA rematerialises the whole gather.
-    "vocab_embed": None,
+    "vocab_embed": "fsdp",
     "patch": None,
     "position": None,
     "layers": None,
@@ -35,8 +39,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
-    """The partition of one array: a logical axis takes its mesh axis if that divides the dimension and is still free.
+def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """What the rules say of one array: a logical axis takes its mesh axis if that divides the dimension and is free.
 
     Raises:
       KeyError: a logical name without a rule.
@@ -58,10 +62,23 @@ def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: M
 
 
 def param_shardings(
-    shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array], axes: Mapping[str, tuple[str | None, ...]], mesh: Mesh
+    shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array],
+    axes: Mapping[str, tuple[str | None, ...]],
+    mesh: Mesh | AbstractMesh,
 ) -> dict[str, NamedSharding]:
-    """Sharding of every parameter path from its logical axes."""
-    return {path: NamedSharding(mesh, partition_spec(x.shape, axes[path], mesh)) for path, x in shapes.items()}
+    """Sharding of every parameter path from its logical axes.
+
+    A large parameter for which the rules leave fsdp or tensor unused (no dimension has the name, or the size does not
+    divide, as that of the odd published vocabularies) is split further, see :func:`spread`.
+    """
+    return {
+        path: spread(x.shape, axes[path], partition_spec(x.shape, axes[path], mesh), mesh) for path, x in shapes.items()
+    }
+
+
+def activation_rules() -> AbstractContextManager[None]:
+    """Within it, :func:`earthmind_jax.nn.param.constrain` pins activations by the same table; for tracing a step."""
+    return nn.logical_axis_rules(tuple(RULES.items()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

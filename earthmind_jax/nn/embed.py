@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from earthmind_jax.config import Precision
-from earthmind_jax.nn.param import Initializer, param
+from earthmind_jax.nn.param import Initializer, constrain, param
 
 
 class TokenEmbed(nn.Module):
@@ -30,8 +30,13 @@ class TokenEmbed(nn.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """int [...] -> [... D] in the compute dtype. An id outside the table gives NaN, never a neighbour's row."""
+        rest = (None,) * (tokens.ndim - 1)
+        # Each device looks up its own columns for all tokens of its replica, then sends every sample home. Left to
+        # itself, XLA brings the table (or its gradient) together on every device.
+        tokens = constrain(tokens, ("replica", *rest))
         rows = jnp.take(self.embedding, tokens, axis=0, mode="fill", fill_value=jnp.nan)
-        return rows.astype(self.precision.compute)
+        rows = constrain(rows.astype(self.precision.compute), ("replica", *rest, "vocab_embed"))
+        return constrain(rows, ("batch", *rest, None))
 
     def head(self) -> Array:
         """The table as an output matrix [D V]."""

@@ -6,12 +6,14 @@ a model never mentions a mesh. A name outside :data:`AXES` is a programming erro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax import Array
+from jax.sharding import PartitionSpec
 
 Initializer = Callable[..., Array]
 Axes = tuple[str | None, ...]
@@ -25,7 +27,7 @@ AXES = frozenset(
         "head",  # head dimension
         "mlp",
         "vocab",
-        "vocab_embed",  # width of the embedding table: apart from "embed", because sharding it makes the gather costly
+        "vocab_embed",  # width of the embedding table, which is looked up and not multiplied
         "patch",
         "position",
         "layers",  # the stacked axis of scanned blocks
@@ -77,9 +79,15 @@ def fan_in_normal(inputs: int, scale: float = 1.0) -> Initializer:
 def constrain(x: Array, axes: Axes) -> Array:
     """Pin the sharding of an activation to logical ``axes`` (such as ``("batch", None, None)``).
 
-    Does nothing unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model also runs bare.
+    Does nothing without a mesh, or unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model
+    also runs bare. An axis that does not divide over its mesh axes stays whole.
     """
-    known = {name for name, _ in nn.get_logical_axis_rules()}
-    if not all(axis is None or axis in known for axis in axes) or not known:
+    rules, sizes = dict(nn.get_logical_axis_rules()), jax.sharding.get_abstract_mesh().shape
+    if not sizes or not all(axis is None or axis in rules for axis in axes):
         return x
-    return nn.with_logical_constraint(x, axes)
+    spec: list[Any] = []
+    for size, axis in zip(x.shape, axes, strict=True):
+        target = None if axis is None else rules[axis]
+        names = (target,) if isinstance(target, str) else (target or ())
+        spec.append(None if size % math.prod(sizes[name] for name in names) else target)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
