@@ -76,9 +76,13 @@ def param_shardings(
     }
 
 
-def activation_rules() -> AbstractContextManager[None]:
-    """Within it, :func:`earthmind_jax.nn.param.constrain` pins activations by the same table; for tracing a step."""
-    return nn.logical_axis_rules(tuple(RULES.items()))
+def step_rules() -> AbstractContextManager[None]:
+    """The table by which :func:`earthmind_jax.nn.param.constrain` pins arrays inside a step that is being traced.
+
+    Weights are brought together over fsdp where they are used, so that samples stay on their devices; left free, XLA
+    splits features and replicates samples instead, which costs memory and repeats work.
+    """
+    return nn.logical_axis_rules(tuple({**RULES, "embed": None}.items()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -158,9 +158,10 @@ class Upscale(nn.Module):
             return fan_in_normal(3, scale=4.0)(key, shape, dtype)  # each output pixel sums over C alone
 
         shape, compute, stored = (2, 2, x.shape[-1], self.features), self.precision.compute, self.precision.param
-        kernel = param(self, "kernel", init, shape, (None, None, "channel", "embed"), stored)
+        axes = (None, None, "channel", "embed")
+        kernel = param(self, "kernel", init, shape, axes, stored, compute=compute)
         bias = param(self, "bias", nn.initializers.zeros, (self.features,), ("embed",), stored)
-        return product("...c,ijcf->...ijf", x.astype(compute), kernel.astype(compute)) + bias.astype(compute)
+        return product("...c,ijcf->...ijf", x.astype(compute), kernel) + bias.astype(compute)
 
 
 class HighResolution(nn.Module):

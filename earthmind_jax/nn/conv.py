@@ -39,10 +39,9 @@ class Conv2d(nn.Module):
         """``x`` [B H W C] -> [B H' W' features], H' = (H + 2 padding - kh) // stride + 1."""
         kh, kw = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         shape = (kh, kw, x.shape[-1] // self.groups, self.features)
-        kernel = param(
-            self, "kernel", self.kernel_init or fan_in_normal(3), shape, self.axes, self.precision.param
-        ).astype(self.precision.compute)
-        x = x.astype(self.precision.compute)
+        init, compute = self.kernel_init or fan_in_normal(3), self.precision.compute
+        kernel = param(self, "kernel", init, shape, self.axes, self.precision.param, compute=compute)
+        x = x.astype(compute)
         if kh == kw == self.stride and self.padding == 0 and self.groups == 1:
             y = _patch_product(x, kernel)
         else:
@@ -92,9 +91,9 @@ class ConvTranspose2x2(nn.Module):
             # Each output pixel is a sum over C alone, so that the fan-in does not count the four kernel positions.
             return fan_in_normal(3, scale=4.0)(key, shape, dtype)
 
-        kernel = param(self, "kernel", init, shape, self.axes, self.precision.param)
         compute = self.precision.compute
-        y = product("bhwc,ijcd->bhiwjd", x.astype(compute), kernel.astype(compute))
+        kernel = param(self, "kernel", init, shape, self.axes, self.precision.param, compute=compute)
+        y = product("bhwc,ijcd->bhiwjd", x.astype(compute), kernel)
         y = y.reshape(batch, 2 * height, 2 * width, self.features)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, (self.features,), self.axes[-1:], self.precision.param)

@@ -26,6 +26,7 @@ class TokenEmbed(nn.Module):
             (self.vocab, self.width),
             ("vocab", "vocab_embed"),
             self.precision.param,
+            gather=False,
         )
 
     def __call__(self, tokens: Array) -> Array:

@@ -16,7 +16,7 @@ from jax import Array
 
 from earthmind_jax.config import LoraConfig, Precision
 from earthmind_jax.errors import UserError
-from earthmind_jax.nn.param import Axes, Initializer, check_axes, fan_in_normal, param
+from earthmind_jax.nn.param import Axes, Initializer, check_axes, constrain, fan_in_normal, param
 from earthmind_jax.ops.product import product
 
 
@@ -50,8 +50,9 @@ class Linear(nn.Module):
         """``x`` [..., in...] -> [..., out...]."""
         inputs, outputs = x.shape[x.ndim - self.contract :], self._outputs()
         init = self.kernel_init or fan_in_normal(self.contract)
-        kernel = param(self, "kernel", init, inputs + outputs, self.axes, self.precision.param)
-        x = x.astype(self.precision.compute)
+        compute = self.precision.compute
+        kernel = param(self, "kernel", init, inputs + outputs, self.axes, self.precision.param, compute=compute)
+        x = x.astype(compute)
         y = self._dot(x, kernel, self.contract)
         if self.use_bias:
             bias = param(self, "bias", self.bias_init, outputs, self.axes[self.contract :], self.precision.param)
@@ -71,7 +72,7 @@ class Linear(nn.Module):
     def _dot(self, x: Array, kernel: Array, contract: int) -> Array:
         letters = string.ascii_letters[: kernel.ndim]
         spec = f"...{letters[:contract]},{letters}->...{letters[contract:]}"
-        return product(spec, x, kernel.astype(self.precision.compute), self.output)
+        return product(spec, x, kernel, self.output)
 
     def _adapter(self, x: Array, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Array:
         a, b = self._factors(inputs, outputs)
@@ -97,7 +98,8 @@ class Linear(nn.Module):
     def _factor(self, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes) -> Array:
         check_axes(f"lora {name}", shape, axes)
         boxed = nn.with_logical_partitioning(init, axes)
-        return self.variable("lora", name, lambda: boxed(self.make_rng("params"), shape, self.precision.param)).value
+        stored = self.variable("lora", name, lambda: boxed(self.make_rng("params"), shape, self.precision.param)).value
+        return constrain(stored.astype(self.precision.compute), axes)
 
 
 def merge_factors(kernel: Array, a: Array, b: Array, scale: float) -> Array:

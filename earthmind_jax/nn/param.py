@@ -51,16 +51,30 @@ def check_axes(name: str, shape: Sequence[int], axes: Axes) -> None:
         raise ValueError(f"Parameter '{name}' has unknown axis names {unknown}; known: {sorted(AXES)}.")
 
 
-def param(module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Axes, dtype: Any) -> Array:
+def param(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    shape: Sequence[int],
+    axes: Axes,
+    dtype: Any,
+    *,
+    compute: Any = None,
+    gather: bool = True,
+) -> Array:
     """Declare (at init) or read (at apply) the parameter ``name`` of ``module``.
 
     Args:
       init: ``(key, shape, dtype) -> array``.
       axes: one logical name or None per axis of ``shape``.
       dtype: storage type at init; at apply the array comes as it is stored.
+      compute: type to return it in; None leaves it as it is stored.
+      gather: in a sharded step, bring its fsdp shards together here, in the type that is returned (:func:`constrain`).
     """
     check_axes(name, shape, axes)
-    return module.param(name, nn.with_logical_partitioning(init, axes), tuple(shape), dtype)
+    value = module.param(name, nn.with_logical_partitioning(init, axes), tuple(shape), dtype)
+    value = value if compute is None else value.astype(compute)
+    return constrain(value, axes) if gather else value
 
 
 def fan_in_normal(inputs: int, scale: float = 1.0) -> Initializer:
@@ -77,7 +91,7 @@ def fan_in_normal(inputs: int, scale: float = 1.0) -> Initializer:
 
 
 def constrain(x: Array, axes: Axes) -> Array:
-    """Pin the sharding of an activation to logical ``axes`` (such as ``("batch", None, None)``).
+    """Pin the sharding of an activation or of a weight at its use to logical ``axes`` (as ``("batch", None, None)``).
 
     Does nothing without a mesh, or unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model
     also runs bare. An axis that does not divide over its mesh axes stays whole.

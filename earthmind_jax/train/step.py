@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig
-from earthmind_jax.distributed.sharding import activation_rules, batch_sharding, put_batch, replicated
+from earthmind_jax.distributed.sharding import batch_sharding, put_batch, replicated, step_rules
 from earthmind_jax.models import earthmind
 from earthmind_jax.ops import losses, resize
 from earthmind_jax.train.groups import combine
@@ -166,7 +166,7 @@ def compile_step(config: RunConfig, mesh: Mesh, shardings: TrainState) -> Step:
     """The jitted step with pinned input and output shardings (what pjit has become) and the state donated."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with activation_rules():
+        with step_rules():
             return train_step(config, state, batch)
 
     return jax.jit(
