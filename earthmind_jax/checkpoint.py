@@ -159,7 +159,7 @@ def _restore(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], directory: Pat
         found = checkpointer.metadata(path).item_metadata
         found = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in dict(found).items()}
         checked(found, wanted, directory)
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {p: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding) for p, m in found.items()}
         return checkpointer.restore(path, target)
 

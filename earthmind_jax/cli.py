@@ -151,6 +151,11 @@ def train(
     scenes: int = 4096,
     set_: Annotated[tuple[str, ...], Named(name="set")] = (),
     until: int | None = None,
+    report_every: int = 10,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    join_timeout: float = 300.0,
 ) -> None:
     """Train a configuration; run again with the same directory to resume after the last saved step.
 
@@ -165,10 +170,20 @@ def train(
         scenes: how many scenes to simulate.
         set_: configuration keys to change, key=value.
         until: stop after this step.
+        report_every: steps from one report (a line of metrics.jsonl) to the next.
+        coordinator: HOST:PORT of process 0, for a run of several processes that no launcher told of each other (SLURM,
+            Open MPI 4, Kubernetes and TPU slices on GKE do); "auto" lets jax look.
+        processes: how many processes there are; 1 is this one alone, whatever started it.
+        process: which one this is, from 0.
+        join_timeout: seconds to wait for the other processes.
     """
+    from earthmind_jax.distributed.start import start as join
+
+    join(coordinator, processes, process, timeout=join_timeout)
     from earthmind_jax.train.run import run
 
-    run(config, out, data=data, tokenizer=tokenizer, start=start, scenes=scenes, changes=set_, until=until)
+    options = {"scenes": scenes, "changes": set_, "until": until, "report_every": report_every}
+    run(config, out, data=data, tokenizer=tokenizer, start=start, **options)
 
 
 @app.command

@@ -15,7 +15,9 @@ import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.spread import spread
+from earthmind_jax.errors import UserError
 from earthmind_jax.types import Batch, Params
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -93,6 +95,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(config: RunConfig, mesh: Mesh) -> None:
+    """Raise a UserError unless the batch divides over the mesh, and each process has samples of its own to feed.
+
+    Every process reads another part of the batch, so no two may hold the same samples.
+    """
+    size = config.data.batch_size
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = config.optim.accumulate
+    if size < 1 or size % (ways * parts):
+        by = f" times optim.accumulate {parts}" if parts > 1 else ""
+        raise UserError(f"data.batch_size {size} does not divide over {ways} batch shards (data x fsdp){by}.")
+    feeders = [{device.process_index for device in row} for row in mesh.devices.reshape(ways, -1)]
+    processes = len(set().union(*feeders))
+    if size % processes:
+        raise UserError(f"data.batch_size {size} does not divide over {processes} processes.")
+    if any(len(row) > 1 for row in feeders):
+        raise UserError(
+            f"The mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']} tensor={mesh.shape['tensor']} splits layers "
+            f"between processes; choose a tensor axis that divides their {mesh.size // processes} devices each."
+        )
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from rich.table import Table
 
 from earthmind_jax.checkpoint import writing
 from earthmind_jax.config import RunConfig
-from earthmind_jax.distributed.sharding import put_batch
-from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.distributed.sharding import check_batch, put_batch
+from earthmind_jax.distributed.start import leads, together
+from earthmind_jax.errors import WorkError
 from earthmind_jax.models import api
 from earthmind_jax.train import checkpoint
 from earthmind_jax.train.state import TrainState, assignment, create, state_shardings
@@ -33,16 +35,6 @@ class Source(Protocol):
     def __next__(self) -> Batch: ...
     def get_state(self) -> dict[str, Any]: ...
     def set_state(self, state: dict[str, Any]) -> None: ...
-
-
-def check_batch(config: RunConfig, mesh: Mesh) -> None:
-    """Raise a UserError unless the batch divides over the mesh, and over the parts that its gradients come in."""
-    ways, parts = mesh.shape["data"] * mesh.shape["fsdp"], config.optim.accumulate
-    if config.data.batch_size % (ways * parts):
-        by = f" times optim.accumulate {parts}" if parts > 1 else ""
-        raise UserError(
-            f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp){by}."
-        )
 
 
 def freeze_table(config: RunConfig) -> Table:
@@ -78,10 +70,12 @@ def fit(
       UserError: the batch does not divide over the mesh, or the directory belongs to another run.
       WorkError: a loss is not finite, or a checkpoint could not be written.
     """
-    console = console or Console(stderr=True)
+    console = (console or Console(stderr=True)) if leads() else Console(quiet=True)
     directory = Path(directory)
     check_batch(config, mesh)
-    checkpoint.start_run(directory, config, tokenizer)
+    with together("creating the run's directory"):
+        if leads():
+            checkpoint.start_run(directory, config, tokenizer)
     console.print(freeze_table(config))
     last = min(config.steps, until or config.steps)
     with jax.set_mesh(mesh), checkpoint.manager(directory, config.keep) as steps:
@@ -97,7 +91,8 @@ def fit(
         run_step = step_fn() if step_fn else compile_step(config, mesh, shardings)
         # Virtual CPU devices share a small thread pool: two steps in flight can wait for each other's collectives.
         lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
-        with _progress(console) as progress, writing(directory), open(directory / "metrics.jsonl", "a") as log:
+        reports = directory / "metrics.jsonl" if leads() else os.devnull
+        with _progress(console) as progress, writing(directory), open(reports, "a") as log:
             task = progress.add_task("training", total=last, completed=done, terms="compiling", rate="")
             clock, counted = time.perf_counter(), done
             metrics: dict[str, jax.Array] = {}

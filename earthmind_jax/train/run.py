@@ -11,15 +11,19 @@ from typing import Any
 import jax
 
 from earthmind_jax import checkpoint
-from earthmind_jax.config import RunConfig, replace_path
+from earthmind_jax.config import RunConfig, replace_path, require, to_json
+from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.collate import with_tokens
-from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
+from earthmind_jax.data.pipeline import Lazy, simulated, training_buckets, training_pipeline
 from earthmind_jax.data.records import Record, read_jsonl
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.mesh import make_mesh
+from earthmind_jax.distributed.sharding import check_batch
+from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.loop import fit
-from earthmind_jax.train.state import TrainState
+from earthmind_jax.train.state import TrainState, assignment
+from earthmind_jax.types import Params
 
 CORPUS = 400  # conversations that a new tokenizer is trained on
 
@@ -73,11 +77,49 @@ def run(
     scenes: int = 4096,
     changes: Sequence[str] = (),
     until: int | None = None,
+    report_every: int = 10,
 ) -> TrainState:
     """Train (or resume) the run in ``out``; see the command's help."""
+    require(report_every > 0, f"--report-every must be at least 1, not {report_every}.")
+    with together("reading its configuration and data"):
+        config, source, words, params = prepare(
+            config_path, Path(out), data=data, tokenizer=tokenizer, start=start, scenes=scenes, changes=changes
+        )
+    agree("configuration or tokenizer", to_json(config) + words.inner.backend_tokenizer.to_str())
+    agree("number of samples", str(len(source)))
+    mesh = make_mesh(config.mesh)
+    share = {"process": jax.process_index(), "processes": jax.process_count(), "buckets": buckets(config)}
+    batches = training_pipeline(config, source, words, **share)
+    return fit(config, out, batches, words, mesh, params=params, until=until, report_every=report_every)
+
+
+def buckets(config: RunConfig) -> Buckets | None:
+    """Several processes must run the same program, so theirs is the bucket of the largest image alone."""
+    if jax.process_count() == 1:
+        return None
+    sensors = config.model.sensors
+    most = len(sensors.optical_bands) // 3 * (sensors.max_tiles + (sensors.thumbnail and sensors.max_tiles > 1))
+    return training_buckets(config.data, tiles=(Buckets().fit_tiles(most),))
+
+
+def prepare(
+    config_path: str | Path,
+    out: Path,
+    *,
+    data: Path | None,
+    tokenizer: Path | None,
+    start: Path | None,
+    scenes: int,
+    changes: Sequence[str],
+) -> tuple[RunConfig, list[Record] | Lazy, Tokenizer, Params | None]:
+    """(configuration with the tokenizer's ids, data, tokenizer, weights to start from) of a run.
+
+    Raises:
+      UserError: what cannot be trained as it is asked for: found here, before anything is compiled.
+    """
     config = load_config(config_path, changes)
+    check_batch(config, make_mesh(config.mesh))
     source: list[Record] | Lazy = read_jsonl(data) if data is not None else simulated(scenes, config.seed)
-    out = Path(out)
     if (out / checkpoint.TOKENIZER).is_dir():
         words = Tokenizer.load(out / checkpoint.TOKENIZER)
     elif tokenizer is not None or start is not None:
@@ -85,11 +127,10 @@ def run(
     else:
         words = train_bpe(corpus(source), config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, words))
+    assignment(config)
     params = None
     if start is not None:
         model, params = checkpoint.load(start)
         if model != config.model:
             raise UserError(f"{start} holds another model than {config_path} describes; use its own configuration.")
-    mesh = make_mesh(config.mesh)
-    batches = training_pipeline(config, source, words, process=jax.process_index(), processes=jax.process_count())
-    return fit(config, out, batches, words, mesh, params=params, until=until)
+    return config, source, words, params

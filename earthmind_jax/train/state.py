@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -72,6 +73,14 @@ def state_shardings(config: RunConfig, mesh: Mesh) -> tuple[TrainState, TrainSta
     return abstract, jax.tree_util.tree_map_with_path(of, abstract)
 
 
+def _place(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that this process holds whole, on the devices of all processes."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple[TrainState, TrainState]:
     """(state placed on the mesh, its shardings). Random weights are born sharded: no host ever holds them whole.
 
@@ -88,6 +97,6 @@ def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple
         return make(config.seed), shardings
     # Loaded weights may be committed to one device, which a program over the mesh would refuse.
     where = {**shardings.trainable, **shardings.frozen}
-    placed = jax.device_put(params, {path: where[path] for path in params})
+    placed = {path: _place(x, where[path]) for path, x in params.items()}
     place = jax.jit(lambda p: build(config, p), out_shardings=shardings, compiler_options=RUN_ONCE)
     return place(placed), shardings
