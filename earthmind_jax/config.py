@@ -319,6 +319,7 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    surplus: float = 0.03  # of its part of the weights that a device may hold on top, where they do not divide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -336,6 +336,7 @@ def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) 
     return params if only is None else {path: params[path] for path in only}
 
 
+@functools.lru_cache(maxsize=32)
 def param_axes(cfg: EarthMindConfig) -> dict[str, tuple[str | None, ...]]:
     """Logical axis names of every parameter, by path."""
     axes: dict[str, tuple[str | None, ...]] = {}

@@ -22,7 +22,7 @@ from earthmind_jax.distributed.sharding import check_batch
 from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.loop import fit
-from earthmind_jax.train.state import TrainState, assignment
+from earthmind_jax.train.state import TrainState, state_shardings
 from earthmind_jax.types import Params
 
 CORPUS = 400  # conversations that a new tokenizer is trained on
@@ -118,7 +118,8 @@ def prepare(
       UserError: what cannot be trained as it is asked for: found here, before anything is compiled.
     """
     config = load_config(config_path, changes)
-    check_batch(config, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
     source: list[Record] | Lazy = read_jsonl(data) if data is not None else simulated(scenes, config.seed)
     if (out / checkpoint.TOKENIZER).is_dir():
         words = Tokenizer.load(out / checkpoint.TOKENIZER)
@@ -127,7 +128,7 @@ def prepare(
     else:
         words = train_bpe(corpus(source), config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, words))
-    assignment(config)
+    state_shardings(config, mesh)
     params = None
     if start is not None:
         model, params = checkpoint.load(start)

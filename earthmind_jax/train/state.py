@@ -12,7 +12,8 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
 from earthmind_jax.config import RunConfig
-from earthmind_jax.distributed.sharding import partition_spec, replicated
+from earthmind_jax.distributed.balance import check_balance
+from earthmind_jax.distributed.sharding import param_shardings, replicated
 from earthmind_jax.models import api
 from earthmind_jax.train.groups import Assignment, assign, combine, optimiser, split
 from earthmind_jax.types import Params
@@ -59,15 +60,22 @@ def build(config: RunConfig, params: Params) -> TrainState:
 
 
 def state_shardings(config: RunConfig, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """(abstract state, sharding of every leaf): optimiser moments are sharded as the parameters they belong to."""
-    abstract = jax.eval_shape(lambda: build(config, api.init(config.model, jax.random.key(0))))
-    axes, whole = api.param_axes(config.model), replicated(mesh)
+    """(abstract state, sharding of every leaf): optimiser moments are sharded as the parameters they belong to.
+
+    Raises:
+      UserError: the mesh does not divide the weights (:func:`check_balance`), or the freeze table does not fit them.
+    """
+    abstract = jax.eval_shape(lambda params: build(config, params), api.shapes(config.model))
+    axes = api.param_axes(config.model)
+    # Of a vocabulary whose last rows learn alone, the whole counts.
+    check_balance({**abstract.trainable, **abstract.frozen}, axes, mesh, config.mesh.surplus)
+    whole = replicated(mesh)
 
     def of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         for key in reversed(path):
             name = getattr(key, "key", None)
             if name in axes:
-                return NamedSharding(mesh, partition_spec(leaf.shape, axes[name], mesh))
+                return param_shardings({name: leaf}, axes, mesh)[name]
         return whole
 
     return abstract, jax.tree_util.tree_map_with_path(of, abstract)

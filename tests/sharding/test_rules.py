@@ -1,109 +1,108 @@
-"""Where every parameter lives: the rules, and the partitions of the tiny model written out in ``specs.json``.
+"""Where every parameter lives: the rules, and the partitions of three models written out in ``specs.json``.
 
 ``python tests/sharding/test_rules.py`` writes that file anew; read the difference before keeping it.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
 import json
+import re
 from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import tiny
-from earthmind_jax.config import EarthMindConfig, MeshConfig
-from earthmind_jax.distributed.mesh import make_mesh, mesh_shape
+from earthmind_jax.config import EarthMindConfig, LoraConfig, MeshConfig
+from earthmind_jax.distributed.mesh import AXES, make_mesh, mesh_shape
 from earthmind_jax.distributed.sharding import RULES, batch_sharding, param_shardings, partition_spec
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import api
 from earthmind_jax.models.families import FAMILIES
+from earthmind_jax.models.sam2_presets import sam2_preset
 
 GOLDEN = Path(__file__).parent / "specs.json"
-MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}  # data, fsdp, tensor
+MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x4x2": (1, 4, 2), "1x64x4": (1, 64, 4)}  # data, fsdp, tensor
+QWEN = FAMILIES["qwen2"].presets
 CONFIGS = {
     "tiny": tiny.model(),
+    "1b": EarthMindConfig(lm=QWEN["qwen2_0_5b"], grounding=sam2_preset("sam2_hiera_tiny")),  # InternVL2-1B
+    "4b": EarthMindConfig(lm=dataclasses.replace(QWEN["earthmind_4b"], lora=LoraConfig())),
     "gated": tiny.model("hca_gated"),
-    "published": EarthMindConfig(),
-    "4b": dataclasses.replace(EarthMindConfig(), lm=FAMILIES["qwen2"].presets["earthmind_4b"]),
 }
+WRITTEN = ("tiny", "1b", "4b")
 
 
-def mesh(name: str) -> jax.sharding.Mesh:
-    data, fsdp, tensor = MESHES[name]
+def abstract_mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
     return make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
 
 
-@functools.cache
-def axes(name: str) -> dict[str, tuple[str | None, ...]]:
-    return api.param_axes(CONFIGS[name])
+def letters(sharding: NamedSharding) -> str:
+    """One word for each dimension: ``-`` whole, ``f`` fsdp, ``t`` tensor, ``f8`` a factor 8 of fsdp."""
+    sizes, words = sharding.mesh.shape, []
+    for entry in sharding.spec:
+        names = [n for n in ((entry,) if isinstance(entry, str) else entry or ()) if sizes[n] > 1]
+        words.append("".join(n[0] + (str(sizes[n]) if "." in n else "") for n in names) or "-")
+    return " ".join(words)
 
 
-def specs() -> dict[str, dict[str, str]]:
-    """For each mesh, the partition of every parameter of the tiny model that is not whole on every device.
+def specs(name: str) -> dict[str, str]:
+    """``{"path [shape] x count": "spec | spec | ..."}`` for the meshes in turn, unless it is whole on all of them.
 
-    One letter stands for a mesh axis (f fsdp, t tensor) and ``-`` for a whole dimension: ``"- f t"`` is
-    ``PartitionSpec(None, "fsdp", "tensor")``.
+    ``#`` stands for the number of a layer; ``count`` is how many layers have such a parameter of that shape.
     """
-    table = {}
-    for name in MESHES:
-        shardings = param_shardings(api.shapes(CONFIGS["tiny"]), axes("tiny"), mesh(name))
-        sizes = dict(zip(("data", "fsdp", "tensor"), MESHES[name], strict=True))
-        rows = {}
-        for path, sharding in sorted(shardings.items()):
-            letters = [axis[0] if axis is not None and sizes[axis] > 1 else "-" for axis in sharding.spec]
-            if set(letters) - {"-"}:
-                rows[path] = " ".join(letters)
-        table[name] = rows
-    return table
+    shapes, axes = api.shapes(CONFIGS[name]), api.param_axes(CONFIGS[name])
+    columns = [param_shardings(shapes, axes, abstract_mesh(*sizes)) for sizes in MESHES.values()]
+    rows: collections.Counter[tuple[str, str]] = collections.Counter()
+    for path, x in sorted(shapes.items()):
+        family = re.sub(r"(block|layer)_\d+", r"\1_#", path)
+        rows[f"{family} {list(x.shape)}", " | ".join(letters(column[path]) for column in columns)] += 1
+    return {f"{path} x {count}": spec for (path, spec), count in rows.items() if set(spec) - set("- |")}
 
 
-def test_partitions_of_the_tiny_model():
-    assert specs() == json.loads(GOLDEN.read_text())
+def test_partitions_are_those_written_down():
+    golden = json.loads(GOLDEN.read_text())
+    assert list(golden) == list(WRITTEN)
+    for name in WRITTEN:
+        assert specs(name) == golden[name], name
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_parameter_has_axes_with_a_rule(name):
-    shapes = api.shapes(CONFIGS[name])
-    assert set(axes(name)) == set(shapes)
-    for path, names in axes(name).items():
+    shapes, axes = api.shapes(CONFIGS[name]), api.param_axes(CONFIGS[name])
+    assert set(axes) == set(shapes)
+    for path, names in axes.items():
         assert len(names) == len(shapes[path].shape), path
         assert all(axis is None or axis in RULES for axis in names), (path, names)
 
 
-@pytest.mark.parametrize("name", ["published", "4b"])
-def test_large_parameters_of_the_published_models_are_sharded(name):
-    shapes = api.shapes(CONFIGS[name])
-    shardings = param_shardings(shapes, axes(name), mesh("2x2x2"))
-    for path, x in shapes.items():
-        # The published vocabularies are odd, and the table's features stay whole (see RULES).
-        if x.size > 2**22 and path != "lm/embed/embedding":
-            shard = shardings[path].shard_shape(x.shape)
-            assert shard != x.shape, path
-
-
 def test_an_unknown_name_raises():
     with pytest.raises(KeyError, match="emded"):
-        partition_spec((8, 8), ("emded", "mlp"), mesh("2x2x2"))
+        partition_spec((8, 8), ("emded", "mlp"), mesh(2, 2, 2))
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
-    assert partition_spec((7, 8), ("embed", "mlp"), mesh("2x2x2")) == P(None, "tensor")
-    assert partition_spec((8, 7), ("embed", "mlp"), mesh("2x2x2")) == P("fsdp", None)
-    assert partition_spec((4,), ("embed",), mesh("1x8x1")) == P(None)
+    assert partition_spec((7, 8), ("embed", "mlp"), mesh(2, 2, 2)) == P(None, "tensor")
+    assert partition_spec((8, 7), ("embed", "mlp"), mesh(2, 2, 2)) == P("fsdp", None)
+    assert partition_spec((4,), ("embed",), mesh(1, 8, 1)) == P(None)
 
 
 def test_a_mesh_axis_is_used_once():
-    assert partition_spec((8, 8), ("mlp", "heads"), mesh("2x2x2")) == P("tensor", None)
-    assert partition_spec((8, 8), ("batch", "embed"), mesh("2x2x2")) == P(("data", "fsdp"), None)
+    assert partition_spec((8, 8), ("mlp", "heads"), mesh(2, 2, 2)) == P("tensor", None)
+    assert partition_spec((8, 8), ("batch", "embed"), mesh(2, 2, 2)) == P(("data", "fsdp"), None)
 
 
 def test_batches_are_split_over_data_and_fsdp():
-    assert batch_sharding(mesh("2x2x2")).shard_shape((8, 3)) == (2, 3)
-    assert batch_sharding(mesh("1x8x1")).shard_shape((8, 3)) == (1, 3)
+    assert batch_sharding(mesh(2, 2, 2)).shard_shape((8, 3)) == (2, 3)
+    assert batch_sharding(mesh(1, 8, 1)).shard_shape((8, 3)) == (1, 3)
 
 
 def test_mesh_sizes():
@@ -120,4 +119,4 @@ def test_mesh_sizes():
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(specs(), indent=1) + "\n")
+    GOLDEN.write_text(json.dumps({name: specs(name) for name in WRITTEN}, indent=1) + "\n")

@@ -18,7 +18,8 @@ from earthmind_jax.train.step import compile_step
 
 MODEL = support.model()
 RUN = support.run_config(MODEL, (Group(pattern="grounding/prompt/"), *support.ALL))
-MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "fsdp and tensor": (1, 4, 2)}
+STEPS = 20
 
 
 @functools.cache
@@ -27,14 +28,14 @@ def batch():
 
 
 def train(sizes):
-    """(losses of five steps, first state, last state, compiled variants) on a mesh (data, fsdp, tensor)."""
+    """(losses of each step, first state, last state, compiled variants) on a mesh (data, fsdp, tensor)."""
     data, fsdp, tensor = sizes
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: math.prod(sizes)])
     with jax.set_mesh(mesh):
         first, shardings = create(RUN, mesh, support.params(MODEL))
         step, state, losses = compile_step(RUN, mesh, shardings), first, []
         placed = put_batch(batch(), mesh)
-        for _ in range(5):
+        for _ in range(STEPS):
             state, metrics = step(state, placed)
             losses.append([float(metrics[name]) for name in ("loss", "text", "bce", "dice")])
     return np.array(losses), first, state, step._cache_size()
