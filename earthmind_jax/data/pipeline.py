@@ -49,11 +49,16 @@ class Lazy:
 
 
 class Batches:
-    """An iterator over a grain data set of batches, with the position as its whole state."""
+    """An iterator over a grain data set of (batch, ids of its samples), with the position as its whole state.
+
+    Attributes:
+      last_ids: of the samples of the batch given last, in its order.
+    """
 
     def __init__(self, dataset: Any, workers: int) -> None:
         self.dataset, self.workers, self.position = dataset, workers, 0
-        self._inner: Iterator[Batch] | None = None
+        self.last_ids: tuple[str, ...] = ()
+        self._inner: Iterator[tuple[Batch, tuple[str, ...]]] | None = None
 
     def __iter__(self) -> Batches:
         return self
@@ -61,7 +66,7 @@ class Batches:
     def __next__(self) -> Batch:
         if self._inner is None:
             self._inner = self._start()
-        batch = next(self._inner)
+        batch, self.last_ids = next(self._inner)
         self.position += 1
         return batch
 
@@ -75,7 +80,7 @@ class Batches:
             raise UserError(f"The saved position of the data, {state}, is not one of this pipeline.")
         self.position, self._inner = state["batches"], None
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[tuple[Batch, tuple[str, ...]]]:
         import grain
 
         rest = self.dataset[self.position :]
@@ -213,8 +218,9 @@ class _Stack:
     buckets: Buckets
     sensors: tuple[str, ...]
 
-    def __call__(self, examples: Sequence[Any]) -> Batch:
-        return stack(examples, self.cfg, self.data, self.buckets, sensors=self.sensors)
+    def __call__(self, examples: Sequence[Any]) -> tuple[Batch, tuple[str, ...]]:
+        batch = stack(examples, self.cfg, self.data, self.buckets, sensors=self.sensors)
+        return batch, tuple(example.id for example in examples)
 
 
 @dataclass(frozen=True)

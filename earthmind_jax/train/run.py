@@ -92,4 +92,4 @@ def run(
             raise UserError(f"{start} holds another model than {config_path} describes; use its own configuration.")
     mesh = make_mesh(config.mesh)
     batches = training_pipeline(config, source, words, process=jax.process_index(), processes=jax.process_count())
-    return fit(config, out, batches, words, mesh, params=params, until=until)
+    return fit(config, out, batches, words, mesh, params=params, base=start, until=until)

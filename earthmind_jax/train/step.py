@@ -100,7 +100,10 @@ def mask_losses(config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax
 
 
 def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Pure update. Frozen parameters ride along untouched; donation aliases them through."""
+    """Pure update. Frozen parameters ride along untouched; donation aliases them through.
+
+    Where the loss or a gradient is not finite the state stays as it was, step count and all.
+    """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
     def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
@@ -110,7 +113,10 @@ def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Trai
     updates, opt = make_optimiser(config).update(grads, state.opt, state.trainable)
     metrics["grad_norm"] = optax.tree.norm(grads)
     trainable = optax.apply_updates(state.trainable, updates)
-    return state.replace(step=state.step + 1, trainable=trainable, opt=opt), metrics
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    after, before = (state.step + 1, trainable, opt), (state.step, state.trainable, state.opt)
+    step, trainable, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    return state.replace(step=step, trainable=trainable, opt=opt), metrics
 
 
 def compile_step(config: RunConfig, mesh: Mesh, shardings: TrainState) -> Step:
