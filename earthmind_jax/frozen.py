@@ -30,7 +30,7 @@ class Base:
     @classmethod
     def of(cls, run: Path, weights: Path) -> Base:
         """The weights as they are now; reads them all."""
-        run, weights = run.absolute(), weights.absolute()
+        run, weights = run.resolve(), weights.resolve()
         names = _names(weights)
         return cls(run, weights, dict(zip(names, _digests(weights, names), strict=True)))
 
@@ -41,7 +41,7 @@ class Base:
         Raises:
           UserError: there is no readable note.
         """
-        run, path = run.absolute(), run.absolute() / BASE / REFERENCE
+        run, path = run.resolve(), run / BASE / REFERENCE
         try:
             noted = json.loads(path.read_text())
             return cls(run, Path(os.path.normpath(run / noted["weights"])), dict(noted["files"]))

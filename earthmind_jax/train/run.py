@@ -19,6 +19,7 @@ from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.loop import fit
+from earthmind_jax.train.result import check_form, write_result
 from earthmind_jax.train.state import TrainState
 
 CORPUS = 400  # conversations that a new tokenizer is trained on
@@ -73,9 +74,16 @@ def run(
     scenes: int = 4096,
     changes: Sequence[str] = (),
     until: int | None = None,
+    save: str | None = None,
 ) -> TrainState:
     """Train (or resume) the run in ``out``; see the command's help."""
     config = load_config(config_path, changes)
+    if save is not None:
+        check_form(save, config.model)
+        if jax.process_count() > 1:
+            raise UserError(
+                f"--save needs a single process; run 'earthmind result {out} NEW --form {save}' afterwards."
+            )
     source: list[Record] | Lazy = read_jsonl(data) if data is not None else simulated(scenes, config.seed)
     out = Path(out)
     if (out / checkpoint.TOKENIZER).is_dir():
@@ -92,4 +100,11 @@ def run(
             raise UserError(f"{start} holds another model than {config_path} describes; use its own configuration.")
     mesh = make_mesh(config.mesh)
     batches = training_pipeline(config, source, words, process=jax.process_index(), processes=jax.process_count())
-    return fit(config, out, batches, words, mesh, params=params, base=start, until=until)
+    state = fit(config, out, batches, words, mesh, params=params, base=start, until=until)
+    if save is not None and int(state.step) >= config.steps:
+        place = out / "result"
+        if place.exists():
+            print(f"{place} is there already")
+        else:
+            print(f"wrote {place}, {write_result(out, place, save):,} bytes")
+    return state
