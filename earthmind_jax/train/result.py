@@ -72,14 +72,13 @@ def _write_adapters(run: Path, out: Path, config: EarthMindConfig) -> None:
         raise UserError(f"All weights of {run} were trained, so there is no base beside them; use the form 'full'.")
     base = Base.read(run)
     base.check()
+    moved = dataclasses.replace(base, run=out.parent.resolve() / out.name)
     trained = checkpoint.read(place, checkpoint.placed(checkpoint.stored(place, run)), run)
     with checkpoint.writing(out), checkpoint.made_beside(out) as beside:
         checkpoint.write_text(beside / CONFIG, to_json(config))
         checkpoint.write_text(beside / SOURCE, json.dumps(_source(run, "adapters"), indent=2))
         shutil.copytree(run / TOKENIZER, beside / TOKENIZER)
-        checkpoint.write_text(
-            beside / BASE / REFERENCE, dataclasses.replace(base, run=out.parent.resolve() / out.name).to_json()
-        )
+        checkpoint.write_text(beside / BASE / REFERENCE, moved.to_json())
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(beside / TRAINED, trained)
 

@@ -150,7 +150,7 @@ def test_a_lost_or_damaged_note(made, tmp_path):
 
 def test_every_file_is_someones_share(made):
     base = Base.read(made[1])
-    damaged = dataclasses.replace(base, files={name: "0" * 64 for name in base.files})
+    damaged = dataclasses.replace(base, files=dict.fromkeys(base.files, "0" * 64))
     found = [damaged.problem(share, 3) for share in range(3)]
     assert all(found)
     assert len(set(found)) == 3
@@ -187,7 +187,7 @@ def test_the_merged_form_is_the_merged_weights_to_the_bit(made, tmp_path):
 
 def test_forms_that_there_are_not(made, saved_plain, tmp_path):
     start, own, _, _ = made
-    with pytest.raises(UserError, match="Unknown form 'adapter'.*Did you mean 'adapters'"):
+    with pytest.raises(UserError, match=r"Unknown form 'adapter'.*Did you mean 'adapters'"):
         write_result(own, tmp_path / "out", "adapter")
     with pytest.raises(UserError, match=r"no LoRA adapters \(lm.lora\) to merge"):
         write_result(saved_plain, tmp_path / "out", "merged")
