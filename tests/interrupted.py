@@ -9,9 +9,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-import conftest  # noqa: F401 (sets the flags of XLA)
+import conftest
 import jax
 import support
 

@@ -31,7 +31,9 @@ class Moment:
 
 def run(directory: Path, cache: Path, moment: Moment | None = None) -> bool:
     """Run to the end, or until killed at ``moment``; whether it was."""
+    root = str(PROGRAM.parents[1])
     env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",

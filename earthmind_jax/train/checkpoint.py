@@ -58,11 +58,13 @@ def manager(directory: str | Path, keep: int | None, keep_period: int = 0) -> It
     policies = ocp.checkpoint_managers
     preserved = [policies.LatestN(keep), *([policies.EveryNSteps(keep_period)] if keep_period else [])]
     options = ocp.CheckpointManagerOptions(
-        create=keep is not None,
+        create=False,
         cleanup_tmp_directories=keep is not None,
         preservation_policy=policies.AnyPreservationPolicy(preserved),
     )
     with writing(directory):
+        if keep is not None:
+            (directory / STEPS).mkdir(parents=True, exist_ok=True)  # here, since orbax would fail at the first save
         steps = ocp.CheckpointManager(directory / STEPS, options=options)
     try:
         yield steps

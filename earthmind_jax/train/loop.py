@@ -105,23 +105,22 @@ def fit(
                 for step in range(done + 1, last + 1):
                     taken, state = _take(step, run_step, state, source, mesh)
                     guard.watch(taken, state)
-                    asked = stop.after(step)
-                    ends, reporting = asked or step == last, step % report_every == 0 or step == last
-                    saving = ends or step % config.checkpoint_every == 0
-                    if reporting or saving:
+                    if step % report_every == 0 or step == last:
                         guard.settle(state)
-                    if reporting:
                         checkpoint.check_saves(steps)
                         guard.report(step, reports.add(step, taken.metrics)["loss"])
-                    if ends or (saving and not guard.doubtful):
-                        history.sync()
-                        checkpoint.save_step(steps, state, step, source.get_state())
+                    asked = stop.after(step)
+                    ends = asked or step == last
+                    if ends or step % config.checkpoint_every == 0:
+                        guard.settle(state)
+                        if ends or not guard.doubtful:
+                            history.sync()
+                            checkpoint.save_step(steps, state, step, source.get_state())
                     if asked:
                         break
-        if int(state.step) < last:
-            console.print(
-                f"Stopped after step {int(state.step)} of {last} and saved; the same command goes on from it."
-            )
+        if (reached := int(state.step)) < last:
+            where = f"Stopped after step {reached} of {last}, which is saved in {directory}"
+            console.print(f"{where}; the same command again goes on.", soft_wrap=True)
     return state
 
 

@@ -1,10 +1,14 @@
-"""A run that goes wrong stops, says where and why, and keeps what was good."""
+"""How runs end before their time: losses that are not finite, divergence, signals; what was good is kept."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
+import os
+import signal
+import threading
 
 import jax
 import numpy as np
@@ -22,6 +26,7 @@ from earthmind_jax.train.guard import Guard
 from earthmind_jax.train.loop import fit
 from earthmind_jax.train.state import create
 from earthmind_jax.train.step import compile_step
+from earthmind_jax.train.stop import on_signal
 
 RUN = support.run_config(checkpoint_every=2)
 QUIET = Console(quiet=True)
@@ -163,3 +168,79 @@ def test_the_pipeline_knows_the_ids_of_its_batches():
     source.set_state({"batches": 2})
     next(source)
     assert source.last_ids == tuple(f"sample-{i}" for i in range(8, 12))
+
+
+def signalled(directory, compiled, at_report=None):
+    """(final state, what was said) of a run in which ``at_report`` may send a signal."""
+    mesh, step = compiled
+    console = Console(record=True, file=io.StringIO(), width=200)
+    state = fit(
+        dataclasses.replace(RUN, checkpoint_every=100), directory, support.Repeat(batches()), support.tokenizer(), mesh,
+        params=support.params(RUN.model), console=console, report_every=2, on_report=at_report, step_fn=lambda: step,
+    )  # fmt: skip
+    return jax.device_get(state), console.export_text()
+
+
+@pytest.fixture(scope="module")
+def whole(compiled, tmp_path_factory):
+    """(directory, final state) of a run that nothing stopped."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    return directory, signalled(directory, compiled)[0]
+
+
+def reports(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
+
+
+def send(number, at):
+    return lambda step, values: step == at and os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_well(compiled, whole, tmp_path, number):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    state, said = signalled(tmp_path / "run", compiled, send(number, 2))
+    assert int(state.step) == 2
+    assert f"Stopped after step 2 of 6, which is saved in {tmp_path}" in said
+    assert "the same command again goes on" in said
+    assert [p.name for p in (tmp_path / "run" / checkpoint.STEPS).iterdir()] == ["2"]
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    state, said = signalled(tmp_path / "run", compiled)
+    assert "Resumed after step 2" in said
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+    assert reports(tmp_path / "run") == reports(whole[0])
+
+
+def test_ctrl_c_twice_interrupts_at_once(compiled, tmp_path):
+    def twice(step, values):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        signalled(tmp_path / "run", compiled, twice)
+    assert list((tmp_path / "run" / checkpoint.STEPS).iterdir()) == []
+
+
+def test_a_signal_in_the_last_step_changes_nothing(compiled, whole, tmp_path):
+    state, said = signalled(
+        tmp_path / "run", compiled, lambda step, values: step == 6 and os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert "Stopped" not in said
+    jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+
+
+def test_outside_the_main_thread_nothing_is_handled():
+    seen = []
+
+    def inside():
+        with on_signal() as stop:
+            seen.append((stop.after(1), signal.getsignal(signal.SIGTERM)))
+            stop.ask()
+            seen.append(stop.after(2))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before), True]
