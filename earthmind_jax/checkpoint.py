@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -53,7 +54,12 @@ def writing(directory: Path) -> Iterator[None]:
         raise WorkError(
             f"Could not write {directory}: {error.strerror or error}; free space or choose another place."
         ) from error
-    except ValueError as error:  # tensorstore reports a full disk this way
+    except ValueError as error:  # tensorstore's, with the system's reason inside
+        reason = re.search(r"os_error_code='(\d+)'", str(error))
+        if reason is not None:
+            raise WorkError(
+                f"Could not write {directory}: {os.strerror(int(reason[1]))}; free space or choose another place."
+            ) from error
         if any(s in str(error) for s in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC", "Error writing", "fail")):
             raise WorkError(f"Could not write {directory}: {str(error).splitlines()[0]}") from error
         raise

@@ -8,6 +8,7 @@ continues there exactly, also with another number of processes or workers.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -91,7 +92,8 @@ class Batches:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parses here
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=AHEAD)
-        return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(options))
+        rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        return iter(rest.mp_prefetch(options, worker_init_fn=_ignore_ctrl_c))
 
 
 def training_buckets(data: DataConfig, tiles: Sequence[int] = Buckets().tiles) -> Buckets:
@@ -175,6 +177,11 @@ def _check(
             "Training on several processes needs one bucket, so that all of them run the same program: give "
             f"Buckets(tiles=(n,), text=(length,)) instead of tiles {buckets.tiles} and text {buckets.text}."
         )
+
+
+def _ignore_ctrl_c(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal, but the run may still need a batch to end well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # Classes rather than closures: worker processes receive them by pickling.

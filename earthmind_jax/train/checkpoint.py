@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,19 +68,40 @@ def manager(directory: str | Path, keep: int | None, keep_period: int = 0) -> It
         if keep is not None:
             (directory / STEPS).mkdir(parents=True, exist_ok=True)  # here, since orbax would fail at the first save
         steps = ocp.CheckpointManager(directory / STEPS, options=options)
-    try:
-        yield steps
+    with _told_once():
+        try:
+            yield steps
+            with writing(directory):
+                steps.wait_until_finished()
+                steps.check_for_errors()
+        except BaseException:
+            # The first failure is the one to tell: closing after a failed save only reports it again.
+            with contextlib.suppress(Exception):
+                steps.close()
+            _remove_unfinished(directory / STEPS)
+            raise
         with writing(directory):
-            steps.wait_until_finished()
-            steps.check_for_errors()
-    except BaseException:
-        # The first failure is the one to tell: closing after a failed save only reports it again.
-        with contextlib.suppress(Exception):
             steps.close()
-        _remove_unfinished(directory / STEPS)
-        raise
-    with writing(directory):
-        steps.close()
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """A failed save is told in one sentence by the run; its threads would print the same several times before."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+
+    def quietly(problem: Any) -> None:
+        # Of TensorStore's threads, whose writes were still under way when orbax gave up.
+        if str(problem.exc_value) != "Event loop is closed":
+            hook(problem)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = quietly
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def start_run(directory: str | Path, config: RunConfig, tokenizer: Any) -> None:

@@ -254,7 +254,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_save_that_fails_in_the_background_stops_the_run(tmp_path, small, small_files):
+def test_a_save_that_fails_in_the_background_stops_the_run(tmp_path, small, small_files, capfd):
     numbers = jax.numpy.asarray(np.random.default_rng(0).standard_normal(100_000, np.float32))
     big = small.replace(trainable={"w": numbers})
     with training.manager(tmp_path, 9) as steps:
@@ -266,8 +266,9 @@ def test_a_save_that_fails_in_the_background_stops_the_run(tmp_path, small, smal
             for step in range(3, 9):
                 training.save_step(steps, small, step, {})
 
-    with pytest.raises(WorkError, match="Could not write") as error:
+    with pytest.raises(WorkError, match=f"Could not write {tmp_path}: File too large; free space") as error:
         saves()
+    assert capfd.readouterr().err == ""
     assert "\n" not in str(error.value)
     assert [p.name for p in (tmp_path / checkpoint.STEPS).iterdir()] == ["1"]
 
