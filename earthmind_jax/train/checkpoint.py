@@ -96,12 +96,18 @@ def _told_once() -> Iterator[None]:
             hook(problem)
 
     logger.setLevel(logging.CRITICAL)
+    # For good, since asyncio tells of a task when the last reference to it goes, which may be at the very end.
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
     sys.unraisablehook = quietly
     try:
         yield
     finally:
         logger.setLevel(level)
         sys.unraisablehook = hook
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
 
 
 def start_run(directory: str | Path, config: RunConfig, tokenizer: Any) -> None:
