@@ -6,8 +6,10 @@
     DIR/run.json         the training run, where there was one
     DIR/source.json      what the weights came from, with hashes
     DIR/tokenizer/       an ordinary Hugging Face tokenizer directory
-    DIR/weights/         flat path -> array (orbax); or
-    DIR/steps/N/         training state of step N (orbax): trainables, frozen, optimiser, rng, input position
+    DIR/weights/         flat path -> array (orbax); or, of a training run or its adapters,
+    DIR/base/            where the frozen weights lie and their hashes (:mod:`earthmind_jax.frozen`), and
+    DIR/trained/         the trained weights; or of a run
+    DIR/steps/N/         the state of step N (orbax): trained weights, optimiser and rng, input position
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,19 +25,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from earthmind_jax.config import EarthMindConfig, from_dict, to_json
 from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.frozen import Base
 from earthmind_jax.models import api
 from earthmind_jax.types import Params
 
-CONFIG, RUN, SOURCE, TOKENIZER, WEIGHTS, STEPS = (
+CONFIG, RUN, SOURCE, TOKENIZER, WEIGHTS, TRAINED, STEPS = (
     "config.json",
     "run.json",
     "source.json",
     "tokenizer",
     "weights",
+    "trained",
     "steps",
 )
 
@@ -48,7 +54,12 @@ def writing(directory: Path) -> Iterator[None]:
         raise WorkError(
             f"Could not write {directory}: {error.strerror or error}; free space or choose another place."
         ) from error
-    except ValueError as error:  # tensorstore reports a full disk this way
+    except ValueError as error:  # tensorstore's, with the system's reason inside
+        reason = re.search(r"os_error_code='(\d+)'", str(error))
+        if reason is not None:
+            raise WorkError(
+                f"Could not write {directory}: {os.strerror(int(reason[1]))}; free space or choose another place."
+            ) from error
         if any(s in str(error) for s in ("No space left", "RESOURCE_EXHAUSTED", "ENOSPC", "Error writing", "fail")):
             raise WorkError(f"Could not write {directory}: {str(error).splitlines()[0]}") from error
         raise
@@ -133,35 +144,78 @@ def read_config(directory: str | Path) -> EarthMindConfig:
 
 
 def load(directory: str | Path) -> tuple[EarthMindConfig, Params]:
-    """Configuration and weights of a checkpoint or of a training run (its latest whole step).
+    """Configuration and weights of a checkpoint, of adapters, or of a training run (its latest whole step).
+
+    Frozen weights of a run come in the dtype in which it computes, as it was trained with them.
 
     Raises:
-      UserError: not a checkpoint, or the weights do not fit the configuration.
+      UserError: not a checkpoint, the weights do not fit the configuration, or a base is not what it was.
     """
     directory = Path(directory).absolute()
     config = read_config(directory)
     wanted = api.shapes(config)
     if (directory / WEIGHTS).is_dir():
-        return config, _restore(directory / WEIGHTS, wanted, directory)
-    if (directory / STEPS).is_dir():
-        with ocp.CheckpointManager(directory / STEPS) as steps:
-            step = steps.latest_step()
-            if step is not None:
-                with damaged(directory):
-                    state = steps.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-                params = {**state["frozen"], **state["trainable"]}
-                return config, checked(params, wanted, directory)
-    raise UserError(f"{directory} holds no weights: neither {WEIGHTS}/ nor a finished step in {STEPS}/.")
+        found = stored(directory / WEIGHTS, directory)
+        return config, read(directory / WEIGHTS, placed(checked(found, wanted, directory)), directory)
+    place = trained_weights(directory)
+    if place is None:
+        raise UserError(f"{directory} holds no weights: neither {WEIGHTS}/ nor a finished step in {STEPS}/.")
+    trained = read(place, placed(stored(place, directory)), directory)
+    # A vocabulary of which only the last rows were trained lies in the base as a whole.
+    rest = {p: x for p, x in wanted.items() if p not in trained or _part(trained[p], x)}
+    if rest:
+        base = Base.read(directory)
+        base.check()
+        held = stored(base.weights, directory)
+        checked({**trained, **{path: x for path, x in held.items() if path in rest}}, wanted, directory)
+        frozen = read(base.weights, placed({path: compute_dtype(config, x) for path, x in rest.items()}), directory)
+        trained = api.combine(frozen, trained)
+    return config, checked(trained, wanted, directory)
 
 
-def _restore(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Params:
+def _part(x: jax.Array, whole: jax.ShapeDtypeStruct) -> bool:
+    """Whether ``x`` is smaller than ``whole`` along exactly one axis."""
+    differ = [a < b for a, b in zip(x.shape, whole.shape, strict=False) if a != b]
+    return x.ndim == whole.ndim and differ == [True]
+
+
+def trained_weights(directory: Path) -> Path | None:
+    """Where the trained weights of adapters, or of the latest whole step of a run, lie."""
+    if (directory / TRAINED).is_dir():
+        return directory / TRAINED
+    if not (directory / STEPS).is_dir():
+        return None
+    with ocp.CheckpointManager(directory / STEPS, options=ocp.CheckpointManagerOptions(create=False)) as steps:
+        step = steps.latest_step()
+    return None if step is None else directory / STEPS / str(step) / TRAINED
+
+
+def compute_dtype(config: EarthMindConfig, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """A frozen array as training holds it."""
+    dtype = config.precision.compute if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    return jax.ShapeDtypeStruct(x.shape, dtype)
+
+
+def stored(path: Path, directory: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every array in the orbax directory ``path``, which belongs to ``directory``."""
     with damaged(directory), ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(path).item_metadata
-        found = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in dict(found).items()}
-        checked(found, wanted, directory)
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {p: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding) for p, m in found.items()}
-        return checkpointer.restore(path, target)
+        return {name: jax.ShapeDtypeStruct(m.shape, m.dtype) for name, m in dict(found).items()}
+
+
+def placed(arrays: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same, to be read onto one device."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for path, x in arrays.items()}
+
+
+def read(path: Path, targets: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Params:
+    """The arrays ``targets`` of the orbax directory ``path``, in their dtypes and shardings; others are not read."""
+    arguments = ocp.args.PyTreeRestore(
+        targets, ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True
+    )
+    with damaged(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return dict(checkpointer.restore(path, arguments))
 
 
 def checked(params: Any, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Any:
@@ -183,4 +237,5 @@ def damaged(directory: Path) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"The weights in {directory} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The weights in {directory} cannot be read: {reason}") from error

@@ -151,6 +151,7 @@ def train(
     scenes: int = 4096,
     set_: Annotated[tuple[str, ...], Named(name="set")] = (),
     until: int | None = None,
+    save: str | None = None,
     report_every: int = 10,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -158,6 +159,8 @@ def train(
     join_timeout: float = 300.0,
 ) -> None:
     """Train a configuration; run again with the same directory to resume after the last saved step.
+
+    Ctrl-C or SIGTERM ends it after the step at hand, saved.
 
     Example: earthmind train configs/tiny.py --out runs/tiny --set steps=40 optim.learning_rate=5e-4
 
@@ -170,6 +173,7 @@ def train(
         scenes: how many scenes to simulate.
         set_: configuration keys to change, key=value.
         until: stop after this step.
+        save: write the result at the end to OUT/result as full, adapters or merged (see the command "result").
         report_every: steps from one report (a line of metrics.jsonl) to the next.
         coordinator: HOST:PORT of process 0, for a run of several processes that no launcher told of each other (SLURM,
             Open MPI 4, Kubernetes and TPU slices on GKE do); "auto" lets jax look.
@@ -182,8 +186,25 @@ def train(
     join(coordinator, processes, process, timeout=join_timeout)
     from earthmind_jax.train.run import run
 
-    options = {"scenes": scenes, "changes": set_, "until": until, "report_every": report_every}
+    options = {"scenes": scenes, "changes": set_, "until": until, "report_every": report_every, "save": save}
     run(config, out, data=data, tokenizer=tokenizer, start=start, **options)
+
+
+@app.command
+def result(run: Path, out: Path, /, form: str = "full") -> None:
+    """Write what a training run made, without optimiser, as a checkpoint directory of its own.
+
+    Example: earthmind result runs/tiny my_adapters --form adapters
+
+    Args:
+        run: run directory.
+        out: new checkpoint directory.
+        form: full (all weights), adapters (the trained weights alone; they need the base they were trained on where it
+            lies), or merged (all weights, LoRA folded into the kernels).
+    """
+    from earthmind_jax.train.result import write_result
+
+    print(f"wrote {out}, {write_result(run, out, form):,} bytes")
 
 
 @app.command

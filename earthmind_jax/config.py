@@ -395,6 +395,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """When a run stops of itself; a loss or gradient that is not finite always stops it."""
+
+    divergence: float = 10.0  # times the running median of the reported losses; 0 = never
+    reports: int = 5  # in a row that the loss must be above it
+    window: int = 100  # reports that the median is of
+
+    def __post_init__(self) -> None:
+        require(self.divergence == 0 or self.divergence > 1, "guard.divergence must be above 1, or 0 for never.")
+        require(self.reports > 0 and self.window > 0, "guard.reports and guard.window must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run: everything that ``earthmind train`` needs."""
 
@@ -404,10 +417,17 @@ class RunConfig:
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     mesh: MeshConfig = MeshConfig()
+    guard: GuardConfig = GuardConfig()
     steps: int = 1000
     checkpoint_every: int = 200
-    keep: int = 2
+    keep: int = 2  # newest saved steps
+    keep_period: int = 0  # and those at multiples of this; 0 = none
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.checkpoint_every > 0, f"checkpoint_every must be at least 1, not {self.checkpoint_every}.")
+        require(self.keep > 0, f"keep must be at least 1, not {self.keep}.")
+        require(self.keep_period >= 0, f"keep_period must be 0 or more, not {self.keep_period}.")
 
 
 def to_dict(config: Any) -> Any:

@@ -72,6 +72,8 @@ def run(out: Path, *, modes: Sequence[str] = (), steps: int | None = None, seed:
     first: EarthMind | None = None
     for mode in chosen:
         model = _train(out, mode, steps, seed, console)
+        if model is None:
+            return
         results.append(_evaluate(model, mode, items, console))
         first = first or model
     assert first is not None
@@ -96,8 +98,11 @@ def run(out: Path, *, modes: Sequence[str] = (), steps: int | None = None, seed:
     console.print(NOTE, style="yellow")
 
 
-def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console) -> EarthMind:
-    """Train one mode stage by stage (resuming its runs if there are some) and write its checkpoint."""
+def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console) -> EarthMind | None:
+    """Train one mode stage by stage (resuming its runs if there are some) and write its checkpoint.
+
+    None where it was asked to stop before the end.
+    """
     params: Params | None = None
     stages = settings.stages(mode, seed=seed)
     if steps is not None:
@@ -119,6 +124,8 @@ def _train(out: Path, mode: str, steps: int | None, seed: int, console: Console)
             state = fit(
                 stage, directory, batches, ready.tokenizer, mesh, params=params, console=console, step_fn=program.result
             )
+            if int(state.step) < stage.steps:
+                return None
             params = state.params
     assert params is not None
     place = out / "checkpoint"

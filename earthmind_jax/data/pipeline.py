@@ -8,6 +8,7 @@ continues there exactly, also with another number of processes or workers.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,11 +50,16 @@ class Lazy:
 
 
 class Batches:
-    """An iterator over a grain data set of batches, with the position as its whole state."""
+    """An iterator over a grain data set of (batch, ids of its samples), with the position as its whole state.
+
+    Attributes:
+      last_ids: of the samples of the batch given last, in its order.
+    """
 
     def __init__(self, dataset: Any, workers: int) -> None:
         self.dataset, self.workers, self.position = dataset, workers, 0
-        self._inner: Iterator[Batch] | None = None
+        self.last_ids: tuple[str, ...] = ()
+        self._inner: Iterator[tuple[Batch, tuple[str, ...]]] | None = None
 
     def __iter__(self) -> Batches:
         return self
@@ -61,7 +67,7 @@ class Batches:
     def __next__(self) -> Batch:
         if self._inner is None:
             self._inner = self._start()
-        batch = next(self._inner)
+        batch, self.last_ids = next(self._inner)
         self.position += 1
         return batch
 
@@ -75,7 +81,7 @@ class Batches:
             raise UserError(f"The saved position of the data, {state}, is not one of this pipeline.")
         self.position, self._inner = state["batches"], None
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[tuple[Batch, tuple[str, ...]]]:
         import grain
 
         rest = self.dataset[self.position :]
@@ -86,7 +92,8 @@ class Batches:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parses here
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=AHEAD)
-        return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(options))
+        rest = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        return iter(rest.mp_prefetch(options, worker_init_fn=_ignore_ctrl_c))
 
 
 def training_buckets(data: DataConfig, tiles: Sequence[int] = Buckets().tiles) -> Buckets:
@@ -172,6 +179,11 @@ def _check(
         )
 
 
+def _ignore_ctrl_c(worker: int, workers: int) -> None:
+    """Ctrl-C reaches every process of a terminal, but the run may still need a batch to end well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 # Classes rather than closures: worker processes receive them by pickling.
 
 
@@ -213,8 +225,9 @@ class _Stack:
     buckets: Buckets
     sensors: tuple[str, ...]
 
-    def __call__(self, examples: Sequence[Any]) -> Batch:
-        return stack(examples, self.cfg, self.data, self.buckets, sensors=self.sensors)
+    def __call__(self, examples: Sequence[Any]) -> tuple[Batch, tuple[str, ...]]:
+        batch = stack(examples, self.cfg, self.data, self.buckets, sensors=self.sensors)
+        return batch, tuple(example.id for example in examples)
 
 
 @dataclass(frozen=True)

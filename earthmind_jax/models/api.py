@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.models.earthmind import forward, init, param_axes, shapes
-from earthmind_jax.models.functional import merge_lora
+from earthmind_jax.models.functional import combine, merge_lora
 
-__all__ = ["forward", "init", "init_cache", "merge_lora", "param_axes", "shapes"]
+__all__ = ["combine", "forward", "init", "init_cache", "merge_lora", "param_axes", "shapes"]

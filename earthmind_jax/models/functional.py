@@ -99,3 +99,17 @@ def merge_lora(params: Params, lora: LoraConfig) -> Params:
             b = params[f"{LORA}{layer}/b"]
             merged[f"{layer}/kernel"] = merge_factors(merged[f"{layer}/kernel"], a, b, lora.alpha / lora.rank)
     return merged
+
+
+def combine(frozen: Params, trainable: Params) -> Params:
+    """All parameters of a training: what is trained replaces what is frozen.
+
+    Where of a vocabulary the last rows alone are trained, both have the path: those rows, in the dtype of the rest.
+    """
+    params = {**frozen, **trainable}
+    for path in frozen.keys() & trainable.keys():
+        whole, rows = frozen[path], trainable[path]
+        axis = next(i for i, (a, b) in enumerate(zip(whole.shape, rows.shape, strict=True)) if a != b)
+        start = whole.shape[axis] - rows.shape[axis]
+        params[path] = jax.lax.dynamic_update_slice_in_dim(whole, rows.astype(whole.dtype), start, axis)
+    return params

@@ -69,7 +69,7 @@ def assign(paths: Sequence[str], groups: Sequence[Group]) -> Assignment:
 def split(
     params: Params, assignment: Assignment, frozen_dtype: jnp.dtype, axes: Mapping[str, Axes]
 ) -> tuple[Params, Params]:
-    """(trainable in their own dtype, frozen in the compute dtype). :func:`combine` puts them together again.
+    """(trainable in their own dtype, frozen in the compute dtype); ``api.combine`` puts them together again.
 
     A parameter of whose vocabulary only the last rows learn is in both: those rows, and the whole.
 
@@ -96,17 +96,6 @@ def _last(path: str, x: jax.Array, rows: int, axes: Axes) -> jax.Array:
     if rows >= x.shape[axis]:
         raise UserError(f"optim.groups: rows={rows} is all of the {x.shape[axis]} rows of '{path}'; use rows=0.")
     return jax.lax.slice_in_dim(x, x.shape[axis] - rows, x.shape[axis], axis=axis)
-
-
-def combine(frozen: Params, trainable: Params) -> Params:
-    """All parameters, the inverse of :func:`split` but for dtypes: rows that learn have that of their frozen rest."""
-    params = {**frozen, **trainable}
-    for path in frozen.keys() & trainable.keys():
-        whole, rows = frozen[path], trainable[path]
-        axis = next(i for i, (a, b) in enumerate(zip(whole.shape, rows.shape, strict=True)) if a != b)
-        start = whole.shape[axis] - rows.shape[axis]
-        params[path] = jax.lax.dynamic_update_slice_in_dim(whole, rows.astype(whole.dtype), start, axis)
-    return params
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:

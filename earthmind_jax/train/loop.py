@@ -1,35 +1,37 @@
-"""The training loop: resume, step, report, save. Nothing in the loop body waits for the device but the report."""
+"""The training loop: resume, step, report, save. The device always has a step to work on while the last one is read."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
+from orbax.checkpoint import CheckpointManager
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from earthmind_jax.checkpoint import writing
 from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import check_batch, put_batch
 from earthmind_jax.distributed.start import leads, together
-from earthmind_jax.errors import WorkError
 from earthmind_jax.models import api
 from earthmind_jax.train import checkpoint
+from earthmind_jax.train.directory import METRICS, held
+from earthmind_jax.train.guard import Guard, Taken
+from earthmind_jax.train.history import History
+from earthmind_jax.train.report import Listener, Reports, progress_line
 from earthmind_jax.train.state import TrainState, assignment, create, state_shardings
 from earthmind_jax.train.step import Step, compile_step
+from earthmind_jax.train.stop import on_signal
 from earthmind_jax.types import Batch, Params
 
 
 class Source(Protocol):
-    """Batches with a position that can be saved and restored exactly."""
+    """Batches with a position that can be saved and restored exactly.
+
+    One that also has ``last_ids``, the ids of the samples of the last batch in its order, lets a failure name them.
+    """
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __next__(self) -> Batch: ...
@@ -53,82 +55,96 @@ def fit(
     mesh: Mesh,
     *,
     params: Params | None = None,
+    base: Path | None = None,
     console: Console | None = None,
     report_every: int = 10,
     until: int | None = None,
-    on_report: Callable[[int, dict[str, float]], None] | None = None,
+    on_report: Listener | None = None,
     step_fn: Callable[[], Step] | None = None,
 ) -> TrainState:
     """Train to ``config.steps`` (or ``until``), resuming from the latest whole step in ``directory``.
 
     Progress (loss terms, samples/s, time left) goes to ``console``; every report is a line of ``metrics.jsonl``.
+    SIGTERM or Ctrl-C ends the run after the step at hand, saved: the state returned is then of an earlier step.
 
     Args:
+      params: weights to start from; random ones where None.
+      base: checkpoint directory that holds ``params``: its frozen weights are referred to instead of written again.
       step_fn: gives the step, where it is compiled elsewhere (:func:`compile_ahead`).
 
     Raises:
-      UserError: the batch does not divide over the mesh, or the directory belongs to another run.
-      WorkError: a loss is not finite, or a checkpoint could not be written.
+      UserError: the batch does not divide over the mesh, the directory belongs to another run or is in use, or the
+        frozen weights are not those that the run began with.
+      WorkError: a loss is not finite or diverged, or a checkpoint could not be written.
     """
     console = (console or Console(stderr=True)) if leads() else Console(quiet=True)
     directory = Path(directory)
     check_batch(config, mesh)
-    with together("creating the run's directory"):
-        if leads():
-            checkpoint.start_run(directory, config, tokenizer)
-    console.print(freeze_table(config))
     last = min(config.steps, until or config.steps)
-    with jax.set_mesh(mesh), checkpoint.manager(directory, config.keep) as steps:
-        done = steps.latest_step()
-        if done is None:
-            state, shardings = create(config, mesh, params)
-            done = 0
-        else:
-            abstract, shardings = state_shardings(config, mesh)
-            state, position = checkpoint.restore_step(steps, done, abstract, shardings)
-            source.set_state(position)
-            console.print(f"Resumed after step {done}.")
-        run_step = step_fn() if step_fn else compile_step(config, mesh, shardings)
-        # Virtual CPU devices share a small thread pool: two steps in flight can wait for each other's collectives.
-        lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
-        reports = directory / "metrics.jsonl" if leads() else os.devnull
-        with _progress(console) as progress, writing(directory), open(reports, "a") as log:
-            task = progress.add_task("training", total=last, completed=done, terms="compiling", rate="")
-            clock, counted = time.perf_counter(), done
-            metrics: dict[str, jax.Array] = {}
-            for step in range(done + 1, last + 1):
-                state, metrics = run_step(state, put_batch(next(source), mesh))
-                if lockstep:
-                    jax.block_until_ready(metrics)
-                if step % report_every == 0 or step == last:
-                    values = {k: float(v) for k, v in metrics.items()}
-                    if not math.isfinite(values["loss"]):
-                        raise WorkError(
-                            f"The loss is not finite at step {step}; lower optim.learning_rate or check the data."
-                        )
-                    now = time.perf_counter()
-                    rate = (step - counted) * config.data.batch_size / (now - clock)
-                    clock, counted = now, step
-                    log.write(json.dumps({"step": step, "samples_per_s": round(rate, 2), **values}) + "\n")
-                    log.flush()
-                    terms = " ".join(f"{k} {v:.3f}" for k, v in values.items())
-                    progress.update(task, completed=step, terms=terms, rate=f"{rate:.1f} samples/s")
-                    if on_report:
-                        on_report(step, values)
-                if step % config.checkpoint_every == 0 or step == last:
-                    checkpoint.save_step(steps, state, step, source.get_state())
-            steps.wait_until_finished()
-            steps.check_for_errors()
+    with held(directory), on_signal() as stop, jax.set_mesh(mesh):
+        with together("creating the run's directory"):
+            if leads():
+                checkpoint.start_run(directory, config, tokenizer)
+        console.print(freeze_table(config))
+        with checkpoint.manager(directory, config.keep, config.keep_period) as steps:
+            state, shardings, done = _begin(config, directory, source, mesh, steps, params, base)
+            if done:
+                console.print(f"Resumed after step {done}.")
+            run_step = step_fn() if step_fn else compile_step(config, mesh, shardings)
+            metrics_file = directory / METRICS if leads() else None
+            with History(metrics_file, done) as history, progress_line(console) as progress:
+                reports = Reports(history, progress, config.data.batch_size, done, last, on_report)
+                guard = Guard(config, mesh, history.losses())
+                for step in range(done + 1, last + 1):
+                    taken, state = _take(step, run_step, state, source, mesh)
+                    guard.watch(taken, state)
+                    if step % report_every == 0 or step == last:
+                        guard.settle(state)
+                        checkpoint.check_saves(steps)
+                        guard.report(step, reports.add(step, taken.metrics)["loss"])
+                    asked = stop.after(step)
+                    ends = asked or step == last
+                    if ends or step % config.checkpoint_every == 0:
+                        guard.settle(state)
+                        if ends or not guard.doubtful:
+                            history.sync()
+                            checkpoint.save_step(steps, state, step, source.get_state())
+                    if asked:
+                        break
+        if (reached := int(state.step)) < last:
+            where = f"Stopped after step {reached} of {last}, which is saved in {directory}"
+            console.print(f"{where}; the same command again goes on.", soft_wrap=True)
     return state
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[terms]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+def _begin(
+    config: RunConfig,
+    directory: Path,
+    source: Source,
+    mesh: Mesh,
+    steps: CheckpointManager,
+    params: Params | None,
+    base: Path | None,
+) -> tuple[TrainState, TrainState, int]:
+    """(state, its shardings, steps done): of the latest whole step, or new."""
+    done = steps.latest_step()
+    if done is None:
+        checkpoint.forget_base(directory)
+        if base is not None:
+            checkpoint.refer_to_base(directory, base)
+        return *create(config, mesh, params), 0
+    abstract, shardings = state_shardings(config, mesh)
+    state, position = checkpoint.restore_step(steps, done, abstract, shardings)
+    source.set_state(position)
+    return state, shardings, done
+
+
+def _take(step: int, run_step: Step, state: TrainState, source: Source, mesh: Mesh) -> tuple[Taken, TrainState]:
+    """Start a step on the next batch."""
+    batch = put_batch(next(source), mesh)
+    ids = tuple(getattr(source, "last_ids", ()))
+    state, metrics = run_step(state, batch)
+    # Virtual CPU devices share a small thread pool: two steps in flight can wait for each other's collectives.
+    if mesh.size > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(metrics)
+    return Taken(step, metrics, batch, ids), state

@@ -22,6 +22,7 @@ from earthmind_jax.distributed.sharding import check_batch
 from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.loop import fit
+from earthmind_jax.train.result import check_form, write_result
 from earthmind_jax.train.state import TrainState, state_shardings
 from earthmind_jax.types import Params
 
@@ -78,6 +79,7 @@ def run(
     changes: Sequence[str] = (),
     until: int | None = None,
     report_every: int = 10,
+    save: str | None = None,
 ) -> TrainState:
     """Train (or resume) the run in ``out``; see the command's help."""
     require(report_every > 0, f"--report-every must be at least 1, not {report_every}.")
@@ -85,12 +87,25 @@ def run(
         config, source, words, params = prepare(
             config_path, Path(out), data=data, tokenizer=tokenizer, start=start, scenes=scenes, changes=changes
         )
+        if save is not None:
+            check_form(save, config.model)
+            if jax.process_count() > 1:
+                raise UserError(
+                    f"--save needs a single process; run 'earthmind result {out} NEW --form {save}' afterwards."
+                )
     agree("configuration or tokenizer", to_json(config) + words.inner.backend_tokenizer.to_str())
     agree("number of samples", str(len(source)))
     mesh = make_mesh(config.mesh)
     share = {"process": jax.process_index(), "processes": jax.process_count(), "buckets": buckets(config)}
     batches = training_pipeline(config, source, words, **share)
-    return fit(config, out, batches, words, mesh, params=params, until=until, report_every=report_every)
+    state = fit(config, out, batches, words, mesh, params=params, base=start, until=until, report_every=report_every)
+    if save is not None and int(state.step) >= config.steps:
+        place = Path(out) / "result"
+        if place.exists():
+            print(f"{place} is there already")
+        else:
+            print(f"wrote {place}, {write_result(out, place, save):,} bytes")
+    return state
 
 
 def buckets(config: RunConfig) -> Buckets | None:

@@ -15,7 +15,7 @@ from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.balance import check_balance
 from earthmind_jax.distributed.sharding import param_shardings, replicated
 from earthmind_jax.models import api
-from earthmind_jax.train.groups import Assignment, assign, combine, optimiser, split
+from earthmind_jax.train.groups import Assignment, assign, optimiser, split
 from earthmind_jax.types import Params
 
 RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -35,7 +35,7 @@ class TrainState:
 
     @property
     def params(self) -> Params:
-        return combine(self.frozen, self.trainable)
+        return api.combine(self.frozen, self.trainable)
 
 
 def assignment(config: RunConfig) -> Assignment:

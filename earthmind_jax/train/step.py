@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import batch_sharding, put_batch, replicated, step_rules
-from earthmind_jax.models import earthmind
+from earthmind_jax.models import api, earthmind
 from earthmind_jax.ops import losses, resize
-from earthmind_jax.train.groups import combine
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
 from earthmind_jax.types import Batch, Fused, Params
 
@@ -131,7 +130,7 @@ def gradients(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Param
 
     def of(batch: Batch, key: jax.Array) -> tuple[Params, Metrics]:
         def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
-            return loss_terms(config, combine(state.frozen, trainable), batch, key)
+            return loss_terms(config, api.combine(state.frozen, trainable), batch, key)
 
         (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
         return grads, metrics
@@ -154,12 +153,18 @@ def gradients(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Param
 
 
 def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Pure update. Frozen parameters ride along untouched; donation aliases them through."""
+    """Pure update. Frozen parameters ride along untouched; donation aliases them through.
+
+    Where the loss or a gradient is not finite the state stays as it was, step count and all.
+    """
     grads, metrics = gradients(config, state, batch)
     updates, opt = make_optimiser(config).update(grads, state.opt, state.trainable)
     metrics["grad_norm"] = optax.tree.norm(grads)
     trainable = optax.apply_updates(state.trainable, updates)
-    return state.replace(step=state.step + 1, trainable=trainable, opt=opt), metrics
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    after, before = (state.step + 1, trainable, opt), (state.step, state.trainable, state.opt)
+    step, trainable, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    return state.replace(step=step, trainable=trainable, opt=opt), metrics
 
 
 def compile_step(config: RunConfig, mesh: Mesh, shardings: TrainState) -> Step:

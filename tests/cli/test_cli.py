@@ -169,7 +169,7 @@ def test_unknown_names_come_with_the_nearest(work: Path, tmp_path: Path, capsys:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    for command in ("demo", "ask", "segment", "info", "train", "bench"):
+    for command in ("demo", "ask", "segment", "info", "train", "result", "bench"):
         done = subprocess.run(
             [sys.executable, "-c", f"from earthmind_jax.cli import main; main(['{command}', '--help'])"],
             capture_output=True, text=True, check=False,
@@ -184,12 +184,26 @@ def test_train_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     )  # fmt: skip
     code, _, err = run(capsys, *given, "--until", 2)
     assert code == 0, err
-    code, _, err = run(capsys, *given)
+    code, out, err = run(capsys, *given, "--save", "adapters")
     assert code == 0, err
     assert "Resumed after step 2" in err
+    assert f"wrote {tmp_path / 'run' / 'result'}, " in out
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4]
     assert run(capsys, "info", tmp_path / "run", "--json")[0] == 0
+    # The result at the end, and the same again from the run: both are the run's weights.
+    code, out, err = run(capsys, "result", tmp_path / "run", tmp_path / "whole")
+    assert (code, out.split(",")[0]) == (0, f"wrote {tmp_path / 'whole'}"), err
+    weights = [
+        checkpoint.load(place)[1] for place in (tmp_path / "run", tmp_path / "run" / "result", tmp_path / "whole")
+    ]
+    for path, x in weights[0].items():
+        assert all((other[path] == x).all() for other in weights[1:]), path
+    wrong(capsys, "result", tmp_path / "run", tmp_path / "new", "--form", "merged", says="no LoRA adapters")
+    wrong(capsys, "result", tmp_path / "run", tmp_path / "whole", says="exists already")
+    wrong(capsys, *given, "--save", "merge", says="merged")
+    wrong(capsys, *given, "seed=7", says="another configuration (seed: 0 -> 7)")
+    assert not (tmp_path / "new").exists()
 
 
 def test_training_asks_for_huge_pages_once(monkeypatch):

@@ -187,3 +187,122 @@ def test_a_full_disk_stops_a_run(tmp_path, monkeypatch):
         monkeypatch.setattr(type(steps), "save", full)
         with pytest.raises(WorkError, match="No space left"):
             training.save_step(steps, state, 1, {})
+
+
+TRAINED = dataclasses.replace(
+    support.run_config(MODEL), optim=dataclasses.replace(support.run_config().optim, clip=0.5)
+)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """(directory with step 4, its state) as saved on eight devices, with moments that are not zero."""
+    import tempfile
+
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    state, _ = create(TRAINED, mesh, support.params(MODEL))
+    numbers = np.random.default_rng(0)
+    moments = [
+        jax.device_put(numbers.standard_normal(x.shape, np.float32) if x.ndim else x, x.sharding)
+        for x in jax.tree.leaves(state.opt)
+    ]
+    state = state.replace(step=state.step + 4, opt=jax.tree.unflatten(jax.tree.structure(state.opt), moments))
+    with tempfile.TemporaryDirectory() as directory:
+        with training.manager(directory, 2) as steps:
+            training.save_step(steps, state, 4, {"batches": 4})
+        yield directory, jax.device_get(state)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 4, 1), (2, 2, 2)])
+def test_every_mesh_restores_the_same_bits(eight, sizes):
+    data, fsdp, tensor = sizes
+    directory, state = eight
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    abstract, shardings = state_shardings(TRAINED, mesh)
+    with training.manager(directory, 2) as steps:
+        again, _ = training.restore_step(steps, 4, abstract, shardings)
+    assert jax.tree.map(lambda x: x.sharding, again) == shardings
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), state)
+    assert int(again.step) == 4
+
+
+@pytest.mark.parametrize(
+    ("keep", "period", "left"), [(1, 0, [6]), (2, 0, [5, 6]), (2, 3, [3, 5, 6]), (9, 0, [1, 2, 3, 4, 5, 6])]
+)
+def test_the_newest_steps_and_those_of_a_period_are_kept(tmp_path, small, keep, period, left):
+    with training.manager(tmp_path, keep, period) as steps:
+        for step in range(1, 7):
+            training.save_step(steps, small, step, {})
+    assert sorted(int(p.name) for p in (tmp_path / checkpoint.STEPS).iterdir()) == left
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A state of one array, as orbax does not mind."""
+    one = jax.numpy.arange(64, dtype=np.float32)
+    return training.TrainState(jax.numpy.int32(3), {"w": one}, {}, {"m": one}, jax.random.key_data(jax.random.key(0)))
+
+
+@pytest.fixture
+def small_files():
+    """Files of more than 3000 bytes cannot be written, as on a disk that is full."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_fails_in_the_background_stops_the_run(tmp_path, small, small_files, capfd):
+    numbers = jax.numpy.asarray(np.random.default_rng(0).standard_normal(100_000, np.float32))
+    big = small.replace(trainable={"w": numbers})
+    with training.manager(tmp_path, 9) as steps:
+        training.save_step(steps, small, 1, {})
+
+    def saves():
+        with training.manager(tmp_path, 9) as steps:
+            training.save_step(steps, big, 2, {})
+            for step in range(3, 9):
+                training.save_step(steps, small, step, {})
+
+    with pytest.raises(WorkError, match=f"Could not write {tmp_path}: File too large; free space") as error:
+        saves()
+    assert capfd.readouterr().err == ""
+    assert "\n" not in str(error.value)
+    assert [p.name for p in (tmp_path / checkpoint.STEPS).iterdir()] == ["1"]
+
+
+def test_a_last_save_that_fails_is_waited_for(tmp_path, small, small_files):
+    numbers = jax.numpy.asarray(np.random.default_rng(0).standard_normal(100_000, np.float32))
+    with pytest.raises(WorkError, match="Could not write"), training.manager(tmp_path, 9) as steps:
+        training.save_step(steps, small.replace(trainable={"w": numbers}), 1, {})
+    assert list((tmp_path / checkpoint.STEPS).iterdir()) == []
+
+
+def test_a_file_where_the_steps_should_be(tmp_path):
+    (tmp_path / checkpoint.STEPS).write_text("")
+    with pytest.raises(WorkError, match="Could not write"), training.manager(tmp_path, 2):
+        pass
+
+
+def test_the_same_step_is_not_saved_twice(tmp_path, small):
+    with training.manager(tmp_path, 2) as steps:
+        training.save_step(steps, small, 3, {})
+        with pytest.raises(WorkError, match="step 3 is there already"):
+            training.save_step(steps, small, 3, {})
+
+
+def test_half_a_step_is_never_picked_and_is_removed(tmp_path, small):
+    import shutil
+
+    with training.manager(tmp_path, 2) as steps:
+        training.save_step(steps, small, 3, {})
+    place = tmp_path / checkpoint.STEPS
+    half = place / "5.orbax-checkpoint-tmp"
+    shutil.copytree(place / "3", half)
+    assert checkpoint.trained_weights(tmp_path) == place / "3" / checkpoint.TRAINED
+    with training.manager(tmp_path, 2) as steps:
+        assert steps.latest_step() == 3
+        training.save_step(steps, small, 5, {})
+    assert sorted(p.name for p in place.iterdir()) == ["3", "5"]

@@ -12,7 +12,7 @@ from configs import tiny
 from earthmind_jax.config import Group, OptimConfig
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import api
-from earthmind_jax.train.groups import assign, combine, optimiser, schedule, split
+from earthmind_jax.train.groups import assign, optimiser, schedule, split
 
 PATHS = ("grounding/prompt/gaussian", "grounding/trunk/bias", "lm/embed/embedding", "vision/blocks/norm1/scale")
 
@@ -79,7 +79,7 @@ def test_the_last_rows_of_a_vocabulary_learn_alone():
     trainable, frozen = split(params, table, jnp.float32, axes)
     np.testing.assert_array_equal(trainable["embed"], params["embed"][4:])
     np.testing.assert_array_equal(trainable["head"], params["head"][:, 4:])
-    for path, x in combine(frozen, {path: x + 1 for path, x in trainable.items()}).items():
+    for path, x in api.combine(frozen, {path: x + 1 for path, x in trainable.items()}).items():
         np.testing.assert_array_equal(x - params[path], np.broadcast_to(np.arange(6) > 3, (2, 6)).T if path == "embed"
                                       else np.broadcast_to(np.arange(6) > 3, (2, 6)))  # fmt: skip
     assert table.table(params)[0][1] == "lr x 1, last 2 rows"

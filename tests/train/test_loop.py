@@ -99,7 +99,7 @@ def test_the_batch_must_divide_over_the_mesh(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     bad = dict(support.params(RUN.model))
     bad["lm/norm/scale"] = bad["lm/norm/scale"] * np.nan
-    with pytest.raises(WorkError, match=r"not finite at step 2; lower optim\.learning_rate"):
+    with pytest.raises(WorkError, match=r"not finite at step 1; lower optim\.learning_rate"):
         train(tmp_path / "run", params=bad)
     with pytest.raises(UserError, match="holds no weights"):
         checkpoint.load(tmp_path / "run")
