@@ -10,14 +10,15 @@ from earthmind_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Buckets:
-    """The shapes that a program is compiled for: tile counts, and text lengths in tokens. One table for training and
-    inference; a batch takes the smallest entry that holds all of its samples."""
+    """The shapes that a program is compiled for: tile counts, text lengths in tokens, and dates of a stack of images.
+    One table for training and inference; a batch takes the smallest entry that holds all of its samples."""
 
     tiles: tuple[int, ...] = (1, 2, 4, 7, 13)
     text: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    dates: tuple[int, ...] = (1, 2, 3, 5)
 
     def __post_init__(self) -> None:
-        for name in ("tiles", "text"):
+        for name in ("tiles", "text", "dates"):
             sizes = getattr(self, name)
             increasing = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
             require(bool(sizes) and increasing, f"Buckets of {name} must be increasing positive numbers, not {sizes}.")
@@ -38,6 +39,35 @@ class Buckets:
             if size >= length:
                 return size
         raise UserError(f"A conversation of {length} tokens is longer than the largest bucket, {self.text[-1]}.")
+
+    def fit_dates(self, count: int) -> int:
+        """The smallest bucket of at least ``count`` dates."""
+        for size in self.dates:
+            if size >= count:
+                return size
+        raise UserError(f"A sample has {count} dates but the largest bucket holds {self.dates[-1]}: add a larger one.")
+
+    def fit(self, shape: Shape) -> Shape:
+        """The shape that a batch of at most ``shape`` is padded to."""
+        return Shape(self.fit_tiles(max(1, shape.tiles)), self.fit_text(shape.text), self.fit_dates(shape.dates))
+
+    def only(self, shape: Shape) -> Buckets:
+        """The table of one shape."""
+        return Buckets(tiles=(shape.tiles,), text=(shape.text,), dates=(shape.dates,))
+
+    @property
+    def count(self) -> int:
+        """How many shapes there are, and with them programs at most."""
+        return len(self.tiles) * len(self.text) * len(self.dates)
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """What a sample or a batch takes: dates of its images (1 where there is none), tiles, tokens."""
+
+    tiles: int
+    text: int
+    dates: int = 1
 
 
 DEFAULT = Buckets()
