@@ -37,12 +37,13 @@ class Batch:
         repeats of earlier rows.
       optical, sar: float [B I H W 3], normalised tiles.
       optical_valid, sar_valid: bool [B I N], false at padding tiles, nodata and missing sensors.
-      ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder; at inference also stacks of F
-        dates [B F G G 3], on which objects are followed.
+      ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder, or stacks of F dates
+        [B F G G 3].
       ground_optical_valid, ground_sar_valid: bool [B] (of stacks [B F]), whether the sample has that sensor.
       seg_index: int32 [B M], position of the m-th ``[SEG]`` among the tokens (0 where unused).
-      masks: float32 [B M h w], target masks at the decoder's low resolution.
-      mask_valid: bool [B M].
+      masks: float32 [B M h w], target masks at the decoder's low resolution; of stacks [B F M h w].
+      mask_valid: bool [B M], of stacks [B F M].
+      source: int32 [B], the entry of ``data.sources`` that each sample is from, where there are several.
     """
 
     tokens: Array
@@ -61,6 +62,12 @@ class Batch:
     seg_index: Array | None = None
     masks: Array | None = None
     mask_valid: Array | None = None
+    source: Array | None = None
+
+    @property
+    def padding(self) -> Any:
+        """Share of the positions that hold no token."""
+        return 1 - self.lengths.sum() / self.tokens.size
 
 
 @struct.dataclass

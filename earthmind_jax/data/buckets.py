@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from earthmind_jax.config import require
+from earthmind_jax.config import DataConfig, require
 from earthmind_jax.errors import UserError
 
 
@@ -71,3 +72,22 @@ class Shape:
 
 
 DEFAULT = Buckets()
+
+TRAINING = Buckets(
+    tiles=(1, 3, 5, 7, 10, 13),
+    text=(
+        256, 320, 384, 448, 512, 640, 768, 896, 1088, 1280, 1536, 1792, 2112, 2496, 2944, 3456, 4096, 4864, 5760, 6784,
+        8192,
+    ),
+    dates=(1, 5),
+)  # fmt: skip
+"""For training on samples of all sizes: steps of a fifth, about twenty programs for a mixture of 1 to 13 tiles."""
+
+TRAINING_WINDOW = 32
+"""Batches that are sorted together there."""
+
+
+def bucketed(data: DataConfig) -> DataConfig:
+    """``data`` with the shapes of :data:`TRAINING` up to its ``text_length``, and samples sorted by size."""
+    text = (*(size for size in TRAINING.text if size < data.text_length), data.text_length)
+    return dataclasses.replace(data, text_buckets=text, tile_buckets=TRAINING.tiles, window=TRAINING_WINDOW)
