@@ -72,6 +72,14 @@ def frames_of(picture: Picture, sensor: str, config: SensorConfig) -> int:
     return len(config.optical_bands) // 3 if sensor == "optical" else -(-len(config.sar_bands) // 3)
 
 
+def record_views(record: Record, config: SensorConfig) -> dict[str, View]:
+    """The sensors of a record, from the headers of its files."""
+    return {
+        name: View(shape, 1 if finished else frames_of({}, name, config), dates)
+        for name, (shape, finished, dates) in picture_sizes(record).items()
+    }
+
+
 def measure(
     item: Sample | Record,
     cfg: EarthMindConfig,
@@ -93,10 +101,7 @@ def measure(
     where = (item.where or f"Record '{item.id}'") if isinstance(item, Record) else f"Sample '{item.id}'"
     try:
         if isinstance(item, Record):
-            views = {
-                name: View(shape, 1 if finished else frames_of({}, name, cfg.sensors), dates)
-                for name, (shape, finished, dates) in picture_sizes(item).items()
-            }
+            views = record_views(item, cfg.sensors)
             extent = views["optical" if "optical" in views else "sar"].shape if views else (1, 1)
             region = lambda turn: decode_region(turn, extent, item.root)  # noqa: E731
         else:
@@ -134,11 +139,7 @@ def arrange(
       region: the part of the image [h w] that a turn asks about.
     """
     kept = keep_sensors(views, data, rng, sensors)
-    shown = {name: views[name] for name in kept}
-    dates, frames = _common(shown, "dates"), _common(shown, "frames")
-    dates = min(dates, MOST_DATES)
-    grid = _grid(shown, dates, cfg)
-    count = dates * frames * tiles.tile_count(grid, cfg.sensors.thumbnail) if shown else 0
+    dates, frames, grid, count = tiling({name: views[name] for name in kept}, cfg)
     buckets.fit_tiles(max(count, 1))
     chosen = _keep_turns(tuple(turns), data, rng)
     limit = min(buckets.text[-1], cfg.max_length)
@@ -152,6 +153,13 @@ def arrange(
             raise UserError(f"the conversation has {len(prompt)} tokens but {limit} is the most; shorten it.")
         chosen, regions = chosen[:-1], regions[:-1]
     return Layout(tuple(kept), dates, frames, grid, count, chosen, prompt)
+
+
+def tiling(views: Mapping[str, View], cfg: EarthMindConfig) -> tuple[int, int, tiles.Grid, int]:
+    """(dates, frames of a date, tile grid of a frame, tiles in all) of the sensors that are shown."""
+    dates, frames = min(_common(views, "dates"), MOST_DATES), _common(views, "frames")
+    grid = _grid(views, dates, cfg)
+    return dates, frames, grid, dates * frames * tiles.tile_count(grid, cfg.sensors.thumbnail) if views else 0
 
 
 def keep_sensors(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def picture_sizes(record: Record) -> dict[str, tuple[tuple[int, int], bool, int]
       UserError: naming the file that is missing or cannot be opened.
     """
     files = {name: paths for name in SENSORS if (paths := record.paths(name))}
-    first = {name: _header(str(paths[0])) for name, paths in files.items()}
+    first = {name: picture_header(str(paths[0])) for name, paths in files.items()}
     rasters = [name for name, (_, eight_bit, raster) in first.items() if raster and not (eight_bit and name == "sar")]
     sizes = {}
     for name, (shape, eight_bit, _) in first.items():
@@ -98,7 +98,7 @@ def picture_sizes(record: Record) -> dict[str, tuple[tuple[int, int], bool, int]
 
 
 @lru_cache(maxsize=2**20)
-def _header(path: str) -> tuple[tuple[int, int], bool, bool]:
+def picture_header(path: str) -> tuple[tuple[int, int], bool, bool]:
     """(rows and columns, whether it is 8-bit, whether it is a raster) of an image file."""
     file = Path(path)
     if file.suffix.lower() in RASTERS:
@@ -158,14 +158,27 @@ def _one_grid(dates: Sequence[Images], files: Mapping[str, tuple[Path, ...]]) ->
             raise UserError(f"'{files[name][i]}' lies on another grid than the first date; bring all dates onto one.")
 
 
-def decode_region(turn: RecordTurn, shape: tuple[int, int], root: Path, index: int = 0) -> np.ndarray | None:
+def check_marks(
+    turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(field, what raises UserError where it is wrong) of each mask and region of a turn as written; ``shape`` is that
+    of the image, None where it cannot be read."""
+    for i, spec in enumerate(turn.masks):
+        name = f"turns[{index}].masks[{i}]" if len(turn.masks) > 1 else f"turns[{index}].mask"
+        one = RecordTurn(turn.question, turn.answer, (spec,))
+        yield name, partial(_masks, one, shape, root, index)
+    if turn.region is not None:
+        yield f"turns[{index}].region", partial(decode_region, turn, shape, root, index)
+
+
+def decode_region(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int = 0) -> np.ndarray | None:
     """The part of an image of ``shape`` that a turn as written asks about, bool [h w]; None for the whole."""
     if turn.region is None:
         return None
     return _decode(turn.region, shape, root, f"turns[{index}].region")
 
 
-def _masks(turn: RecordTurn, shape: tuple[int, int], root: Path, index: int) -> Any:
+def _masks(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int) -> Any:
     """A turn's masks in the forms of :class:`Turn`."""
     name = f"turns[{index}].mask"
     made: list[Any] = []
@@ -179,9 +192,10 @@ def _masks(turn: RecordTurn, shape: tuple[int, int], root: Path, index: int) -> 
     return None if not made else made[0] if len(made) == 1 else np.stack(made)
 
 
-def _decode(spec: Any, shape: tuple[int, int], root: Path, name: str) -> np.ndarray:
-    mask = decode(spec, shape, root, name)
-    _same_extent(mask.shape, shape, name)
+def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> np.ndarray:
+    mask = decode(spec, shape or (1, 1), root, name)
+    if shape is not None:
+        _same_extent(mask.shape, shape, name)
     return mask
 
 

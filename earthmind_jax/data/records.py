@@ -177,8 +177,10 @@ def read_lines(path: str | Path) -> Iterator[Line]:
 def _line(text: bytes, where: str, root: Path) -> Line:
     try:
         values = json.loads(text.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        return Line(where, None, (f" is not JSON: {error}.",))
+    except UnicodeDecodeError:
+        return Line(where, None, (" is not JSON: the text is not UTF-8.",))
+    except json.JSONDecodeError as error:
+        return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
     found = tuple(f": {problem}" for problem in problems(values))
     return Line(where, None if found else _record(values, where, root), found)
 

@@ -10,7 +10,7 @@ for by its number.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -104,3 +104,19 @@ class Windows:
         shapes = tuple(measured[p] for p in positions)
         largest = Shape(*(max(getattr(s, name) for s in shapes) for name in ("tiles", "text", "dates")))
         return Plan(tuple(positions), shapes, self.buckets.fit(largest))
+
+
+def padding_share(shapes: Sequence[Shape], buckets: Buckets, batch_size: int, window: int, seed: int = 0) -> float:
+    """Share of padding among the text positions of one pass over samples of these sizes, in random order.
+
+    The samples are begun again where they do not fill the last window.
+    """
+    order = np.random.default_rng(seed).permutation(len(shapes))
+    count = -(-len(shapes) // (batch_size * window)) * window
+    plans = Windows(lambda p: shapes[order[p % len(order)]], buckets, batch_size, window, count, seed)
+    used = room = 0
+    for batch in range(count):
+        plan = plans[batch]
+        used += sum(shape.text for shape in plan.measured)
+        room += plan.shape.text * batch_size
+    return 1 - used / room

@@ -6,19 +6,19 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from earthmind_jax import checkpoint
 from earthmind_jax.config import RunConfig, replace_path
 from earthmind_jax.data.collate import with_tokens
-from earthmind_jax.data.pipeline import Lazy, simulated, training_pipeline
-from earthmind_jax.data.records import Record, read_jsonl
+from earthmind_jax.data.pipeline import training_pipeline
+from earthmind_jax.data.sources import Source
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.loop import fit
+from earthmind_jax.train.mixture import read_source
 from earthmind_jax.train.state import TrainState
 
 CORPUS = 400  # conversations that a new tokenizer is trained on
@@ -54,7 +54,7 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def corpus(source: Sequence[Any] | Lazy, count: int = CORPUS) -> list[str]:
+def corpus(source: Source, count: int = CORPUS) -> list[str]:
     """Questions and answers of the first ``count`` samples, and who says them, for a new tokenizer."""
     texts = []
     for i in range(min(count, len(source))):
@@ -68,6 +68,8 @@ def run(
     out: str | Path,
     *,
     data: Path | None = None,
+    data_root: Path | None = None,
+    skip_broken: bool = False,
     tokenizer: Path | None = None,
     start: Path | None = None,
     scenes: int = 4096,
@@ -76,7 +78,8 @@ def run(
 ) -> TrainState:
     """Train (or resume) the run in ``out``; see the command's help."""
     config = load_config(config_path, changes)
-    source: list[Record] | Lazy = read_jsonl(data) if data is not None else simulated(scenes, config.seed)
+    root = Path(config_path).parent if data_root is None else data_root
+    source = read_source(config, root, data=data, scenes=scenes, skip_broken=skip_broken)
     out = Path(out)
     if (out / checkpoint.TOKENIZER).is_dir():
         words = Tokenizer.load(out / checkpoint.TOKENIZER)
