@@ -403,7 +403,8 @@ class DataConfig:
     turns: int = 6  # questions packed into one conversation
     drop_optical: float = 0.15  # share of samples that show SAR alone
     drop_sar: float = 0.15
-    workers: int = 0
+    workers: int = 0  # processes that prepare batches; 0: threads
+    threads: int = 2
     sources: tuple[SourceConfig, ...] = ()  # empty: --data, or simulated scenes
     tasks: tuple[str, ...] = ()  # of simulated scenes; empty = all
     sky: str | None = None  # of simulated scenes: clear, partly, cloudy; None = mixed
@@ -417,6 +418,8 @@ class DataConfig:
             not self.text_buckets or self.text_buckets[-1] == self.text_length,
             f"data.text_buckets must end with data.text_length {self.text_length}, not {list(self.text_buckets)}.",
         )
+        require(self.workers >= 0, f"data.workers must not be negative, as {self.workers} is.")
+        require(self.threads > 0, f"data.threads must be at least 1, not {self.threads}.")
         require(self.window > 0, f"data.window must be at least 1, not {self.window}.")
         titles = [source.title for source in self.sources]
         require(

@@ -29,15 +29,14 @@ from earthmind_jax.data.windows import Windows
 from earthmind_jax.errors import UserError
 from earthmind_jax.types import Batch
 
-THREADS = 2  # that prepare batches beside the training step
 AHEAD = 4  # batches prepared in advance
 
 
 class Batches:
     """An iterator over a grain data set of batches, with the position as its whole state."""
 
-    def __init__(self, dataset: Any, workers: int) -> None:
-        self.dataset, self.workers, self.position = dataset, workers, 0
+    def __init__(self, dataset: Any, workers: int, threads: int = 2) -> None:
+        self.dataset, self.workers, self.threads, self.position = dataset, workers, threads, 0
         self._inner: Iterator[Batch] | None = None
 
     def __iter__(self) -> Batches:
@@ -65,7 +64,9 @@ class Batches:
 
         rest = self.dataset[self.position :]
         if not self.workers:
-            return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+            return iter(
+                rest.to_iter_dataset(grain.ReadOptions(self.threads, prefetch_buffer_size=max(AHEAD, self.threads)))
+            )
         from absl import flags
 
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parses here
@@ -108,7 +109,8 @@ def pipeline(
 
     Args:
       source: samples or records by index, or a mixture of such sources.
-      data: ``batch_size`` counts the samples of all processes; ``workers`` processes prepare batches, 0 uses threads.
+      data: ``batch_size`` counts the samples of all processes; ``workers`` processes prepare batches, or where
+        there are none ``threads``.
       buckets: shapes; those of ``data`` where None.
       shuffle: a new order each epoch.
       epochs: passes over the source, None for no end. A last incomplete batch is dropped. Of a mixture so many samples
@@ -135,7 +137,7 @@ def pipeline(
     if window > 1 or (processes > 1 and buckets.count > 1):
         plans = Windows(_Measure(stream, encode), buckets, data.batch_size, window, count, seed)
     load = _Load(stream, encode, plans, count, process, processes)
-    return Batches(grain.MapDataset.source(load), data.workers)
+    return Batches(grain.MapDataset.source(load), data.workers, data.threads)
 
 
 def training_pipeline(run: RunConfig, source: Source, tokenizer: Tokenizer, **options: Any) -> Batches:
