@@ -414,10 +414,6 @@ class DataConfig:
             sizes = getattr(self, name)
             increasing = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
             require(increasing, f"data.{name} must be increasing positive numbers, not {list(sizes)}.")
-        require(
-            not self.text_buckets or self.text_buckets[-1] == self.text_length,
-            f"data.text_buckets must end with data.text_length {self.text_length}, not {list(self.text_buckets)}.",
-        )
         require(self.workers >= 0, f"data.workers must not be negative, as {self.workers} is.")
         require(self.threads > 0, f"data.threads must be at least 1, not {self.threads}.")
         require(self.window > 0, f"data.window must be at least 1, not {self.window}.")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from earthmind_jax.config import DataConfig, EarthMindConfig, RunConfig
+from earthmind_jax.config import DataConfig, EarthMindConfig, RunConfig, require
 from earthmind_jax.data.buckets import Buckets, Shape
 from earthmind_jax.data.collate import stack
 from earthmind_jax.data.encode import Example, encode_sample
@@ -77,9 +77,14 @@ class Batches:
 
 def training_buckets(data: DataConfig, dates: int = 1) -> Buckets:
     """The shapes that a run is compiled for: those of its configuration, and stacks where samples have ``dates``."""
+    text = data.text_buckets or (data.text_length,)
+    require(
+        text[-1] == data.text_length,
+        f"data.text_buckets must end with data.text_length {data.text_length}, not {list(text)}; set both.",
+    )
     return Buckets(
         tiles=data.tile_buckets or Buckets().tiles,
-        text=data.text_buckets or (data.text_length,),
+        text=text,
         dates=tuple(sorted({1, min(dates, MOST_DATES)})),
     )
 

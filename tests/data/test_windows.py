@@ -204,12 +204,18 @@ def test_files_that_change_are_noticed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text_buckets": (96, 160)}, "must end with data.text_length 512"),
         ({"text_buckets": (160, 96, 512)}, "increasing"),
         ({"tile_buckets": (0, 4)}, "increasing"),
         ({"window": 0}, "at least 1"),
+        ({"workers": -1}, "must not be negative"),
+        ({"threads": 0}, "at least 1"),
     ],
 )
 def test_wrong_configurations(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(DATA, **change)
+
+
+def test_buckets_end_with_the_longest_text():
+    with pytest.raises(UserError, match=r"must end with data\.text_length 512"):
+        stream(dataclasses.replace(DATA, text_buckets=(96, 160)))
