@@ -190,15 +190,17 @@ def test_errors_reach_the_reader_and_plans_travel_to_workers():
 
 
 def test_files_that_change_are_noticed():
-    calls = []
+    seen = set()
 
-    def flicker(index: int) -> Sample:
-        calls.append(index)
-        return make(0) if len(calls) % 2 else make(3)
+    def changing(index: int) -> Sample:
+        """Small when it is measured, larger when it is read."""
+        first = index not in seen
+        seen.add(index)
+        return make(0) if first else make(3)
 
     data = dataclasses.replace(DATA, batch_size=1, window=2)
     with pytest.raises(UserError, match=r"measured as .* but read as"):
-        list(stream(data, Lazy(flicker, 8), epochs=1))
+        list(stream(data, Lazy(changing, 8), epochs=1))
 
 
 @pytest.mark.parametrize(
