@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints
+from earthmind_jax import cli_checkpoints, cli_data
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -146,6 +146,8 @@ def train(
     /,
     out: Path = Path("runs/train"),
     data: Path | None = None,
+    data_root: Path | None = None,
+    skip_broken: bool = False,
     tokenizer: Path | None = None,
     start: Path | None = None,
     scenes: int = 4096,
@@ -167,7 +169,9 @@ def train(
     Args:
         config: Python file with a function get_config() returning a RunConfig.
         out: run directory (a checkpoint that ask and segment accept).
-        data: record file, one JSON object per line; simulated scenes where none is named.
+        data: record file, one JSON object per line; without it data.sources of the configuration, or simulated scenes.
+        data_root: directory that the paths of data.sources start from; without it that of the configuration file.
+        skip_broken: leave out the broken lines of record files, naming each; without it the first one stops the run.
         tokenizer: Hugging Face tokenizer directory; a small one is trained on the data where none is named.
         start: checkpoint whose weights to start from.
         scenes: how many scenes to simulate.
@@ -187,7 +191,8 @@ def train(
     from earthmind_jax.train.run import run
 
     options = {"scenes": scenes, "changes": set_, "until": until, "report_every": report_every, "save": save}
-    run(config, out, data=data, tokenizer=tokenizer, start=start, **options)
+    where = {"data": data, "data_root": data_root, "skip_broken": skip_broken}
+    run(config, out, **where, tokenizer=tokenizer, start=start, **options)
 
 
 @app.command
@@ -236,6 +241,7 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_data.app, name="data", help="Check the records that a model is to be trained on.")
 
 
 def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:

@@ -39,12 +39,13 @@ class Batch:
       optical_valid, sar_valid: bool [B I N], false at padding tiles, nodata and missing sensors.
       places: int32 [B I 4], the tile's (row, column) in the grid of its image and that grid's (rows, columns);
         (0, 0, 1, 1) shows the whole image, and 0 rows is padding.
-      ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder; at inference also stacks of F
-        dates [B F G G 3], on which objects are followed.
+      ground_optical, ground_sar: float [B G G 3], normalised images for the mask decoder, or stacks of F dates
+        [B F G G 3].
       ground_optical_valid, ground_sar_valid: bool [B] (of stacks [B F]), whether the sample has that sensor.
       seg_index: int32 [B M], position of the m-th ``[SEG]`` among the tokens (0 where unused).
-      masks: float32 [B M h w], target masks at the decoder's low resolution.
-      mask_valid: bool [B M].
+      masks: float32 [B M h w], target masks at the decoder's low resolution; of stacks [B F M h w].
+      mask_valid: bool [B M], of stacks [B F M].
+      source: int32 [B], the entry of ``data.sources`` that each sample is from, where there are several.
     """
 
     tokens: Array
@@ -64,6 +65,12 @@ class Batch:
     seg_index: Array | None = None
     masks: Array | None = None
     mask_valid: Array | None = None
+    source: Array | None = None
+
+    @property
+    def padding(self) -> Any:
+        """Share of the positions that hold no token."""
+        return 1 - self.lengths.sum() / self.tokens.size
 
 
 @struct.dataclass

@@ -14,8 +14,8 @@ import numpy as np
 from earthmind_jax.config import DataConfig, EarthMindConfig
 from earthmind_jax.data import tiles
 from earthmind_jax.data.buckets import DEFAULT, Buckets
-from earthmind_jax.data.encode import SENSORS, Example, encode_sample, sensor_frames
-from earthmind_jax.data.records import Sample
+from earthmind_jax.data.encode import Example, encode_sample, sensor_frames
+from earthmind_jax.data.records import SENSORS, Sample
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
 from earthmind_jax.types import Batch
@@ -64,19 +64,23 @@ def stack(
     )
     count = buckets.fit_tiles(max(1, *(e.tiles for e in examples))) if sensors else 0
     for name in sensors:
-        batch = batch.replace(**_stack_sensor(name, examples, cfg, count))
+        batch = batch.replace(**_stack_sensor(name, examples, cfg, count, buckets))
     if cfg.grounding is None:
         return batch
     if count:
         batch = batch.replace(places=_places(examples, cfg, count))
     side = cfg.grounding.mask_size
-    seg_index, mask_valid = np.zeros((b, m), np.int32), np.zeros((b, m), bool)
-    masks = np.zeros((b, m, side, side), np.float32)
+    dates = buckets.fit_dates(max(e.dates for e in examples))
+    seg_index, mask_valid = np.zeros((b, m), np.int32), np.zeros((b, dates, m), bool)
+    masks = np.zeros((b, dates, m, side, side), np.float32)
     for row, example in enumerate(examples):
         found = len(example.seg)
         if found:
-            seg_index[row, :found], mask_valid[row, :found] = example.seg, True
-            masks[row, :found] = example.masks
+            seg_index[row, :found] = example.seg
+            mask_valid[row, : example.dates, :found] = np.stack(example.marked, 1)
+            masks[row, : example.dates, :found] = np.stack(example.masks, 1)
+    if dates == 1:
+        masks, mask_valid = masks[:, 0], mask_valid[:, 0]
     return batch.replace(seg_index=seg_index, masks=masks, mask_valid=mask_valid)
 
 
@@ -88,7 +92,9 @@ def _places(examples: Sequence[Example], cfg: EarthMindConfig, count: int) -> np
     return places
 
 
-def _stack_sensor(name: str, examples: Sequence[Example], cfg: EarthMindConfig, count: int) -> dict[str, np.ndarray]:
+def _stack_sensor(
+    name: str, examples: Sequence[Example], cfg: EarthMindConfig, count: int, buckets: Buckets
+) -> dict[str, np.ndarray]:
     size = cfg.vision.image_size
     pixels = np.zeros((len(examples), count, size, size, 3), np.float32)
     valid = np.zeros((len(examples), count, cfg.vision.tokens), bool)
@@ -100,11 +106,16 @@ def _stack_sensor(name: str, examples: Sequence[Example], cfg: EarthMindConfig, 
     fields = {name: pixels, f"{name}_valid": valid}
     if cfg.grounding is not None:
         side = cfg.grounding.image_size
-        ground = np.zeros((len(examples), side, side, 3), np.float32)
+        dates = buckets.fit_dates(max(e.dates for e in examples))
+        ground = np.zeros((len(examples), dates, side, side, 3), np.float32)
+        there = np.zeros((len(examples), dates), bool)
         for row, example in enumerate(examples):
             if name in example.ground:
-                ground[row] = tiles.sam_preprocess_image(example.ground[name])
-        there = np.array([name in e.ground for e in examples])
+                # A single image stands beside every date of the other sensor.
+                ground[row, : example.dates] = tiles.sam_preprocess_image(example.ground[name])
+                there[row, : example.dates] = True
+        if dates == 1:
+            ground, there = ground[:, 0], there[:, 0]
         fields |= {f"ground_{name}": ground, f"ground_{name}_valid": there}
     return fields
 

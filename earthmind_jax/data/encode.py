@@ -9,36 +9,46 @@ import numpy as np
 
 from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
 from earthmind_jax.data import prompts, tiles
-from earthmind_jax.data.buckets import DEFAULT, Buckets
+from earthmind_jax.data.buckets import DEFAULT, Buckets, Shape
 from earthmind_jax.data.frames import optical_frames, sar_frames
-from earthmind_jax.data.records import Picture, Sample, Turn
+from earthmind_jax.data.layout import Layout, View, arrange, frames_of
+from earthmind_jax.data.read import picture_shape
+from earthmind_jax.data.records import SENSORS, Dated, Picture, Sample
 from earthmind_jax.data.tokenizer import SEG, Tokenizer
 from earthmind_jax.errors import UserError
 
-SENSORS = ("optical", "sar")
+Frames = tuple[np.ndarray, np.ndarray]
+"""8-bit frames [F H W 3] of one image, and its pixel validity [H W]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sample, encoded: tiles stay 8-bit until they are stacked. A missing sensor has no entry in the mappings."""
+    """One sample, encoded: tiles stay 8-bit until they are stacked. A missing sensor has no entry in the mappings.
+
+    Arrays for the mask decoder lead with the dates F of the sample's images, 1 for most.
+    """
 
     id: str
     prompt: prompts.Prompt
     pixels: dict[str, np.ndarray]  # uint8 [I S S 3]
     valid: dict[str, np.ndarray]  # bool [I N]
-    ground: dict[str, np.ndarray]  # uint8 [G G 3]
+    ground: dict[str, np.ndarray]  # uint8 [F G G 3]
     seg: tuple[int, ...]
-    masks: tuple[np.ndarray, ...]  # float32 [h w], one for each of ``seg``
+    masks: tuple[np.ndarray, ...]  # float32 [F h w], one for each of ``seg``
+    marked: tuple[np.ndarray, ...]  # bool [F], the dates on which each mask is known
     grid: tiles.Grid = (1, 1)
+    dates: int = 1
 
     @property
     def tiles(self) -> int:
         return max((len(p) for p in self.pixels.values()), default=0)
 
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.tiles, len(self.prompt), self.dates)
 
-def sensor_frames(
-    image: Picture, valid: np.ndarray | None, sensor: str, config: SensorConfig
-) -> tuple[np.ndarray, np.ndarray]:
+
+def sensor_frames(image: Picture, valid: np.ndarray | None, sensor: str, config: SensorConfig) -> Frames:
     """8-bit frames [F H W 3] of one sensor's image, and its pixel validity [H W]."""
     if not isinstance(image, np.ndarray):
         frames, valid = (optical_frames if sensor == "optical" else sar_frames)(image, config, valid)
@@ -67,8 +77,9 @@ def encode_sample(
     """One sample as tiles, tokens and targets.
 
     Where the pair's frame counts differ (several band triplets, one SAR frame) the single frame stands beside each of
-    the others; the optical image follows the SAR image's tile grid, so that tokens meet over the same ground. Modes of
-    2N tokens name the rows of the sensors that are there, SAR before optical within a tile.
+    the others, and likewise a single date beside several; the optical image follows the SAR image's tile grid, so that
+    tokens meet over the same ground. Modes of 2N tokens name the rows of the sensors that are there, SAR before optical
+    within a tile. Of several dates the first five are used, each one tile and an image block of its own.
 
     Args:
       rng: draws sensor dropout (``data.drop_*``), the turns kept where there are more than ``data.turns``, and the
@@ -80,140 +91,66 @@ def encode_sample(
     Raises:
       UserError: naming the sample and what does not fit.
     """
+    options = {"rng": rng, "sensors": sensors, "variant": variant, "tiny_regions": tiny_regions}
     try:
-        return _encode(sample, cfg, data, tokenizer, buckets, rng, sensors, variant, tiny_regions)
+        images = {name: found for name in SENSORS if (found := sample.images(name))}
+        views = {
+            name: View(picture_shape(found[0][0]), frames_of(found[0][0], name, cfg.sensors), len(found))
+            for name, found in images.items()
+        }
+        layout = arrange(sample.turns, views, cfg, data, tokenizer, buckets, **options)
+        frames = {name: _read(images[name], name, layout.dates, cfg.sensors) for name in layout.sensors}
+        pixels, valid = _tile(frames, layout, cfg)
+        seg, masks, marked = _targets(layout, cfg, data, rng)
     except UserError as error:
         raise UserError(f"Sample '{sample.id}': {error}") from error
-
-
-def _encode(
-    sample: Sample,
-    cfg: EarthMindConfig,
-    data: DataConfig,
-    tokenizer: Tokenizer,
-    buckets: Buckets,
-    rng: np.random.Generator | None,
-    sensors: Sequence[str],
-    variant: str,
-    tiny_regions: bool,
-) -> Example:
-    frames = {
-        name: sensor_frames(getattr(sample, name), getattr(sample, f"{name}_valid"), name, cfg.sensors)
-        for name in _keep_sensors(sample, data, rng, sensors)
-    }
-    grid = _grid(frames, cfg)
-    pixels, valid = _tile(frames, grid, cfg)
-    count = max((len(p) for p in pixels.values()), default=0)
-    buckets.fit_tiles(max(count, 1))
-    turns = _keep_turns(sample.turns, data, rng)
-    limit = min(buckets.text[-1], cfg.max_length)
-    while True:
-        prompt = _prompt(turns, pixels, grid, cfg, tokenizer, variant, tiny_regions)
-        if len(prompt) <= limit:
-            break
-        if len(turns) == 1 or turns[-1].answer is None:
-            raise UserError(f"the conversation has {len(prompt)} tokens but {limit} is the most; shorten it.")
-        turns = turns[:-1]
-    seg, masks = _targets(turns, prompt, bool(frames), cfg, data, rng)
     ground = {}
     if cfg.grounding is not None:
-        ground = {name: tiles.direct_resize(f[0], cfg.grounding.image_size) for name, (f, _) in frames.items()}
-    return Example(sample.id, prompt, pixels, valid, ground, seg, masks, grid)
+        side = cfg.grounding.image_size
+        ground = {name: np.stack([tiles.direct_resize(f[0], side) for f, _ in made]) for name, made in frames.items()}
+    return Example(sample.id, layout.prompt, pixels, valid, ground, seg, masks, marked, layout.grid, layout.dates)
 
 
-def _keep_sensors(
-    sample: Sample, data: DataConfig, rng: np.random.Generator | None, sensors: Sequence[str]
-) -> list[str]:
-    there = [name for name in SENSORS if name in sensors and getattr(sample, name) is not None]
-    if rng is None or len(there) < 2:
-        return there
-    draw = rng.random()
-    if draw < data.drop_optical:
-        return ["sar"]
-    return ["optical"] if draw < data.drop_optical + data.drop_sar else there
-
-
-def _keep_turns(turns: tuple[Turn, ...], data: DataConfig, rng: np.random.Generator | None) -> tuple[Turn, ...]:
-    if len(turns) <= data.turns:
-        return turns
-    if rng is None:
-        return turns[: data.turns]
-    kept = sorted(rng.choice(len(turns), data.turns, replace=False))
-    return tuple(turns[i] for i in kept)
-
-
-def _grid(frames: dict[str, tuple[np.ndarray, np.ndarray]], cfg: EarthMindConfig) -> tiles.Grid:
-    if not frames:
-        return (1, 1)
-    _, height, width, _ = frames["sar" if "sar" in frames else "optical"][0].shape
-    return tiles.closest_grid((width, height), 1, cfg.sensors.max_tiles, cfg.vision.image_size)
+def _read(images: Sequence[tuple[Picture, np.ndarray | None]], name: str, dates: int, config: SensorConfig) -> list:
+    """The frames of the dates used; all of one size."""
+    made = [sensor_frames(picture, valid, name, config) for picture, valid in images[:dates]]
+    sizes = {frames.shape for frames, _ in made}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{n} x {h} x {w}" for n, h, w, _ in sorted(sizes))
+        raise UserError(f"the {name} images of all dates must have one size, not {shown}; bring them onto one grid.")
+    return made
 
 
 def _tile(
-    frames: dict[str, tuple[np.ndarray, np.ndarray]], grid: tiles.Grid, cfg: EarthMindConfig
+    frames: dict[str, list[Frames]], layout: Layout, cfg: EarthMindConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Tiles [I S S 3] and token validity [I N] of each sensor, frame after frame."""
-    most = max((len(f) for f, _ in frames.values()), default=0)
+    """Tiles [I S S 3] and token validity [I N] of each sensor, date after date and frame after frame."""
     size, thumbnail = cfg.vision.image_size, cfg.sensors.thumbnail
     pixels, valid = {}, {}
-    for name, (images, mask) in frames.items():
-        if len(images) not in (1, most):
-            raise UserError(
-                f"the {name} image makes {len(images)} frames and the other {most}; they must match or be one."
-            )
-        made = np.concatenate([tiles.dynamic_tiles(f, size, thumbnail=thumbnail, grid=grid) for f in images])
-        marks = tiles.token_validity(mask, cfg.vision.grid, grid, thumbnail)
-        pixels[name] = np.tile(made, (most // len(images), 1, 1, 1))
-        valid[name] = np.tile(marks, (most, 1))
+    for name, dates in frames.items():
+        tiled, marks = [], []
+        for images, mask in dates:
+            made = [tiles.dynamic_tiles(f, size, thumbnail=thumbnail, grid=layout.grid) for f in images]
+            tiled += made * (layout.frames // len(images))
+            marks += [tiles.token_validity(mask, cfg.vision.grid, layout.grid, thumbnail)] * layout.frames
+        again = layout.dates // len(dates)
+        pixels[name], valid[name] = np.concatenate(tiled * again), np.concatenate(marks * again)
     return pixels, valid
 
 
-def _prompt(
-    turns: tuple[Turn, ...],
-    pixels: dict[str, np.ndarray],
-    grid: tiles.Grid,
-    cfg: EarthMindConfig,
-    tokenizer: Tokenizer,
-    variant: str,
-    tiny_regions: bool,
-) -> prompts.Prompt:
-    """Ids of the conversation, and the rows of the fused sequence (N or 2N a tile) that its image positions take."""
-    count, per_sensor = max((len(p) for p in pixels.values()), default=0), cfg.vision.tokens
-    stride = cfg.fusion.sensors_out * per_sensor
-    offsets = [0]
-    if cfg.fusion.sensors_out == 2:
-        offsets = [offset for name, offset in (("sar", 0), ("optical", per_sensor)) if name in pixels]
-    rows = np.concatenate([tile * stride + o + np.arange(per_sensor) for tile in range(count) for o in offsets] or [[]])
-    thumbnail = cfg.sensors.thumbnail
-    last = count - tiles.tile_count(grid, thumbnail)  # first tile of the last frame
-    regions, texts = [], []
-    for turn in turns:
-        question = turn.question
-        if turn.region is not None:
-            cells = tiles.region_cells(turn.region, cfg.vision.grid, grid, thumbnail, at_least_one=tiny_regions)
-            regions.append([(last + tile) * stride + o + token for o in offsets for tile, token in cells])
-            question = question.replace("{region}", f"region{len(regions)}")
-        texts.append((question, turn.answer))
-    visual = [rows.astype(np.int32)] if count else []
-    return prompts.build(texts, tokenizer, cfg.template, visual=visual, regions=regions, variant=variant)
-
-
 def _targets(
-    turns: tuple[Turn, ...],
-    prompt: prompts.Prompt,
-    has_image: bool,
-    cfg: EarthMindConfig,
-    data: DataConfig,
-    rng: np.random.Generator | None,
-) -> tuple[tuple[int, ...], tuple[np.ndarray, ...]]:
+    layout: Layout, cfg: EarthMindConfig, data: DataConfig, rng: np.random.Generator | None
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Positions of ``[SEG]``, their masks [F h w], and the dates on which these are known [F]."""
+    turns, prompt = layout.turns, layout.prompt
     for turn in turns:
         count = (turn.answer or "").count(SEG)
         if count != len(turn.masks):
             raise UserError(f"the answer '{turn.answer}' has {count} {SEG} but there are {len(turn.masks)} masks.")
     if cfg.grounding is None:
-        return (), ()
+        return (), (), ()
     masks = [mask for turn in turns for mask in turn.masks]
-    if masks and not has_image:
+    if masks and not layout.sensors:
         raise UserError("a mask needs an image, but the sample has none of the sensors asked for.")
     if len(prompt.seg) != len(masks):
         raise UserError(f"the tokenizer must have the single token {SEG} to learn masks.")
@@ -221,6 +158,21 @@ def _targets(
     if len(masks) > data.masks_per_sample:
         most = data.masks_per_sample
         chosen = range(most) if rng is None else sorted(rng.choice(len(masks), most, replace=False))
-    side = cfg.grounding.mask_size
-    small = tuple((tiles.nearest_resize(np.asarray(masks[i]), (side, side)) != 0).astype(np.float32) for i in chosen)
-    return tuple(prompt.seg[i] for i in chosen), small
+    made = [_mask(masks[i], layout.dates, cfg.grounding.mask_size) for i in chosen]
+    small, marked = tuple(m for m, _ in made), tuple(k for _, k in made)
+    return tuple(prompt.seg[i] for i in chosen), small, marked
+
+
+def _mask(mask: np.ndarray | Dated, dates: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A mask on every date [F h w], and where it is known [F]. One mask for all dates holds on each of them."""
+    if isinstance(mask, Dated):
+        if len(mask.masks) < dates:
+            raise UserError(f"a mask is given for {len(mask.masks)} dates but the sample has {dates}.")
+        each = mask.masks[:dates]
+    else:
+        each = (mask,) * dates
+    small = np.zeros((dates, side, side), np.float32)
+    for i, one in enumerate(each):
+        if one is not None:
+            small[i] = tiles.nearest_resize(np.asarray(one), (side, side)) != 0
+    return small, np.array([one is not None for one in each])

@@ -1,52 +1,36 @@
 """Samples to an endless, resumable stream of batches (grain).
 
 Everything drawn at random (order, sensor dropout, the turns that are kept) follows from the seed and the position in
-the global stream, so the same seed gives the same batches, on any number of processes. The state of the stream is the
-number of batches it has given: ``batches.get_state()`` goes into the checkpoint, ``batches.set_state(state)``
-continues there exactly, also with another number of processes or workers.
+the global stream, so the same seed gives the same batches, on any number of processes. Where batches are sorted by size
+or processes must agree on a shape, :mod:`earthmind_jax.data.windows` plans them without reading a pixel. The state of
+the stream is the number of batches it has given: ``batches.get_state()`` goes into the checkpoint,
+``batches.set_state(state)`` continues there exactly, also with another number of processes or workers.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from earthmind_jax.config import DataConfig, EarthMindConfig, RunConfig
-from earthmind_jax.data.collate import SENSORS, Buckets, encode_sample, stack
+from earthmind_jax.config import DataConfig, EarthMindConfig, RunConfig, require
+from earthmind_jax.data.buckets import Buckets, Shape
+from earthmind_jax.data.collate import stack
+from earthmind_jax.data.encode import Example, encode_sample
+from earthmind_jax.data.layout import MOST_DATES, measure
 from earthmind_jax.data.read import load_record
-from earthmind_jax.data.records import Record, Sample
+from earthmind_jax.data.records import SENSORS, Record, Sample
+from earthmind_jax.data.sources import Lazy, Mixture, Source, most_dates, place
 from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.data.windows import Windows
 from earthmind_jax.errors import UserError
 from earthmind_jax.types import Batch
 
-THREADS = 2  # that prepare batches beside the training step
 AHEAD = 4  # batches prepared in advance
-
-
-class Source(Protocol):
-    """Anything with a length that gives samples, or records of files, by index: a list, or scenes made on demand."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample | Record: ...
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """A source whose samples are made when they are asked for: ``make(index)`` for each index below ``count``."""
-
-    make: Callable[[int], Sample | Record]
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample | Record:
-        return self.make(int(index))
 
 
 class Batches:
@@ -56,8 +40,8 @@ class Batches:
       last_ids: of the samples of the batch given last, in its order.
     """
 
-    def __init__(self, dataset: Any, workers: int) -> None:
-        self.dataset, self.workers, self.position = dataset, workers, 0
+    def __init__(self, dataset: Any, workers: int, threads: int = 2) -> None:
+        self.dataset, self.workers, self.threads, self.position = dataset, workers, threads, 0
         self.last_ids: tuple[str, ...] = ()
         self._inner: Iterator[tuple[Batch, tuple[str, ...]]] | None = None
 
@@ -86,7 +70,9 @@ class Batches:
 
         rest = self.dataset[self.position :]
         if not self.workers:
-            return iter(rest.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+            return iter(
+                rest.to_iter_dataset(grain.ReadOptions(self.threads, prefetch_buffer_size=max(AHEAD, self.threads)))
+            )
         from absl import flags
 
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which nobody parses here
@@ -96,9 +82,18 @@ class Batches:
         return iter(rest.mp_prefetch(options, worker_init_fn=_ignore_ctrl_c))
 
 
-def training_buckets(data: DataConfig, tiles: Sequence[int] = Buckets().tiles) -> Buckets:
-    """Training pads every text to ``data.text_length``."""
-    return Buckets(tiles=tuple(tiles), text=(data.text_length,))
+def training_buckets(data: DataConfig, dates: int = 1) -> Buckets:
+    """The shapes that a run is compiled for: those of its configuration, and stacks where samples have ``dates``."""
+    text = data.text_buckets or (data.text_length,)
+    require(
+        text[-1] == data.text_length,
+        f"data.text_buckets must end with data.text_length {data.text_length}, not {list(text)}; set both.",
+    )
+    return Buckets(
+        tiles=data.tile_buckets or Buckets().tiles,
+        text=text,
+        dates=tuple(sorted({1, min(dates, MOST_DATES)})),
+    )
 
 
 def generator(seed: int, position: int) -> np.random.Generator:
@@ -125,33 +120,36 @@ def pipeline(
     """The stream of batches of this process.
 
     Args:
-      source: samples or records by index.
-      data: ``batch_size`` counts the samples of all processes; ``workers`` processes prepare batches, 0 uses threads.
-      buckets: shapes; text padded to ``data.text_length`` where None.
+      source: samples or records by index, or a mixture of such sources.
+      data: ``batch_size`` counts the samples of all processes; ``workers`` processes prepare batches, or where
+        there are none ``threads``.
+      buckets: shapes; those of ``data`` where None.
       shuffle: a new order each epoch.
-      epochs: passes over the source, None for no end. A last incomplete batch is dropped.
+      epochs: passes over the source, None for no end. A last incomplete batch is dropped. Of a mixture so many samples
+        in all as its sources hold.
       augment: sensor dropout, and a random choice where there are too many turns or masks (off for evaluation).
       process, processes: this process's share of each global batch.
       sensors: those that batches carry, present in a sample or not.
 
     Raises:
-      UserError: for an empty source, a batch size that the processes cannot share, or shapes that could differ between
-        processes; from the iterator, for a sample that does not fit, naming it.
+      UserError: for an empty source or a batch size that the processes cannot share; from the iterator, for a sample
+        that does not fit, naming it.
     """
     import grain
 
-    buckets = buckets or training_buckets(data)
-    _check(source, data, buckets, process, processes, epochs)
-    stream = grain.MapDataset.source(source)
-    if shuffle:
-        stream = stream.shuffle(seed=seed % 2**32)
-    stream = stream.repeat(epochs)
-    # Draws belong to the global position, so they are fixed before the stream is dealt out to processes.
-    stream = stream.map_with_index(_Located())[process::processes]
+    if not len(source):
+        raise UserError("The data source is empty.")
+    buckets = buckets or training_buckets(data, most_dates(source))
+    count = (sys.maxsize if epochs is None else len(source) * epochs) // max(1, data.batch_size)
+    _check(source, data, process, processes, epochs)
+    stream = _Stream(_sources(source, seed, shuffle), source.shares if isinstance(source, Mixture) else (1,))
     encode = _Encode(cfg, data, tokenizer, buckets, seed, augment, tuple(sensors), variant)
-    stack_up = _Stack(cfg, data, buckets, tuple(sensors))
-    stream = stream.map(encode).batch(data.batch_size // processes, drop_remainder=True, batch_fn=stack_up)
-    return Batches(stream, data.workers)
+    plans = None
+    window = data.window if shuffle else 1  # sorting changes the order, too
+    if window > 1 or (processes > 1 and buckets.count > 1):
+        plans = Windows(_Measure(stream, encode), buckets, data.batch_size, window, count, seed)
+    load = _Load(stream, encode, plans, count, process, processes)
+    return Batches(grain.MapDataset.source(load), data.workers, data.threads)
 
 
 def training_pipeline(run: RunConfig, source: Source, tokenizer: Tokenizer, **options: Any) -> Batches:
@@ -159,11 +157,7 @@ def training_pipeline(run: RunConfig, source: Source, tokenizer: Tokenizer, **op
     return pipeline(source, run.model, run.data, tokenizer, **{"seed": run.seed, **options})
 
 
-def _check(
-    source: Source, data: DataConfig, buckets: Buckets, process: int, processes: int, epochs: int | None
-) -> None:
-    if not len(source):
-        raise UserError("The data source is empty.")
+def _check(source: Source, data: DataConfig, process: int, processes: int, epochs: int | None) -> None:
     if not 0 <= process < processes:
         raise UserError(f"Process {process} of {processes} does not exist.")
     if data.batch_size < 1 or data.batch_size % processes:
@@ -172,11 +166,18 @@ def _check(
         raise UserError(
             f"{len(source)} samples and {epochs} epochs do not fill one batch; lower data.batch_size {data.batch_size}."
         )
-    if processes > 1 and (len(buckets.tiles) > 1 or len(buckets.text) > 1):
-        raise UserError(
-            "Training on several processes needs one bucket, so that all of them run the same program: give "
-            f"Buckets(tiles=(n,), text=(length,)) instead of tiles {buckets.tiles} and text {buckets.text}."
-        )
+
+
+def _sources(source: Source, seed: int, shuffle: bool) -> tuple[Any, ...]:
+    """Endless data sets (grain), each in a new order every epoch."""
+    import grain
+
+    parts, made = source.sources if isinstance(source, Mixture) else (source,), []
+    for number, part in enumerate(parts):
+        own = seed if len(parts) == 1 else int(generator(seed, number).integers(2**32))
+        dataset = grain.MapDataset.source(part)
+        made.append((dataset.shuffle(seed=own % 2**32) if shuffle else dataset).repeat(None))
+    return tuple(made)
 
 
 def _ignore_ctrl_c(worker: int, workers: int) -> None:
@@ -187,9 +188,16 @@ def _ignore_ctrl_c(worker: int, workers: int) -> None:
 # Classes rather than closures: worker processes receive them by pickling.
 
 
-class _Located:
-    def __call__(self, position: int, item: Sample | Record) -> tuple[int, Sample | Record]:
-        return position, item
+@dataclass(frozen=True)
+class _Stream:
+    """Position in the global stream -> (number of the source, item)."""
+
+    sources: tuple[Any, ...]
+    shares: tuple[int, ...]
+
+    def __getitem__(self, position: int) -> tuple[int, Sample | Record]:
+        number, key = place(position, self.shares)
+        return number, self.sources[number][key]
 
 
 @dataclass(frozen=True)
@@ -203,31 +211,65 @@ class _Encode:
     sensors: tuple[str, ...]
     variant: str
 
-    def __call__(self, located: tuple[int, Sample | Record]) -> Any:
-        position, item = located
+    def __call__(self, position: int, item: Sample | Record) -> Example:
         sample = load_record(item, self.cfg.sensors) if isinstance(item, Record) else item
-        return encode_sample(
-            sample,
-            self.cfg,
-            self.data,
-            self.tokenizer,
-            self.buckets,
-            rng=generator(self.seed, position) if self.augment else None,
-            sensors=self.sensors,
-            variant=self.variant,
-        )
+        return encode_sample(sample, self.cfg, self.data, self.tokenizer, self.buckets, **self.options(position))
+
+    def options(self, position: int) -> dict[str, Any]:
+        """Draws belong to the global position, whichever process and batch it falls to."""
+        rng = generator(self.seed, position) if self.augment else None
+        return {"rng": rng, "sensors": self.sensors, "variant": self.variant}
 
 
 @dataclass(frozen=True)
-class _Stack:
-    cfg: EarthMindConfig
-    data: DataConfig
-    buckets: Buckets
-    sensors: tuple[str, ...]
+class _Measure:
+    stream: _Stream
+    encode: _Encode
 
-    def __call__(self, examples: Sequence[Any]) -> tuple[Batch, tuple[str, ...]]:
-        batch = stack(examples, self.cfg, self.data, self.buckets, sensors=self.sensors)
-        return batch, tuple(example.id for example in examples)
+    def __call__(self, position: int) -> Shape:
+        e = self.encode
+        return measure(self.stream[position][1], e.cfg, e.data, e.tokenizer, e.buckets, **e.options(position)).shape
+
+
+@dataclass(frozen=True)
+class _Load:
+    """This process's part of each global batch and the ids of its samples, by the batch's number."""
+
+    stream: _Stream
+    encode: _Encode
+    plans: Windows | None
+    count: int
+    process: int
+    processes: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, batch: int) -> tuple[Batch, tuple[str, ...]]:
+        size, buckets = self.encode.data.batch_size, self.encode.buckets
+        # Neighbours, so that the batch of all processes has the order that it has in one.
+        own = size // self.processes
+        part = slice(self.process * own, (self.process + 1) * own)
+        positions: Sequence[int] = range(batch * size, (batch + 1) * size)
+        measured: Sequence[Shape | None] = (None,) * size
+        if self.plans is not None:
+            plan = self.plans[batch]
+            positions, measured, buckets = plan.positions, plan.measured, buckets.only(plan.shape)
+        examples, sources = [], []
+        for position, shape in zip(positions[part], measured[part], strict=True):
+            number, item = self.stream[position]
+            example = self.encode(position, item)
+            if shape is not None and example.shape != shape:
+                raise UserError(
+                    f"{getattr(item, 'where', '') or f'Sample {item.id!r}'}: measured as {shape} but read as "
+                    f"{example.shape}; did its files change during the run?"
+                )
+            examples.append(example)
+            sources.append(number)
+        made = stack(examples, self.encode.cfg, self.encode.data, buckets, sensors=self.encode.sensors)
+        if len(self.stream.shares) > 1:
+            made = made.replace(source=np.array(sources, np.int32))
+        return made, tuple(example.id for example in examples)
 
 
 @dataclass(frozen=True)

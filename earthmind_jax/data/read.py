@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.masks import decode
-from earthmind_jax.data.records import Picture, Record, Sample, Turn
+from earthmind_jax.data.records import SENSORS, Dated, Picture, Record, RecordTurn, Sample, Turn
 from earthmind_jax.errors import UserError
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2")
@@ -72,8 +74,40 @@ class Images:
 
 def picture_shape(picture: Picture) -> tuple[int, int]:
     """Rows and columns of a picture or of its bands."""
-    array = picture if isinstance(picture, np.ndarray) else next(iter(picture.values()))
+    array = picture if isinstance(picture, np.ndarray) else next(iter(picture.values()), np.zeros(()))
+    if array.ndim < 2:
+        raise UserError(f"An image needs rows and columns, not the shape {array.shape}.")
     return array.shape[0], array.shape[1]
+
+
+def picture_sizes(record: Record) -> dict[str, tuple[tuple[int, int], bool, int]]:
+    """Of each sensor of a record: rows and columns, whether it is a finished picture, and the dates; from headers.
+
+    Raises:
+      UserError: naming the file that is missing or cannot be opened.
+    """
+    files = {name: paths for name in SENSORS if (paths := record.paths(name))}
+    first = {name: picture_header(str(paths[0])) for name, paths in files.items()}
+    rasters = [name for name, (_, eight_bit, raster) in first.items() if raster and not (eight_bit and name == "sar")]
+    sizes = {}
+    for name, (shape, eight_bit, _) in first.items():
+        # A SAR raster is brought onto the grid of an optical one.
+        on = "optical" if name in rasters and "optical" in rasters else name
+        sizes[name] = (first[on][0] if on != name else shape, eight_bit, len(files[name]))
+    return sizes
+
+
+@lru_cache(maxsize=2**20)
+def picture_header(path: str) -> tuple[tuple[int, int], bool, bool]:
+    """(rows and columns, whether it is 8-bit, whether it is a raster) of an image file."""
+    file = Path(path)
+    if file.suffix.lower() in RASTERS:
+        from earthmind_jax.geo.raster import open_raster
+
+        with open_raster(file) as dataset:
+            return (dataset.height, dataset.width), dataset.dtypes[0] == "uint8", True
+    with _open_picture(file) as image:
+        return (image.height, image.width), True, False
 
 
 def load_record(record: Record, sensors: SensorConfig) -> Sample:
@@ -82,30 +116,87 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
     Rasters are calibrated, and a pair of them is brought onto the optical grid
     (:func:`earthmind_jax.geo.align.load_pair`); 8-bit pictures are finished frames, used as they are (grey is
     replicated, as in the published model). Masks lie on the grid of the optical image, or of the SAR image where it
-    stands alone.
+    stands alone. Each date is a pair of its own; where one sensor has a single image, it goes with the first.
 
     Raises:
       UserError: naming the record's line, and the file or field.
     """
-    paths = {name: record.root / path for name in ("optical", "sar") if (path := getattr(record, name)) is not None}
+    files = {name: paths for name in SENSORS if (paths := record.paths(name))}
     try:
-        images = load_images(paths, sensors) if paths else Images({})
-        shape = images.shape if paths else (1, 1)
-        turns = []
-        for i, turn in enumerate(record.turns):
-            specs = [decode(m, shape, record.root, f"turns[{i}].mask") for m in turn.masks]
-            for mask in specs:
-                _same_extent(mask.shape, shape, f"turns[{i}].mask")
-            region = turn.region
-            if region is not None:
-                region = decode(region, shape, record.root, f"turns[{i}].region")
-                _same_extent(region.shape, shape, f"turns[{i}].region")
-            turns.append(Turn(turn.question, turn.answer, _join(specs), region))
+        dates = [
+            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors)
+            for i in range(record.dates)
+        ]
+        _one_grid(dates, files)
+        shape = dates[0].shape if dates else (1, 1)
+        turns = tuple(
+            Turn(
+                turn.question,
+                turn.answer,
+                _masks(turn, shape, record.root, i),
+                decode_region(turn, shape, record.root, i),
+            )
+            for i, turn in enumerate(record.turns)
+        )
     except UserError as error:
         raise UserError(f"{record.where or f'Record {record.id!r}'}: {error}") from error
-    optical, optical_valid = images.pictures.get("optical", (None, None))
-    sar, sar_valid = images.pictures.get("sar", (None, None))
-    return Sample(record.id, tuple(turns), optical, sar, optical_valid, sar_valid)
+    given: dict[str, Any] = {}
+    for name, paths in files.items():
+        pictures, valid = zip(*(images.pictures[name] for images in dates[: len(paths)]), strict=True)
+        given |= (
+            {name: pictures, f"{name}_valid": valid}
+            if len(paths) > 1
+            else {name: pictures[0], f"{name}_valid": valid[0]}
+        )
+    return Sample(record.id, turns, **given)
+
+
+def _one_grid(dates: Sequence[Images], files: Mapping[str, tuple[Path, ...]]) -> None:
+    for i, images in enumerate(dates[1:], 1):
+        if (images.shape, images.transform, images.crs) != (dates[0].shape, dates[0].transform, dates[0].crs):
+            name = "optical" if len(files.get("optical", ())) > i else "sar"
+            raise UserError(f"'{files[name][i]}' lies on another grid than the first date; bring all dates onto one.")
+
+
+def check_marks(
+    turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(field, what raises UserError where it is wrong) of each mask and region of a turn as written; ``shape`` is that
+    of the image, None where it cannot be read."""
+    for i, spec in enumerate(turn.masks):
+        name = f"turns[{index}].masks[{i}]" if len(turn.masks) > 1 else f"turns[{index}].mask"
+        one = RecordTurn(turn.question, turn.answer, (spec,))
+        yield name, partial(_masks, one, shape, root, index)
+    if turn.region is not None:
+        yield f"turns[{index}].region", partial(decode_region, turn, shape, root, index)
+
+
+def decode_region(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int = 0) -> np.ndarray | None:
+    """The part of an image of ``shape`` that a turn as written asks about, bool [h w]; None for the whole."""
+    if turn.region is None:
+        return None
+    return _decode(turn.region, shape, root, f"turns[{index}].region")
+
+
+def _masks(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int) -> Any:
+    """A turn's masks in the forms of :class:`Turn`."""
+    name = f"turns[{index}].mask"
+    made: list[Any] = []
+    for spec in turn.masks:
+        if isinstance(spec, dict) and "dates" in spec:
+            made.append(Dated(tuple(None if s is None else _decode(s, shape, root, name) for s in spec["dates"])))
+        else:
+            made.append(_decode(spec, shape, root, name))
+    if any(isinstance(m, Dated) for m in made) or len({m.shape for m in made}) > 1:
+        return tuple(made)
+    return None if not made else made[0] if len(made) == 1 else np.stack(made)
+
+
+def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> np.ndarray:
+    mask = decode(spec, shape or (1, 1), root, name)
+    if shape is not None:
+        _same_extent(mask.shape, shape, name)
+    return mask
 
 
 def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig) -> Images:
@@ -162,13 +253,19 @@ def _is_8bit(path: Path) -> bool:
 
 def read_picture(path: Path) -> np.ndarray:
     """An 8-bit picture file as [H W 3]; UserError where it cannot be read."""
+    with _open_picture(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _open_picture(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         raise UserError(f"there is no file '{path}'.")
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"'{path}' is not an 8-bit picture; save measurements as GeoTIFF with named bands.")
-            return np.asarray(image.convert("RGB"))
+            yield image
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as a picture ({error}).") from error
 
@@ -179,11 +276,3 @@ def _same_extent(mask: tuple[int, ...], image: tuple[int, int], where: str) -> N
         raise UserError(
             f"{where} is {mask[0]} x {mask[1]} but the image is {image[0]} x {image[1]}: they do not match."
         )
-
-
-def _join(masks: list[np.ndarray]) -> np.ndarray | None:
-    if not masks:
-        return None
-    if len({m.shape for m in masks}) > 1:
-        raise UserError("the masks of one answer must have one size.")
-    return masks[0] if len(masks) == 1 else np.stack(masks)

@@ -5,16 +5,28 @@ A line of a record file::
     {"id": "0001", "optical": "s2/0001.tif", "sar": "s1/0001.tif",
      "turns": [{"question": "Where is the river?", "answer": "It is [SEG].", "mask": "masks/0001_river.png"}]}
 
-``optical`` and ``sar`` may be missing or null; paths are relative to the record file. ``mask`` (for the ``[SEG]`` of
-the answer) and ``region`` (what the question marks) are a path, a COCO run-length code or polygons; an answer with
-several ``[SEG]`` has ``masks``, a list.
+======================  ===================================================================================
+``id``                  text or a whole number
+``optical``, ``sar``    a path, relative to the record file; or a list of paths, one for each date; may be missing
+                        or null, both for a conversation without an image
+``turns``               a list of at least one turn, each an object of:
+``question``            text; ``<image>`` in the first says where the image goes (before it where not written)
+``answer``              text, or null in the last turn, for the model to answer; each ``[SEG]`` is a mask
+``mask``, ``masks``     of the answer's one ``[SEG]``; a list for several
+``region``              the part that the question asks about; ``{region}`` in the question becomes its name
+======================  ===================================================================================
+
+A mask or region is a path (picture, ``.npy``, GeoTIFF; nonzero is the object), a COCO run-length code, or polygons in
+pixels, on the grid of the optical image, or of the SAR image where it stands alone. With several dates a mask holds on
+all of them, or is ``{"dates": [mask of the first date, null, ...]}``, null where it is not known; the first five dates
+reach the model, and a region lies on the last of those.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +38,17 @@ from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
 
+SENSORS = ("optical", "sar")
+
 Picture = np.ndarray | Mapping[str, np.ndarray]
 """One sensor's image: 8-bit [H W], [H W 3] (a finished picture), or band name -> float [H W] (reflectance, or dB)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dated:
+    """One object's masks [h w] on each date, None where it is not known."""
+
+    masks: tuple[np.ndarray | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,34 +57,52 @@ class Turn:
 
     Attributes:
       answer: None where the model is to answer.
-      mask: [h w], or [k h w] for the k ``[SEG]`` of the answer, any size, nonzero is the object.
+      mask: [h w], or [k h w] for the k ``[SEG]`` of the answer, any size, nonzero is the object; or a tuple of k, each
+        [h w] (on every date) or :class:`Dated`.
       region: [h w], the part of the image that the question asks about (``region1``, counted over the conversation; a
         ``{region}`` in the question becomes that name).
     """
 
     question: str
     answer: str | None = None
-    mask: np.ndarray | None = None
+    mask: np.ndarray | tuple[np.ndarray | Dated, ...] | None = None
     region: np.ndarray | None = None
 
     @property
-    def masks(self) -> tuple[np.ndarray, ...]:
+    def masks(self) -> tuple[np.ndarray | Dated, ...]:
         """One mask for each ``[SEG]`` of the answer."""
         if self.mask is None:
             return ()
+        if isinstance(self.mask, tuple):
+            return self.mask
         return (self.mask,) if self.mask.ndim == 2 else tuple(self.mask)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One scene as arrays. Both sensors cover the same ground; ``None`` is a missing sensor."""
+    """One scene as arrays. Both sensors cover the same ground; ``None`` is a missing sensor, a tuple several dates.
+
+    Validity is [H W], None for valid everywhere; of several dates a tuple of these.
+    """
 
     id: str
     turns: tuple[Turn, ...]
-    optical: Picture | None = None
-    sar: Picture | None = None
-    optical_valid: np.ndarray | None = None
-    sar_valid: np.ndarray | None = None
+    optical: Picture | tuple[Picture, ...] | None = None
+    sar: Picture | tuple[Picture, ...] | None = None
+    optical_valid: np.ndarray | tuple[np.ndarray | None, ...] | None = None
+    sar_valid: np.ndarray | tuple[np.ndarray | None, ...] | None = None
+
+    def images(self, sensor: str) -> tuple[tuple[Picture, np.ndarray | None], ...]:
+        """Image and validity on each date of ``optical`` or ``sar``; empty where the sensor is missing."""
+        pictures, valid = getattr(self, sensor), getattr(self, f"{sensor}_valid")
+        if pictures is None:
+            return ()
+        if not isinstance(pictures, tuple):
+            return ((pictures, valid),)
+        marks = valid if isinstance(valid, tuple) else (valid,) * len(pictures)
+        if len(marks) != len(pictures):
+            raise UserError(f"there are {len(pictures)} {sensor} images but {len(marks)} validity masks.")
+        return tuple(zip(pictures, marks, strict=True))
 
 
 @dataclass(frozen=True)
@@ -82,10 +121,29 @@ class Record:
 
     id: str
     turns: tuple[RecordTurn, ...]
-    optical: str | None = None
-    sar: str | None = None
+    optical: str | tuple[str, ...] | None = None
+    sar: str | tuple[str, ...] | None = None
     root: Path = field(default=Path(), compare=False)
     where: str = field(default="", compare=False)
+
+    def paths(self, sensor: str) -> tuple[Path, ...]:
+        """The files of ``optical`` or ``sar``, one for each date."""
+        names = getattr(self, sensor)
+        return tuple(self.root / name for name in ((names,) if isinstance(names, str) else names or ()))
+
+    @property
+    def dates(self) -> int:
+        """Images of the sensor that has most; 0 without any."""
+        return max(len(self.paths(sensor)) for sensor in SENSORS)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a record file: the record, or what is wrong with it, one sentence a field."""
+
+    where: str
+    record: Record | None
+    problems: tuple[str, ...] = ()
 
 
 def read_jsonl(path: str | Path) -> list[Record]:
@@ -94,72 +152,144 @@ def read_jsonl(path: str | Path) -> list[Record]:
     Raises:
       UserError: naming the file, the line and the field that is wrong.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The record file '{path}' cannot be read: {error}.") from error
     records = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON: {error}.") from error
-        records.append(parse_record(values, where, path.parent))
+    for line in read_lines(path):
+        if line.record is None:
+            raise UserError(f"{line.where}{line.problems[0]}")
+        records.append(line.record)
     if not records:
         raise UserError(f"The record file '{path}' has no records.")
     return records
 
 
+def read_lines(path: str | Path) -> Iterator[Line]:
+    """Every line of a record file that is not empty, good or broken; UserError where the file cannot be read."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield _line(text, f"{path} line {number}", path.parent)
+    except OSError as error:
+        raise UserError(f"The record file '{path}' cannot be read: {error}.") from error
+
+
+def _line(text: bytes, where: str, root: Path) -> Line:
+    try:
+        values = json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Line(where, None, (" is not JSON: the text is not UTF-8.",))
+    except json.JSONDecodeError as error:
+        return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
+    found = tuple(f": {problem}" for problem in problems(values))
+    return Line(where, None if found else _record(values, where, root), found)
+
+
 def parse_record(values: Any, where: str, root: Path = Path()) -> Record:
     """A record from plain JSON values; UserError names ``where`` and the field."""
-    _object(values, where, "the record", ("id", "optical", "sar", "turns"))
+    for problem in problems(values):
+        raise UserError(f"{where}: {problem}")
+    return _record(values, where, root)
+
+
+def _record(values: dict[str, Any], where: str, root: Path) -> Record:
+    def files(names: Any) -> Any:
+        return tuple(names) if isinstance(names, list) else names
+
+    turns = []
+    for turn in values["turns"]:
+        masks = turn.get("masks")
+        if masks is None:
+            masks = [] if turn.get("mask") is None else [turn["mask"]]
+        turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), turn.get("region")))
+    images = {sensor: files(values.get(sensor)) for sensor in SENSORS}
+    return Record(str(values["id"]), tuple(turns), **images, root=root, where=where)
+
+
+def problems(values: Any) -> Iterator[str]:
+    """What is wrong with the plain JSON values of a record, one sentence for each field."""
+    if not isinstance(values, dict):
+        yield f"the record must be an object, not {values!r}."
+        return
+    yield from _unknown(values, "the record", ("id", *SENSORS, "turns"))
     name = values.get("id")
-    if isinstance(name, int) and not isinstance(name, bool):
-        name = str(name)
-    _text(name, where, "id")
-    for sensor in ("optical", "sar"):
-        _text(values.get(sensor), where, sensor, optional=True)
+    if not (_is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
+        yield f"field 'id' must be text, not {name!r}."
+    counts = {}
+    for sensor in SENSORS:
+        files = values.get(sensor)
+        if files is None:
+            continue
+        several = isinstance(files, list) and files and all(_is_text(file) for file in files)
+        if not (_is_text(files) or several):
+            yield f"field '{sensor}' must be text (a path), or a list of paths, one for each date, not {files!r}."
+            continue
+        counts[sensor] = len(files) if several else 1
+    most = max(counts.values(), default=0)
+    for sensor, count in counts.items():
+        if count not in (1, most):
+            yield f"field '{sensor}' has {count} dates but the other sensor {most}; give as many, or one."
     turns = values.get("turns")
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where}: field 'turns' must be a list of at least one turn, not {turns!r}.")
-    parsed = tuple(_parse_turn(turn, where, f"turns[{i}]") for i, turn in enumerate(turns))
-    return Record(name, parsed, values.get("optical"), values.get("sar"), root, where)
+        yield f"field 'turns' must be a list of at least one turn, not {turns!r}."
+        return
+    for i, turn in enumerate(turns):
+        yield from _turn_problems(turn, f"turns[{i}]", i == len(turns) - 1, most)
 
 
-def _parse_turn(turn: Any, where: str, name: str) -> RecordTurn:
-    _object(turn, where, name, ("question", "answer", "mask", "masks", "region"))
-    _text(turn.get("question"), where, f"{name}.question")
-    _text(turn.get("answer"), where, f"{name}.answer", optional=True)
+def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str]:
+    if not isinstance(turn, dict):
+        yield f"{name} must be an object, not {turn!r}."
+        return
+    yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region"))
+    if not _is_text(turn.get("question")):
+        yield f"field '{name}.question' must be text, not {turn.get('question')!r}."
+    answer = turn.get("answer")
+    if not (_is_text(answer) or answer is None):
+        yield f"field '{name}.answer' must be text, not {answer!r}."
+        answer = None
+    elif answer is None and not last:
+        yield f"field '{name}.answer' is missing; only the last turn may lack one."
     masks = turn.get("masks")
     if masks is None:
         masks = [] if turn.get("mask") is None else [turn["mask"]]
     elif not isinstance(masks, list) or turn.get("mask") is not None:
-        raise UserError(f"{where}: field '{name}.masks' must be a list, and stands instead of 'mask'.")
-    for i, spec in enumerate([*masks, turn.get("region")]):
-        what = f"{name}.{'region' if i == len(masks) else 'mask'}"
-        if not isinstance(spec, str | dict | list) and not (spec is None and i == len(masks)):
-            raise UserError(f"{where}: field '{what}' must be a path, a run-length code or polygons, not {spec!r}.")
-    count = (turn.get("answer") or "").count(SEG)
+        yield f"field '{name}.masks' must be a list, and stands instead of 'mask'."
+        return
+    for spec in masks:
+        yield from _mask_problems(spec, f"{name}.mask", dates)
+    region = turn.get("region")
+    if region is not None:
+        if isinstance(region, dict) and "dates" in region:
+            yield f"field '{name}.region' must be one region, not one for each date."
+        yield from _mask_problems(region, f"{name}.region", dates)
+    if (masks or region is not None) and not dates:
+        yield f"field '{name}' has a mask or a region, but the record has no image."
+    count = (answer or "").count(SEG)
     if count != len(masks):
-        raise UserError(f"{where}: field '{name}.answer' has {count} {SEG} but there are {len(masks)} masks.")
-    return RecordTurn(turn["question"], turn.get("answer"), tuple(masks), turn.get("region"))
+        yield f"field '{name}.answer' has {count} {SEG} but there are {len(masks)} masks."
 
 
-def _object(values: Any, where: str, name: str, fields: tuple[str, ...]) -> None:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {name} must be an object, not {values!r}.")
+def _mask_problems(spec: Any, name: str, dates: int) -> Iterator[str]:
+    dated = isinstance(spec, dict) and "dates" in spec
+    each = spec["dates"] if dated else [spec]
+    if dated and not (isinstance(each, list) and len(each) == dates):
+        yield f"field '{name}.dates' must be a list of {dates}, one for each date, null where the mask is not known."
+        return
+    for one in each:
+        nested = dated and isinstance(one, dict) and "dates" in one
+        if nested or not (isinstance(one, str | dict | list) or (dated and one is None)):
+            yield f"field '{name}' must be a path, a run-length code or polygons, not {one!r}."
+
+
+def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iterator[str]:
     for key in values:
         if key not in fields:
-            raise UserError(f"{where}: {name} has the unknown field '{key}'.{nearest(key, fields)}")
+            yield f"{name} has the unknown field '{key}'.{nearest(key, fields)}"
 
 
-def _text(value: Any, where: str, name: str, optional: bool = False) -> None:
-    if not (isinstance(value, str) and value) and not (optional and value is None):
-        raise UserError(f"{where}: field '{name}' must be text, not {value!r}.")
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
@@ -181,4 +311,5 @@ def record_values(record: Record) -> dict[str, Any]:
         values |= {"masks": masks} if len(masks) > 1 else {"mask": masks[0] if masks else None}
         region = encode_rle(turn.region) if isinstance(turn.region, np.ndarray) else turn.region
         turns.append(values | {"region": region})
-    return {"id": record.id, "optical": record.optical, "sar": record.sar, "turns": turns}
+    images = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
+    return {"id": record.id, **images, "turns": turns}

@@ -22,7 +22,15 @@ from rasterio.windows import Window
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid, project, require_map, to_pixel
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
-from earthmind_jax.geo.raster import FILL, Raster, open_raster, peek_sensor, read_raster, require_georeference
+from earthmind_jax.geo.raster import (
+    FILL,
+    Raster,
+    open_raster,
+    peek_bands,
+    peek_sensor,
+    read_raster,
+    require_georeference,
+)
 
 KINDS = ("sar_linear", "reflectance", "label")
 AVERAGE_FROM = 1.5  # pixels of the source in one of the reference, from which on they are averaged
@@ -155,6 +163,13 @@ def load_pair(
             return _pair(optical, sar_path, sensor, sar_bands, min_overlap, sar_options)
     only = optical if optical is not None else sar
     return Pair(optical, sar, only.transform, only.crs, 1.0, notes=list(only.notes))
+
+
+def check_header(path: str | os.PathLike[str], kind: str, bands: Sequence[str] | None) -> None:
+    """What :func:`load_pair` would refuse about an ``optical`` or ``sar`` file by its header: UserError."""
+    sensor = _expected_sensor(path, kind, None)
+    if bands is not None:
+        peek_bands(path, bands, sensor)
 
 
 def _pair(

@@ -215,6 +215,12 @@ def peek_sensor(path: str | os.PathLike[str], sensor: str | None = None) -> tupl
         return _names(dataset, keep, sensor)[1], dataset.dtypes[keep[0] - 1]
 
 
+def peek_bands(path: str | os.PathLike[str], bands: Sequence[str], sensor: str | None = None) -> None:
+    """UserError unless a file's header names all ``bands`` (``sensor``: as what it is read)."""
+    with open_raster(path) as dataset:
+        select(bands, _names(dataset, _data_bands(dataset), sensor)[0], dataset.name)
+
+
 def require_georeference(raster: Raster, purpose: str = "a map") -> CRS:
     """The raster's CRS; UserError where it has no place on Earth."""
     name = raster.path or raster.name

@@ -11,7 +11,7 @@ from jax import Array
 
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
-from earthmind_jax.data.records import Sample
+from earthmind_jax.data.records import SENSORS, Sample
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import Batch, Fused
@@ -23,7 +23,8 @@ class Reply:
 
     Attributes:
       text: the answer, special tokens included.
-      masks: mask logits, float32 [h w] at the decoder's low resolution, one for each ``[SEG]``.
+      masks: mask logits, float32 [h w] at the decoder's low resolution, one for each ``[SEG]``; of several dates
+        [F h w].
       weights: fusion weights (optical, SAR) on the token grid of each tile, float32 [I n n 2]; None without an image.
     """
 
@@ -32,13 +33,15 @@ class Reply:
     weights: np.ndarray | None
 
     def mask(self, shape: tuple[int, int], index: int = 0) -> np.ndarray | None:
-        """The ``index``-th mask as probability on the image's own pixels [H W]; None where the model gave none."""
+        """The ``index``-th mask as probability on the image's own pixels [H W] (of several dates [F H W]); None where
+        the model gave none."""
         return upsample(self.masks[index], shape) if index < len(self.masks) else None
 
 
 def upsample(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Mask logits [h w] to probabilities [H W]: bilinear to four times the size (SAM2's image), then to the image."""
-    full = bilinear(logits[..., None], (4 * logits.shape[0], 4 * logits.shape[1]))
+    """Mask logits [... h w] to probabilities [... H W]: bilinear to four times the size (SAM2's image), then to the
+    image."""
+    full = bilinear(logits[..., None], (4 * logits.shape[-2], 4 * logits.shape[-1]))
     resized = np.asarray(bilinear(full, shape))[..., 0]
     return 1 / (1 + np.exp(-np.clip(resized, -60, 60)))
 
@@ -72,7 +75,7 @@ def answer(
         logits = _logits(engine, batch, fused, made.seg_states)
         weights = None if fused is None else _grid(fused.weights)
         for row in range(len(group)):
-            found = () if logits is None else tuple(logits[row, i] for i in np.flatnonzero(made.seg_valid[row]))
+            found = () if logits is None else tuple(_masks(logits[row], group[row], made.seg_valid[row]))
             yield Reply(made.texts[row], found, None if weights is None else weights[row])
 
 
@@ -86,6 +89,16 @@ def _logits(engine: Engine, batch: Batch, fused: Fused | None, states: Array) ->
     if states.shape[1] == 0 or engine.config.grounding is None or fused is None:
         return None
     return engine.masks(batch, fused, states)[0]
+
+
+def _masks(logits: np.ndarray, sample: Sample, valid: np.ndarray) -> Iterator[np.ndarray]:
+    """The masks of one sample [h w]; of the stack [F M h w] that several dates make, those of its own dates [F h w]."""
+    dates = max(len(sample.images(name)) for name in SENSORS)
+    if logits.ndim == 3:
+        yield from logits[np.flatnonzero(valid)]
+    else:
+        for i in np.flatnonzero(valid):
+            yield logits[:dates, i] if dates > 1 else logits[0, i]
 
 
 def _grid(weights: Array) -> np.ndarray:

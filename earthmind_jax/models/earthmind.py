@@ -37,11 +37,11 @@ PROMPTED_FRAMES = 5
 
 @struct.dataclass
 class ForwardOutput:
-    """Training outputs: ``hidden`` [B T D] or None, ``fused`` (None for text alone), ``masks`` [B M h w] logits, both
-    sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from the phrases themselves
-    with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see :func:`forward`), and
-    the phrases' mean embeddings ``words`` [B M D]; ``attention`` [B M T] of each ``[SEG]`` in the last layer
-    (head mean)."""
+    """Training outputs: ``hidden`` [B T D] or None, ``fused`` (None for text alone), ``masks`` [B M h w] logits (of
+    stacks [B F M h w]), both sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from
+    the phrases themselves with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see
+    :func:`forward`), and the phrases' mean embeddings ``words`` [B M D]; ``attention`` [B M T] of each ``[SEG]`` in the
+    last layer (head mean)."""
 
     hidden: Array | None
     fused: Fused | None
@@ -302,26 +302,34 @@ def forward(
         out = out.replace(words=words, phrase_valid=found)
         # The norm of the final state, so that one map serves both.
         states.append(rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(cfg.precision.compute))
-    features = image_features(
-        cfg,
-        params,
-        batch.ground_optical,
-        batch.ground_sar,
-        batch.ground_optical_valid,
-        batch.ground_sar_valid,
-        None if fused is None else grounding_weights(fused),
-    )
     # Prompts of one image do not see each other, so both kinds share one pass of the decoder.
     prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1))
-    drawn = ground(cfg, params, features, prompts)
-    count = batch.seg_index.shape[1]
+    drawn = _draw(cfg, params, batch, prompts, None if fused is None else grounding_weights(fused))
+    count, before = batch.seg_index.shape[1], (slice(None),) * (drawn.iou.ndim - 1)
     if hidden is not None:
-        out = out.replace(masks=jax.tree.map(lambda x: x[:, :count], drawn))
+        out = out.replace(masks=jax.tree.map(lambda x: x[*before, :count], drawn))
     if phrases:
-        out = out.replace(phrase_masks=jax.tree.map(lambda x: x[:, -count:], drawn))
+        out = out.replace(phrase_masks=jax.tree.map(lambda x: x[*before, -count:], drawn))
     if hidden is not None and phrases:
         out = out.replace(prompts=(prompts[:, :count], prompts[:, count:]))
     return out
+
+
+def _draw(cfg: EarthMindConfig, params: Params, batch: Batch, prompts: Array, weights: Array | None) -> MaskOutput:
+    """Masks of the prompts [B M d] on each sample's image, or on all dates of its stack: [B M ...], or [B F M ...].
+
+    The first five dates of a stack are prompted one by one and do not see each other (:func:`track`), so in training,
+    which shows no more, they are so many images.
+    """
+    pictures = (batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid)
+    image = next(x for x in pictures if x is not None)
+    if image.ndim == 4:
+        return ground(cfg, params, image_features(cfg, params, *pictures, weights), prompts)
+    samples, dates = image.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(samples * dates, *x.shape[2:]), pictures)
+    each = jax.tree.map(lambda x: jnp.repeat(x, dates, axis=0), (prompts, weights))
+    drawn = ground(cfg, params, image_features(cfg, params, *flat, each[1]), each[0])
+    return jax.tree.map(lambda x: x.reshape(samples, dates, *x.shape[1:]), drawn)
 
 
 def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) -> Params:

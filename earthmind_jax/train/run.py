@@ -6,22 +6,21 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from earthmind_jax import checkpoint
 from earthmind_jax.config import RunConfig, replace_path, require, to_json
-from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.collate import with_tokens
-from earthmind_jax.data.pipeline import Lazy, simulated, training_buckets, training_pipeline
-from earthmind_jax.data.records import Record, read_jsonl
+from earthmind_jax.data.pipeline import training_pipeline
+from earthmind_jax.data.sources import Source
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import check_batch
 from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.loop import fit
+from earthmind_jax.train.mixture import read_source
 from earthmind_jax.train.result import check_form, write_result
 from earthmind_jax.train.state import TrainState, state_shardings
 from earthmind_jax.types import Params
@@ -59,7 +58,7 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def corpus(source: Sequence[Any] | Lazy, count: int = CORPUS) -> list[str]:
+def corpus(source: Source, count: int = CORPUS) -> list[str]:
     """Questions and answers of the first ``count`` samples, and who says them, for a new tokenizer."""
     texts = []
     for i in range(min(count, len(source))):
@@ -73,6 +72,8 @@ def run(
     out: str | Path,
     *,
     data: Path | None = None,
+    data_root: Path | None = None,
+    skip_broken: bool = False,
     tokenizer: Path | None = None,
     start: Path | None = None,
     scenes: int = 4096,
@@ -85,7 +86,15 @@ def run(
     require(report_every > 0, f"--report-every must be at least 1, not {report_every}.")
     with together("reading its configuration and data"):
         config, source, words, params = prepare(
-            config_path, Path(out), data=data, tokenizer=tokenizer, start=start, scenes=scenes, changes=changes
+            config_path,
+            Path(out),
+            data=data,
+            data_root=data_root,
+            skip_broken=skip_broken,
+            tokenizer=tokenizer,
+            start=start,
+            scenes=scenes,
+            changes=changes,
         )
         if save is not None:
             check_form(save, config.model)
@@ -96,7 +105,7 @@ def run(
     agree("configuration or tokenizer", to_json(config) + words.inner.backend_tokenizer.to_str())
     agree("number of samples", str(len(source)))
     mesh = make_mesh(config.mesh)
-    share = {"process": jax.process_index(), "processes": jax.process_count(), "buckets": buckets(config)}
+    share = {"process": jax.process_index(), "processes": jax.process_count()}
     batches = training_pipeline(config, source, words, **share)
     state = fit(config, out, batches, words, mesh, params=params, base=start, until=until, report_every=report_every)
     if save is not None and int(state.step) >= config.steps:
@@ -108,25 +117,18 @@ def run(
     return state
 
 
-def buckets(config: RunConfig) -> Buckets | None:
-    """Several processes must run the same program, so theirs is the bucket of the largest image alone."""
-    if jax.process_count() == 1:
-        return None
-    sensors = config.model.sensors
-    most = len(sensors.optical_bands) // 3 * (sensors.max_tiles + (sensors.thumbnail and sensors.max_tiles > 1))
-    return training_buckets(config.data, tiles=(Buckets().fit_tiles(most),))
-
-
 def prepare(
     config_path: str | Path,
     out: Path,
     *,
     data: Path | None,
+    data_root: Path | None,
+    skip_broken: bool,
     tokenizer: Path | None,
     start: Path | None,
     scenes: int,
     changes: Sequence[str],
-) -> tuple[RunConfig, list[Record] | Lazy, Tokenizer, Params | None]:
+) -> tuple[RunConfig, Source, Tokenizer, Params | None]:
     """(configuration with the tokenizer's ids, data, tokenizer, weights to start from) of a run.
 
     Raises:
@@ -135,7 +137,8 @@ def prepare(
     config = load_config(config_path, changes)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    source: list[Record] | Lazy = read_jsonl(data) if data is not None else simulated(scenes, config.seed)
+    root = Path(config_path).parent if data_root is None else data_root
+    source = read_source(config, root, data=data, scenes=scenes, skip_broken=skip_broken)
     if (out / checkpoint.TOKENIZER).is_dir():
         words = Tokenizer.load(out / checkpoint.TOKENIZER)
     elif tokenizer is not None or start is not None:

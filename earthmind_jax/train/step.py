@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -48,20 +49,22 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
             ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid),
         ):
             if weight and masks is not None:
-                keep = batch.mask_valid & valid
+                keep = batch.mask_valid & (valid if valid.ndim == batch.mask_valid.ndim else valid[:, None])
                 terms = mask_losses(config, points, masks.logits, batch.masks, keep)
                 scale = {"bce": weights.mask_bce, "dice": weights.mask_dice, "contrast": weights.mask_contrast}
                 loss = loss + weight * sum((scale[term] * value for term, value in terms.items()), start=jnp.zeros(()))
                 metrics |= {f"{name}{term}": value for term, value in terms.items()}
     if weights.align and out.prompts is not None and batch.mask_valid is not None:
         seg, words = out.prompts
-        keep = (batch.mask_valid & out.phrase_valid)[..., None]
+        known = batch.mask_valid if batch.mask_valid.ndim == 2 else batch.mask_valid.any(1)
+        keep = (known & out.phrase_valid)[..., None]
         square = jnp.square(seg - jax.lax.stop_gradient(words)).astype(jnp.float32)
         metrics["align"] = jnp.where(keep, square, 0).sum() / jnp.maximum(keep.sum() * seg.shape[-1], 1)
         loss = loss + weights.align * metrics["align"]
     if weights.region_word and out.words is not None and out.fused is not None and batch.masks is not None:
-        named = batch.mask_valid & out.phrase_valid
-        metrics["region_word"] = region_word_loss(config, out.fused, out.words, named, batch.masks)
+        masks, known = last_date(batch)
+        named = known & out.phrase_valid
+        metrics["region_word"] = region_word_loss(config, out.fused, out.words, named, masks)
         loss = loss + weights.region_word * metrics["region_word"]
     if weights.sensor_mse and out.sensor_tokens is not None:
         metrics["sensor_mse"] = losses.sensor_mse(*out.sensor_tokens, batch.optical_valid & batch.sar_valid)
@@ -80,14 +83,27 @@ def attention_loss(config: RunConfig, attention: jax.Array, batch: Batch) -> jax
     """
     model = config.model
     per_place, tokens = model.fusion.sensors_out, model.vision.tokens
-    cover = losses.tile_cover(batch.masks, batch.places, model.vision.grid)  # [B M I N]
+    masks, known = last_date(batch)
+    cover = losses.tile_cover(masks, batch.places, model.vision.grid)  # [B M I N]
     row = batch.visual_index
     cell = jnp.maximum(row, 0) // (per_place * tokens) * tokens + jnp.maximum(row, 0) % tokens
     cover = jnp.take_along_axis(cover.reshape(*cover.shape[:2], -1), cell[:, None], axis=2) & (row >= 0)[:, None]
     target = cover / (cover.sum(-1, keepdims=True) + 1e-9)
     sensors = [x.any((1, 2)) for x in (batch.optical_valid, batch.sar_valid) if x is not None]
     single = sum(x.astype(jnp.int32) for x in sensors) == 1
-    return losses.attention_kl(attention, target, batch.mask_valid & single[:, None])
+    return losses.attention_kl(attention, target, known & single[:, None])
+
+
+def last_date(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Masks [B M h w] and which are known [B M] on each sample's last date, whose tile shows the whole image last."""
+    assert batch.masks is not None
+    assert batch.mask_valid is not None
+    if batch.masks.ndim == 4:
+        return batch.masks, batch.mask_valid
+    there = [x for x in (batch.ground_optical_valid, batch.ground_sar_valid) if x is not None]
+    last = jnp.maximum(jnp.stack(there).any(0).sum(1) - 1, 0)
+    rows = jnp.arange(len(last))
+    return batch.masks[rows, last], batch.mask_valid[rows, last]
 
 
 def region_word_loss(
@@ -103,12 +119,13 @@ def region_word_loss(
 
 
 def mask_losses(config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array) -> Metrics:
-    """BCE and Dice of mask logits against targets [B M h w]: on sampled points, or everywhere where ``points`` is 0;
-    where it has a weight, the contrast between an image's masks, everywhere."""
+    """BCE and Dice of mask logits against targets [B M h w] (of stacks [B F M h w]): on sampled points, or everywhere
+    where ``points`` is 0; where it has a weight, the contrast between an image's masks, everywhere."""
     weights, size, terms = config.loss, logits.shape[-2:], {}
     if weights.mask_contrast:
-        flat = (*logits.shape[:2], -1)
-        terms["contrast"] = losses.mask_contrast(logits.reshape(flat), masks.reshape(flat), valid)
+        flat = (-1, logits.shape[-3], math.prod(size))
+        images = valid.reshape(-1, valid.shape[-1])
+        terms["contrast"] = losses.mask_contrast(logits.reshape(flat), masks.reshape(flat), images)
     logits = logits.reshape(-1, *size).astype(jnp.float32)
     target = masks.reshape(-1, *size).astype(jnp.float32)
     if weights.points:
@@ -160,6 +177,7 @@ def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Trai
     grads, metrics = gradients(config, state, batch)
     updates, opt = make_optimiser(config).update(grads, state.opt, state.trainable)
     metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["padding"] = jnp.float32(batch.padding)
     trainable = optax.apply_updates(state.trainable, updates)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     after, before = (state.step + 1, trainable, opt), (state.step, state.trainable, state.opt)

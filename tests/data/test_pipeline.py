@@ -152,8 +152,6 @@ def test_bad_requests():
         stream(process=0, processes=3)
     with pytest.raises(UserError, match="Process 2 of 2"):
         stream(process=2, processes=2)
-    with pytest.raises(UserError, match="needs one bucket"):
-        stream(process=0, processes=2)
     with pytest.raises(UserError, match="do not fill one batch"):
         stream(SOURCE[:3], epochs=1)
     with pytest.raises(UserError, match=r"Sample 'bad'.*masks"):

@@ -210,3 +210,23 @@ def saved_plain(tmp_path_factory):
         training.save_step(steps, state, 1, {})
     assert not (directory / BASE).exists()
     return directory
+
+
+def test_rows_that_learn_alone_are_put_into_their_vocabulary(tmp_path):
+    """A step holds the new rows; a checkpoint of the run, and of its adapters, has the whole vocabulary again."""
+    groups = (Group(pattern="lm/(embed|head)/", learning_rate=1.0, rows=5), Group(pattern=".*"))
+    config = support.run_config(PLAIN, groups)
+    state, _ = create(config, mesh(1, 1, 1), support.params(PLAIN))
+    state = state.replace(trainable={path: x + 1 for path, x in state.trainable.items()})
+    run = tmp_path / "run"
+    training.start_run(run, config, support.tokenizer())
+    with training.manager(run, 2) as steps:
+        training.save_step(steps, state, 3, {"batches": 3})
+    write_result(run, tmp_path / "adapters", "adapters")
+    for directory in (run, tmp_path / "adapters"):
+        _, params = checkpoint.load(directory)
+        equal(jax.device_get(params), jax.device_get(state.params))
+    abstract, shardings = state_shardings(config, mesh(1, 4, 1))
+    with training.manager(run, 2) as steps:
+        again, _ = training.restore_step(steps, 3, abstract, shardings)
+    equal(jax.device_get(again), jax.device_get(state))

@@ -52,7 +52,7 @@ def reports(directory):
 def test_every_report_is_a_line(whole):
     lines = reports(whole[0])
     assert [line["step"] for line in lines] == [2, 4, 6]
-    assert set(lines[0]) == {"step", "text", "loss", "grad_norm"}
+    assert set(lines[0]) == {"step", "text", "loss", "grad_norm", "padding"}
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 

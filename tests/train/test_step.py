@@ -46,7 +46,7 @@ def test_every_loss_falls_on_one_batch():
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=5e-3))
     batch = support.scenes(config.model, count=4)
     before, after, metrics = steps(config, 30, batch)
-    assert set(metrics[0]) == {"text", "bce", "dice", "loss", "grad_norm"}
+    assert set(metrics[0]) == {"text", "bce", "dice", "loss", "grad_norm", "padding"}
     first = metrics[0]
     np.testing.assert_allclose(first["loss"], first["text"] + 2 * first["bce"] + 0.5 * first["dice"], rtol=1e-5)
     assert metrics[-1]["loss"] < 0.5 * first["loss"]

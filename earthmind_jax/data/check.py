@@ -1,0 +1,221 @@
+"""Record files checked line by line before a run depends on them, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
+from earthmind_jax.data.buckets import TRAINING, TRAINING_WINDOW, Buckets, Shape, bucketed
+from earthmind_jax.data.layout import measure, record_views, tiling
+from earthmind_jax.data.read import check_marks, load_record, picture_header
+from earthmind_jax.data.records import SENSORS, Line, Record, read_lines
+from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.data.windows import padding_share
+from earthmind_jax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a record file holds.
+
+    Attributes:
+      problems: one sentence for each, beginning with file, line and field.
+      broken: lines with a problem.
+      counts: what the good lines hold: ``lines``, ``turns``, ``masks``, ``regions``, and by kind ``sensors``, ``dates``
+        and ``tiles``.
+      tokens: ``least``, ``median``, ``most`` of a sample, without the questions that ``data.turns`` leaves out; None
+        without a tokenizer.
+      padding: share of padding in training: with ``fixed`` length, with the run's own ``buckets`` and with those of
+        :data:`earthmind_jax.data.buckets.TRAINING`; None without a tokenizer.
+    """
+
+    problems: tuple[str, ...]
+    broken: int
+    counts: dict[str, Any]
+    tokens: dict[str, int] | None = None
+    padding: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "broken": self.broken,
+            "problems": list(self.problems),
+            **self.counts,
+            "tokens": self.tokens,
+            "padding": self.padding,
+        }
+
+
+def check_records(
+    path: str | Path,
+    cfg: EarthMindConfig,
+    data: DataConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    pixels: bool = False,
+    progress: Callable[[], None] = lambda: None,
+) -> Report:
+    """Every line of a record file checked and counted.
+
+    Images are opened as far as their headers, masks and regions are read.
+
+    Args:
+      tokenizer: measures the conversations, too; those too long for ``data.text_length`` are problems.
+      pixels: read every image as training would.
+      progress: called after each line.
+
+    Raises:
+      UserError: the file cannot be read or has no line.
+    """
+    found, broken, lines = [], 0, 0
+    totals: Counter[str] = Counter()
+    kinds: dict[str, Counter[Any]] = {"sensors": Counter(), "dates": Counter(), "tiles": Counter()}
+    shapes: list[Shape] = []
+    for line in read_lines(path):
+        lines += 1
+        wrong = list(line_problems(line, cfg.sensors, pixels=pixels))
+        if line.record is not None and not wrong:
+            try:
+                count, shape = _size(line.record, cfg, data, tokenizer)
+            except UserError as error:
+                wrong = [str(error)]
+        progress()
+        if wrong:
+            broken, found = broken + 1, found + wrong
+            continue
+        record = line.record
+        assert record is not None
+        totals["turns"] += len(record.turns)
+        totals["masks"] += sum(len(turn.masks) for turn in record.turns)
+        totals["regions"] += sum(turn.region is not None for turn in record.turns)
+        kinds["sensors"][" and ".join(name for name in SENSORS if record.paths(name)) or "none"] += 1
+        kinds["dates"][record.dates] += 1
+        kinds["tiles"][count] += 1
+        shapes += [] if shape is None else [shape]
+    if not lines:
+        raise UserError(f"The record file '{path}' has no records.")
+    counts = {
+        "lines": lines,
+        **{name: totals[name] for name in ("turns", "masks", "regions")},
+        **{
+            name: {str(k): v for k, v in sorted(kind.items(), key=lambda kv: str(kv[0]).zfill(9))}
+            for name, kind in kinds.items()
+        },
+    }
+    return Report(tuple(found), broken, counts, *_lengths(shapes, data))
+
+
+def line_problems(line: Line, sensors: SensorConfig, *, pixels: bool = False) -> Iterator[str]:
+    """What is wrong with a line, a sentence each that names file, line and field."""
+    yield from (f"{line.where}{problem}" for problem in line.problems)
+    if line.record is not None:
+        wrong = list(file_problems(line.record, sensors))
+        yield from (f"{line.where}: {problem}" for problem in wrong)
+        if pixels and not wrong:
+            yield from _attempt(lambda: load_record(line.record, sensors), "")
+
+
+def file_problems(record: Record, sensors: SensorConfig) -> Iterator[str]:
+    """What is wrong with the files of a record, by their headers, and with its masks and regions."""
+    shapes = {}
+    for name in SENSORS:
+        paths = record.paths(name)
+        for i, path in enumerate(paths):
+            field = f"field '{name}[{i}]': " if len(paths) > 1 else f"field '{name}': "
+            wrong = list(_attempt(lambda path=path, name=name: _check_image(path, name, sensors), field))
+            yield from wrong
+            if wrong:
+                continue
+            shape = picture_header(str(path))[0]
+            if shapes.setdefault(name, shape) != shape and (name == "optical" or "optical" not in shapes):
+                first = " x ".join(map(str, shapes[name]))
+                yield f"{field}'{path}' is {shape[0]} x {shape[1]} pixels but the first date {first}."
+    reference = shapes.get("optical" if record.optical is not None else "sar")
+    for i, turn in enumerate(record.turns):
+        for what, check in check_marks(turn, reference, record.root, i):
+            yield from _attempt(check, f"field '{what}': ")
+
+
+def _check_image(path: Path, name: str, sensors: SensorConfig) -> None:
+    _, eight_bit, raster = picture_header(str(path))
+    if raster and not (eight_bit and name == "sar"):
+        from earthmind_jax.geo.align import check_header
+
+        wanted = sensors.optical_bands if name == "optical" else sensors.sar_bands
+        check_header(path, name, None if eight_bit else wanted)
+
+
+def _attempt(check: Callable[[], Any], field: str) -> Iterator[str]:
+    try:
+        check()
+    except UserError as error:
+        yield f"{field}{error}"
+
+
+def _size(
+    record: Record, cfg: EarthMindConfig, data: DataConfig, tokenizer: Tokenizer | None
+) -> tuple[int, Shape | None]:
+    if tokenizer is None:
+        return tiling(record_views(record, cfg.sensors), cfg)[-1], None
+    most = Buckets(tiles=(2**20,), text=(data.text_length,), dates=(2**20,))
+    shape = measure(record, cfg, data, tokenizer, most).shape
+    return shape.tiles, shape
+
+
+def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | None, dict[str, float] | None]:
+    if not shapes:
+        return None, None
+    lengths = [shape.text for shape in shapes]
+    tokens = {"least": min(lengths), "median": int(np.median(lengths)), "most": max(lengths)}
+    tiles, dates = (max(getattr(s, name) for s in shapes) for name in ("tiles", "dates"))
+    tables = {"fixed": (data.text_length,), "training": bucketed(data).text_buckets}
+    if data.text_buckets:
+        tables["buckets"] = data.text_buckets
+    padding = {}
+    for name, text in tables.items():
+        known = TRAINING.tiles if name == "training" else data.tile_buckets or Buckets().tiles
+        table = Buckets(
+            tiles=tuple(sorted({*(t for t in known if t < tiles), max(tiles, 1)})),
+            text=text,
+            dates=tuple(sorted({1, dates})),
+        )
+        window = TRAINING_WINDOW if name == "training" else data.window
+        padding[name] = round(padding_share(shapes, table, data.batch_size, window), 4)
+    return tokens, padding
+
+
+def usable(path: str | Path, sensors: SensorConfig, report: Callable[[str], None]) -> list[Record]:
+    """The records of the good lines; what is wrong with each other line goes to ``report``.
+
+    Raises:
+      UserError: no line is left.
+    """
+    records, broken = [], 0
+    for line in read_lines(path):
+        wrong = list(line_problems(line, sensors))
+        if line.record is not None and not wrong:
+            records.append(line.record)
+            continue
+        broken += 1
+        for problem in wrong:
+            report(f"skipped: {problem}")
+    if broken:
+        report(f"skipped {broken} broken lines of '{path}', {len(records)} are left.")
+    if not records:
+        raise UserError(f"The record file '{path}' has no good line; see: earthmind data check {path}")
+    return records
+
+
+def require_files(records: Iterable[Record]) -> None:
+    """UserError naming the first image that is not there."""
+    for record in records:
+        for name in SENSORS:
+            for path in record.paths(name):
+                if not path.is_file():
+                    raise UserError(f"{record.where}: field '{name}': there is no file '{path}'.")

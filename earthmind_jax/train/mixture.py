@@ -1,0 +1,56 @@
+"""The samples of a run: ``--data``, the sources of its configuration, or simulated scenes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from earthmind_jax.config import RunConfig, SourceConfig
+from earthmind_jax.data.check import require_files, usable
+from earthmind_jax.data.pipeline import generator, simulated
+from earthmind_jax.data.records import Record, read_jsonl
+from earthmind_jax.data.sources import Lazy, Mixture, Source
+
+
+def read_source(
+    config: RunConfig, root: Path, *, data: Path | None = None, scenes: int = 4096, skip_broken: bool = False
+) -> Source:
+    """What a run is trained on.
+
+    Args:
+      root: directory that the paths of ``data.sources`` start from.
+      data: record file that stands instead of them.
+      scenes: how many to simulate where there are neither.
+      skip_broken: leave out broken lines, naming each on standard error.
+
+    Raises:
+      UserError: a record file that cannot be read, or its first broken line or missing image.
+    """
+    if data is not None:
+        return _records(data, config, skip_broken)
+    sources = config.data.sources
+    if not sources:
+        return simulated(scenes, config.seed)
+    made = [_source(source, i, config, root, skip_broken) for i, source in enumerate(sources)]
+    return made[0] if len(made) == 1 else Mixture.of(made, sources)
+
+
+def _source(source: SourceConfig, number: int, config: RunConfig, root: Path, skip_broken: bool) -> list[Record] | Lazy:
+    if source.path:
+        return _records(root / source.path, config, skip_broken)
+    # Scenes of their own for each source of a mixture, and unlike those of a run without sources.
+    seed = int(generator(config.seed, number).integers(2**31))
+    return simulated(source.simulated, seed, **_look(config))
+
+
+def _look(config: RunConfig) -> dict[str, object]:
+    look: dict[str, object] = {"tasks": config.data.tasks or None}
+    return look | ({"cloud": config.data.sky} if config.data.sky else {})
+
+
+def _records(path: Path, config: RunConfig, skip_broken: bool) -> list[Record]:
+    if skip_broken:
+        return usable(path, config.model.sensors, lambda line: print(line, file=sys.stderr))
+    records = read_jsonl(path)
+    require_files(records)
+    return records
