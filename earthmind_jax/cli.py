@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints
+from earthmind_jax import cli_checkpoints, cli_plan
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -200,6 +200,7 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_plan.plan)
 
 
 def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:

@@ -182,12 +182,23 @@ def sent_bytes(kind: str, payload: float, size: int) -> float:
     return payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
 
 
+def share_across(kind: str, size: int, hosts: int) -> float:
+    """Of what a device sends in a group of ``size`` spread evenly over ``hosts``, the share that leaves its host.
+
+    Rings run through all devices of a host before they leave it, each by another device's network link, so a device's
+    own link carries one part in as many as there are members on a host. An all-to-all has no such choice.
+    """
+    if hosts < 2:
+        return 0.0
+    return (size - size / hosts) / (size - 1) if kind == "all-to-all" else hosts / size
+
+
 def first_group(attributes: str) -> list[int]:
     """Device numbers of a collective's first group, from any of XLA's three ways to write groups; [] means all."""
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
     if pairs:
         ids = [int(n) for n in re.findall(r"\d+", pairs.group(1))]
-        return next(([a, b] for a, b in zip(ids[::2], ids[1::2], strict=False) if a != b), ids[:1])
+        return ids[-2:]  # one pair stands for all
     mesh = re.search(r"replica_groups=mesh\[(.*?)\](, device_ids=\((\[.*?)\))? \{(.*?)\}", attributes)
     if mesh:
         return _mesh_group(mesh.group(1), mesh.group(3), mesh.group(4))
@@ -237,8 +248,8 @@ def _add_traffic(traffic: Traffic, kind: str, instruction: Instruction, times: f
     traffic.calls += times
     traffic.payload += times * payload
     traffic.sent += times * sent
-    if host and len({device // host for device in group}) > 1:
-        traffic.across += times * sent
+    hosts = len({device // host for device in group}) if host else 1
+    traffic.across += times * sent * share_across(kind, size, hosts)
 
 
 def _split_call(rest: str) -> tuple[str, str]:

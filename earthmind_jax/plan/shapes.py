@@ -15,12 +15,12 @@ def most_tiles(config: RunConfig, buckets: Buckets = DEFAULT) -> int:
     """Tiles of the largest batch that a run can meet: all that its frames can give, as far as the text holds them.
 
     Each frame gives up to ``sensors.max_tiles`` tiles and a thumbnail beside more than one; the visual tokens of all of
-    them must fit into ``data.text_length``.
+    them, and a word at least, must fit into ``data.text_length``.
     """
     sensors, model = config.model.sensors, config.model
     frames = max(len(sensors.optical_bands) // 3, -(-len(sensors.sar_bands) // 3))
     each = sensors.max_tiles + (1 if sensors.thumbnail and sensors.max_tiles > 1 else 0)
-    room = config.data.text_length // (model.vision.tokens * model.fusion.sensors_out)
+    room = (config.data.text_length - 1) // (model.vision.tokens * model.fusion.sensors_out)
     require(
         room > 0,
         f"data.text_length {config.data.text_length} does not hold the "
