@@ -18,7 +18,7 @@ from earthmind_jax.plan.memory import abstract_mesh, held_per_device
 from earthmind_jax.plan.planning import USABLE, Plan, flash_used, total_bytes
 
 Sizes = tuple[int, int, int]
-MOST_DEVICES = 1024
+MOST_DEVICES = 256
 
 
 @dataclass(frozen=True)

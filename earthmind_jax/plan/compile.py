@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig, from_dict, to_dict
 from earthmind_jax.distributed.mesh import make_mesh
@@ -84,7 +85,7 @@ def compile_apart(config: RunConfig, devices: int, tiles: int, host: int) -> Com
     """
     given = re.sub(rf"{COUNT_FLAG}=\d+", "", os.environ.get("XLA_FLAGS", ""))
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"},
         "XLA_FLAGS": f"{given} {COUNT_FLAG}={devices}".strip(),
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -104,9 +105,8 @@ def compile_apart(config: RunConfig, devices: int, tiles: int, host: int) -> Com
     return Compiled(**facts)
 
 
-def compile_here(config: RunConfig, tiles: int, host: int = 0) -> Compiled:
-    """The same in this process, over all of its devices."""
-    mesh = make_mesh(config.mesh)
+def compile_here(config: RunConfig, mesh: Mesh, tiles: int, host: int = 0) -> Compiled:
+    """The same in this process, for the devices of ``mesh``."""
     # Outside the mesh: what the model traces itself with would otherwise be copied to every device.
     abstract, shardings = state_shardings(config, mesh)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
@@ -144,7 +144,8 @@ def _options() -> dict[str, Any]:
 def _main() -> None:
     request = json.load(sys.stdin)
     try:
-        compiled = compile_here(from_dict(RunConfig, request["run"]), request["tiles"], request["host"])
+        config = from_dict(RunConfig, request["run"])
+        compiled = compile_here(config, make_mesh(config.mesh), request["tiles"], request["host"])
         answer = dataclasses.asdict(compiled)
     except UserError as error:
         answer = {"error": str(error)}

@@ -5,14 +5,16 @@ The mesh may be abstract (:class:`jax.sharding.AbstractMesh`), so any number of 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
-from earthmind_jax.config import RunConfig
+from earthmind_jax.config import DataConfig, MeshConfig, RunConfig
 from earthmind_jax.distributed.mesh import AXES
 from earthmind_jax.distributed.sharding import batch_sharding
 from earthmind_jax.plan.shapes import batch_shapes
@@ -53,24 +55,32 @@ def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
     return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def held_per_device(config: RunConfig, mesh: Mesh | AbstractMesh, tiles: int) -> Held:
+def held_per_device(config: RunConfig, mesh: AbstractMesh, tiles: int) -> Held:
     """What one device holds on ``mesh``, with batches of ``tiles`` tiles a sample."""
-    state, shardings = state_shardings(config, mesh)
+    # The state does not depend on the data, so that plans which differ there alone share it.
+    trainable, frozen, optimiser = _state(dataclasses.replace(config, data=DataConfig(), mesh=MeshConfig()), mesh)
     batch = batch_shapes(config, tiles, batch_sharding(mesh))
-    trainable = _bytes(state.trainable, shardings.trainable)
     return Held(
         trainable=trainable,
-        frozen=_bytes(state.frozen, shardings.frozen),
-        optimiser=_bytes(state.opt, shardings.opt),
+        frozen=frozen,
+        optimiser=optimiser,
         gradients=trainable,
         batch=_bytes(batch, jax.tree.map(lambda x: x.sharding, batch)),
     )
 
 
-def smallest_per_device(config: RunConfig, mesh: Mesh | AbstractMesh) -> float:
+def smallest_per_device(config: RunConfig, mesh: AbstractMesh) -> float:
     """Parameters, optimiser and gradients divided evenly over the fsdp and tensor axes: no sharding can do better."""
     whole = held_per_device(config, abstract_mesh((1, 1, 1)), 1)
     return whole.divisible / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+
+
+@functools.lru_cache(maxsize=64)
+def _state(config: RunConfig, mesh: AbstractMesh) -> tuple[int, int, int]:
+    """Bytes of trainables, frozen parameters and optimiser on one device."""
+    state, shardings = state_shardings(config, mesh)
+    parts = ("trainable", "frozen", "opt")
+    return tuple(_bytes(getattr(state, name), getattr(shardings, name)) for name in parts)  # type: ignore[return-value]
 
 
 def _bytes(tree: Any, shardings: Any) -> int:

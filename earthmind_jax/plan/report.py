@@ -22,7 +22,7 @@ def text(plan: Plan, advice: Sequence[Change]) -> str:
 
 
 def _line(name: str, *values: str) -> str:
-    return f"  {name:<{WIDTH}}" + "".join(f"{value:>16}" for value in values)
+    return f"  {name:<{WIDTH}}" + "".join(f"{value:>22}" for value in values)
 
 
 def _head(plan: Plan) -> list[str]:
