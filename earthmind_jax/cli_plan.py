@@ -49,7 +49,7 @@ def plan(
     from earthmind_jax.plan import report
     from earthmind_jax.plan.advice import advise
     from earthmind_jax.plan.hardware import find_hardware
-    from earthmind_jax.plan.planning import facts, make_plan, parse_mesh
+    from earthmind_jax.plan.planning import facts, make_plan, parse_mesh, with_sizes
     from earthmind_jax.train.run import load_config
 
     chosen = find_hardware(hardware)
@@ -57,10 +57,16 @@ def plan(
         raise UserError(f"A price is not negative, as {price} is.")
     run = load_config(config, set_)
     if mesh is not None:
-        run = dataclasses.replace(run, mesh=parse_mesh(mesh))
-    if compile_:
-        print("compiling the step; --no-compile gives the arithmetic alone", file=sys.stderr)
-    made = make_plan(run, chosen, devices=devices, tiles=tiles, price=price, compiles=compile_)
+        run = dataclasses.replace(run, mesh=with_sizes(run.mesh, parse_mesh(mesh)))
+    made = make_plan(
+        run,
+        chosen,
+        devices=devices,
+        tiles=tiles,
+        price=price,
+        compiles=compile_,
+        announce=lambda text: print(text, file=sys.stderr),
+    )
     advice = advise(made)
     if as_json:
         print(json.dumps(facts(made) | {"advice": [dataclasses.asdict(change) for change in advice]}, indent=2))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from earthmind_jax.config import RunConfig, replace_path
+from earthmind_jax.errors import UserError
 from earthmind_jax.plan import activations
 from earthmind_jax.plan.activations import accumulation
 from earthmind_jax.plan.ledger import Ledger
@@ -67,7 +68,10 @@ def _first(plan: Plan, steps: Iterator[_Step]) -> tuple[Change, _Step] | None:
     """The first step that fits, else the last; None where there is none."""
     found = None
     for step in steps:
-        total = _total(plan, step)
+        try:
+            total = _total(plan, step)
+        except UserError:  # a mesh that does not divide the weights
+            continue
         fits = total <= USABLE * plan.hardware.memory
         found = Change(step.settings, step.cost, total, fits), step
         if fits:

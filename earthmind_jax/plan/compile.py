@@ -2,7 +2,8 @@
 
 XLA partitions the program for the mesh as it would for accelerators of that number, which gives the shapes, loops and
 collectives of each device. What follows partitioning differs: a CPU fuses less, keeps scores that a GPU's attention
-kernel never writes, and widens bfloat16 products and sums to float32.
+kernel never writes, widens bfloat16 products (and what it gathers for them) to float32, and sums gradients whole on
+every device (all-reduce) where accelerators leave each its part (reduce-scatter, half the bytes).
 """
 
 from __future__ import annotations

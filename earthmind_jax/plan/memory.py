@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from earthmind_jax.config import DataConfig, MeshConfig, RunConfig
+from earthmind_jax.config import DataConfig, RunConfig
 from earthmind_jax.distributed.mesh import AXES
 from earthmind_jax.distributed.sharding import batch_sharding
 from earthmind_jax.plan.shapes import batch_shapes
@@ -56,9 +56,13 @@ def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
 
 
 def held_per_device(config: RunConfig, mesh: AbstractMesh, tiles: int) -> Held:
-    """What one device holds on ``mesh``, with batches of ``tiles`` tiles a sample."""
+    """What one device holds on ``mesh``, with batches of ``tiles`` tiles a sample.
+
+    Raises:
+      UserError: a freeze table that does not fit the model, or weights that the mesh does not divide.
+    """
     # The state does not depend on the data, so that plans which differ there alone share it.
-    trainable, frozen, optimiser = _state(dataclasses.replace(config, data=DataConfig(), mesh=MeshConfig()), mesh)
+    trainable, frozen, optimiser = _state(dataclasses.replace(config, data=DataConfig()), mesh)
     batch = batch_shapes(config, tiles, batch_sharding(mesh))
     return Held(
         trainable=trainable,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,7 @@ def make_plan(
     tiles: int | None = None,
     price: float | None = None,
     compiles: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Plan ``config`` on its mesh.
 
@@ -87,6 +89,7 @@ def make_plan(
       tiles: a sample; those of the largest batch that the run can meet where None.
       price: of a device and hour; the hardware's where None.
       compiles: compile the step too (minutes at published sizes), in a child process.
+      announce: told what begins when it takes minutes.
 
     Raises:
       UserError: a mesh that does not match the devices, a batch that does not divide over it, or a broken freeze table.
@@ -94,7 +97,7 @@ def make_plan(
     """
     start = time.perf_counter()
     sizes = planned_mesh(config.mesh, devices)
-    config = dataclasses.replace(config, mesh=MeshConfig(**dict(zip(AXES, sizes, strict=True))))
+    config = dataclasses.replace(config, mesh=with_sizes(config.mesh, sizes))
     check_batch(config, sizes)
     tiles = most_tiles(config) if tiles is None else tiles
     require(tiles > 0, f"A sample has at least one tile, not {tiles}.")
@@ -104,9 +107,10 @@ def make_plan(
     cost = hardware.price if price is None else price
     count = sizes[0] * sizes[1] * sizes[2]
     load = roofline.ideal_load(config, sizes, flops, held, values, ledger, hardware)
-    compiled = compile_apart(config, count, tiles, hardware.host) if compiles else None
-    partitioned = None
-    if compiled is not None:
+    compiled = partitioned = None
+    if compiles:
+        announce(f"compiling the step for {count} devices; --no-compile gives the arithmetic alone")
+        compiled = compile_apart(config, count, tiles, hardware.host)
         real = roofline.compiled_load(compiled, load.moved)
         partitioned = roofline.estimate(config, flops, real, count, hardware, cost)
     return Plan(
@@ -139,8 +143,13 @@ def planned_mesh(mesh: MeshConfig, devices: int | None) -> tuple[int, int, int]:
     return mesh_shape(mesh, devices)
 
 
-def parse_mesh(text: str) -> MeshConfig:
-    """``data=1,fsdp=8,tensor=1`` as a configuration; an axis that is not named is 1."""
+def with_sizes(mesh: MeshConfig, sizes: Sequence[int]) -> MeshConfig:
+    """``mesh`` with other sizes (data, fsdp, tensor)."""
+    return dataclasses.replace(mesh, **dict(zip(AXES, sizes, strict=True)))
+
+
+def parse_mesh(text: str) -> tuple[int, ...]:
+    """``data=1,fsdp=8,tensor=1`` as sizes; an axis that is not named is 1."""
     sizes = dict.fromkeys(AXES, 1)
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -148,7 +157,7 @@ def parse_mesh(text: str) -> MeshConfig:
         valid = bool(equals) and value.removeprefix("-").isdigit()
         require(valid, f"The mesh axis '{name}' needs a number, as in {name}=8, not '{value}'.")
         sizes[name] = int(value)
-    return MeshConfig(**sizes)
+    return tuple(sizes[name] for name in AXES)
 
 
 def check_batch(config: RunConfig, sizes: tuple[int, int, int]) -> None:

@@ -40,11 +40,8 @@ def text_only(mode="hca_plus"):
 
 
 CASES = {
-    "everything learns": config(text_only("concat")),
-    "everything again": config(
-        text_only("hca"), **{"model.lm.remat": "full", "model.vision.remat": "full", "loss.vocab_chunk": 64}
-    ),
-    "adapters and masks": config(adapted(support.model()), ADAPTED),
+    "everything learns": config(text_only("concat"), **{"model.vision.remat": "full"}),
+    "adapters and masks": config(adapted(support.model()), ADAPTED, **{"loss.vocab_chunk": 64}),
 }
 
 

@@ -126,7 +126,8 @@ def test_advice_is_computed_and_true():
     assert advise(roomy) == []
     tight = plan_of(run, roomy.total * 0.8 / USABLE)
     assert not tight.fits
-    found = {change.settings[0].split("=")[0]: change for change in advise(tight)}
+    advice = advise(tight)
+    found = {change.settings[0].split("=")[0]: change for change in advice}
     assert "model.lm.remat" in found
     assert next(iter(found)) == "model.lm.remat"
     for change in found.values():
@@ -142,7 +143,7 @@ def test_advice_is_computed_and_true():
         again = make_plan(changed, tight.hardware, devices=devices, compiles=False)
         assert again.fits
         assert again.total == pytest.approx(change.total)
-    text = report.text(tight, advise(tight))
+    text = report.text(tight, advice)
     assert "DOES NOT FIT" in text
     assert "model.lm.remat=full" in text
 
@@ -181,11 +182,10 @@ def test_changes_add_up_where_none_is_enough():
 )  # fmt: skip
 def test_wrong_requests_get_one_sentence(arguments, says, capsys):
     code, out, err = support.run(capsys, "plan", CONFIG, *arguments)
-    sentence = [line for line in err.splitlines() if not line.startswith("compiling")]
     assert code == 2, err
-    assert len(sentence) == 1
-    assert sentence[0].startswith("error: ")
-    assert says in sentence[0].lower()
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("error: ")
+    assert says in err.lower()
     assert not out
 
 
@@ -199,7 +199,7 @@ def test_a_broken_configuration_gets_one_sentence(tmp_path, capsys):
     file.write_text(text)
     code, _, err = support.run(capsys, "plan", file, "--mesh", "data=8", "--set", "model.grounding=null")
     assert code == 2
-    assert "matches no parameter" in err.splitlines()[-1]
+    assert "matches no parameter" in err
 
 
 def test_the_arithmetic_alone_as_a_table(capsys):
