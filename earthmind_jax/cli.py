@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints, cli_data
+from earthmind_jax import cli_checkpoints, cli_data, cli_plan
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -241,6 +241,7 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_plan.plan)
 app.command(cli_data.app, name="data", help="Check the records that a model is to be trained on.")
 
 
