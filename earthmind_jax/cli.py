@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints, cli_data, cli_plan
+from earthmind_jax import cli_checkpoints, cli_data, cli_plan, cli_train
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -141,78 +141,6 @@ def info(files: tuple[Path, ...], /, as_json: Annotated[bool, Named(name="json")
 
 
 @app.command
-def train(
-    config: Path,
-    /,
-    out: Path = Path("runs/train"),
-    data: Path | None = None,
-    data_root: Path | None = None,
-    skip_broken: bool = False,
-    tokenizer: Path | None = None,
-    start: Path | None = None,
-    scenes: int = 4096,
-    set_: Annotated[tuple[str, ...], Named(name="set")] = (),
-    until: int | None = None,
-    save: str | None = None,
-    report_every: int = 10,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
-    join_timeout: float = 300.0,
-) -> None:
-    """Train a configuration; run again with the same directory to resume after the last saved step.
-
-    Ctrl-C or SIGTERM ends it after the step at hand, saved.
-
-    Example: earthmind train configs/tiny.py --out runs/tiny --set steps=40 optim.learning_rate=5e-4
-
-    Args:
-        config: Python file with a function get_config() returning a RunConfig.
-        out: run directory (a checkpoint that ask and segment accept).
-        data: record file, one JSON object per line; without it data.sources of the configuration, or simulated scenes.
-        data_root: directory that the paths of data.sources start from; without it that of the configuration file.
-        skip_broken: leave out the broken lines of record files, naming each; without it the first one stops the run.
-        tokenizer: Hugging Face tokenizer directory; a small one is trained on the data where none is named.
-        start: checkpoint whose weights to start from.
-        scenes: how many scenes to simulate.
-        set_: configuration keys to change, key=value.
-        until: stop after this step.
-        save: write the result at the end to OUT/result as full, adapters or merged (see the command "result").
-        report_every: steps from one report (a line of metrics.jsonl) to the next.
-        coordinator: HOST:PORT of process 0, for a run of several processes that no launcher told of each other (SLURM,
-            Open MPI 4, Kubernetes and TPU slices on GKE do); "auto" lets jax look.
-        processes: how many processes there are; 1 is this one alone, whatever started it.
-        process: which one this is, from 0.
-        join_timeout: seconds to wait for the other processes.
-    """
-    from earthmind_jax.distributed.start import start as join
-
-    join(coordinator, processes, process, timeout=join_timeout)
-    from earthmind_jax.train.run import run
-
-    options = {"scenes": scenes, "changes": set_, "until": until, "report_every": report_every, "save": save}
-    where = {"data": data, "data_root": data_root, "skip_broken": skip_broken}
-    run(config, out, **where, tokenizer=tokenizer, start=start, **options)
-
-
-@app.command
-def result(run: Path, out: Path, /, form: str = "full") -> None:
-    """Write what a training run made, without optimiser, as a checkpoint directory of its own.
-
-    Example: earthmind result runs/tiny my_adapters --form adapters
-
-    Args:
-        run: run directory.
-        out: new checkpoint directory.
-        form: full (all weights), adapters (the trained weights alone; they need the base they were trained on where it
-            lies), or merged (all weights, LoRA folded into the kernels).
-    """
-    from earthmind_jax.train.result import write_result
-
-    print(f"wrote {out}, {write_result(run, out, form):,} bytes")
-
-
-@app.command
 def bench(
     what: str,
     /,
@@ -241,6 +169,8 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_train.train)
+app.command(cli_train.result)
 app.command(cli_plan.plan)
 app.command(cli_data.app, name="data", help="Check the records that a model is to be trained on.")
 

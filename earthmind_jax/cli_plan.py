@@ -18,6 +18,7 @@ def plan(
     config: Path,
     /,
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = (),
+    stage: str | None = None,
     mesh: str | None = None,
     devices: int | None = None,
     hardware: str = "h100",
@@ -36,6 +37,7 @@ def plan(
     Args:
         config: Python file with a function get_config() returning a RunConfig.
         set_: configuration keys to change, key=value.
+        stage: of a curriculum; the first if not given.
         mesh: sizes of the mesh's axes, e.g. data=4,fsdp=64,tensor=1; those of the configuration if not given.
         devices: how many devices there are; the product of the mesh's axes if not given.
         hardware: a100, h100, h200 or v5p.
@@ -55,7 +57,7 @@ def plan(
     chosen = find_hardware(hardware)
     if price is not None and price < 0:
         raise UserError(f"A price is not negative, as {price} is.")
-    run = load_config(config, set_)
+    run = load_config(config, set_, stage)
     if mesh is not None:
         run = dataclasses.replace(run, mesh=with_sizes(run.mesh, parse_mesh(mesh)))
     made = make_plan(

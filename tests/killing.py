@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from earthmind_jax.checkpoint import STEPS, TRAINED
 from earthmind_jax.train.checkpoint import POSITION, STATE
+from earthmind_jax.train.watch import CLOCKED
 
 PROGRAM = Path(__file__).with_name("interrupted.py")
 
@@ -73,7 +74,7 @@ def unfinished(directory: Path) -> list[str]:
 def reports(directory: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl`` without the speed."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCKED} for line in lines]
 
 
 def steps_of(directory: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
+
 from earthmind_jax.config import one_of
 
 
@@ -63,3 +65,10 @@ def find_hardware(name: str) -> Hardware:
     """The hardware of that name; a UserError names the nearest."""
     one_of("hardware", name, tuple(HARDWARE))
     return HARDWARE[name]
+
+
+def running_on() -> Hardware | None:
+    """The hardware of this process's devices, by the name that their driver gives; None if it is not listed here."""
+    kind = jax.devices()[0].device_kind.lower()
+    names = {"tpu v5p": "v5p", "tpu v5": "v5p", **{name: name for name in ("a100", "h100", "h200")}}
+    return next((HARDWARE[name] for sign, name in names.items() if sign in kind and "lite" not in kind), None)

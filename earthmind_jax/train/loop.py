@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +18,16 @@ from earthmind_jax.distributed.sharding import check_batch, put_batch
 from earthmind_jax.distributed.start import leads, together
 from earthmind_jax.models import api
 from earthmind_jax.train import checkpoint
+from earthmind_jax.train.board import Board
 from earthmind_jax.train.directory import METRICS, held
 from earthmind_jax.train.guard import Guard, Taken
 from earthmind_jax.train.history import History
+from earthmind_jax.train.profile import PROFILED_FROM, Profile
 from earthmind_jax.train.report import Listener, Reports, progress_line
 from earthmind_jax.train.state import TrainState, assignment, create, state_shardings
 from earthmind_jax.train.step import Step, compile_step
 from earthmind_jax.train.stop import on_signal
+from earthmind_jax.train.watch import Costs, Watch
 from earthmind_jax.types import Batch, Params
 
 
@@ -61,6 +65,8 @@ def fit(
     until: int | None = None,
     on_report: Listener | None = None,
     step_fn: Callable[[], Step] | None = None,
+    costs: Costs | None = None,
+    profile: int = 0,
 ) -> TrainState:
     """Train to ``config.steps`` (or ``until``), resuming from the latest whole step in ``directory``.
 
@@ -71,6 +77,8 @@ def fit(
       params: weights to start from; random ones where None.
       base: checkpoint directory that holds ``params``: its frozen weights are referred to instead of written again.
       step_fn: gives the step, where it is compiled elsewhere (:func:`compile_ahead`).
+      costs: what MFU is measured by; without them it is not reported.
+      profile: steps, from the third on, of which a trace is written to ``profile/``.
 
     Raises:
       UserError: the batch does not divide over the mesh, the directory belongs to another run or is in use, or the
@@ -92,11 +100,18 @@ def fit(
                 console.print(f"Resumed after step {done}.")
             run_step = step_fn() if step_fn else compile_step(config, mesh, shardings)
             metrics_file = directory / METRICS if leads() else None
-            with History(metrics_file, done) as history, progress_line(console) as progress:
-                reports = Reports(history, progress, config.data.batch_size, done, last, on_report)
+            with (
+                History(metrics_file, done) as history,
+                Board(directory if leads() else None, done) as board,
+                progress_line(console) as progress,
+                Profile(directory, done + PROFILED_FROM, profile) as profiler,
+            ):
+                watch = Watch(config.data.batch_size, jax.process_count(), costs)
+                reports = Reports(history, board, progress, watch, done, last, on_report)
                 guard = Guard(config, mesh, history.losses())
                 for step in range(done + 1, last + 1):
-                    taken, state = _take(step, run_step, state, source, mesh)
+                    profiler.at(step)
+                    taken, state = _take(step, run_step, state, source, mesh, watch)
                     guard.watch(taken, state)
                     if step % report_every == 0 or step == last:
                         guard.settle(state)
@@ -139,9 +154,14 @@ def _begin(
     return state, shardings, done
 
 
-def _take(step: int, run_step: Step, state: TrainState, source: Source, mesh: Mesh) -> tuple[Taken, TrainState]:
+def _take(
+    step: int, run_step: Step, state: TrainState, source: Source, mesh: Mesh, watch: Watch
+) -> tuple[Taken, TrainState]:
     """Start a step on the next batch."""
-    batch = put_batch(next(source), mesh)
+    before = time.perf_counter()
+    read = next(source)
+    watch.took(read, time.perf_counter() - before)
+    batch = put_batch(read, mesh)
     ids = tuple(getattr(source, "last_ids", ()))
     state, metrics = run_step(state, batch)
     # Virtual CPU devices share a small thread pool: two steps in flight can wait for each other's collectives.

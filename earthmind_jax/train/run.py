@@ -1,16 +1,16 @@
-"""``earthmind train``: a configuration file, data and a directory to a training run."""
+"""A configuration, data and a directory to a training run."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from earthmind_jax import checkpoint
-from earthmind_jax.config import RunConfig, replace_path, require, to_json
+from earthmind_jax.config import RunConfig, one_of, replace_path, require, to_dict, to_json
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.pipeline import training_pipeline
 from earthmind_jax.data.sources import Source
@@ -19,17 +19,20 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import check_batch
 from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
+from earthmind_jax.train.directory import differences
 from earthmind_jax.train.loop import fit
 from earthmind_jax.train.mixture import read_source
 from earthmind_jax.train.result import check_form, write_result
 from earthmind_jax.train.state import TrainState, state_shardings
-from earthmind_jax.types import Params
+from earthmind_jax.train.watch import Costs
+from earthmind_jax.types import Batch, Params
 
 CORPUS = 400  # conversations that a new tokenizer is trained on
 
 
-def load_config(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
-    """The RunConfig of a Python file's ``get_config()``, with ``key=value`` changes applied.
+def load_stages(path: str | Path, changes: Sequence[str] = ()) -> tuple[RunConfig, ...]:
+    """What ``get_config()`` of a Python file returns, one RunConfig or the stages of a curriculum, with ``key=value``
+    changes applied to each.
 
     Raises:
       UserError: the file is missing or has no such function, or a key does not exist.
@@ -47,15 +50,29 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"Configuration file {path} cannot be run: {error}.") from error
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"Configuration file {path} has no function get_config().")
-    config = module.get_config()
-    if not isinstance(config, RunConfig):
-        raise UserError(f"get_config() of {path} returns {type(config).__name__}, not a RunConfig.")
+    made = module.get_config()
+    stages = made if isinstance(made, tuple) and made else (made,)
+    for config in stages:
+        if not isinstance(config, RunConfig):
+            raise UserError(f"get_config() of {path} returns {type(config).__name__}, not a RunConfig (or several).")
+    names = [config.name for config in stages]
+    if len(set(names)) < len(names):
+        raise UserError(f"The stages of {path} need names of their own, not {', '.join(names)}.")
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"A change is written key=value, not '{change}'.")
-        config = replace_path(config, key.strip(), value.strip())
-    return config
+        stages = tuple(replace_path(config, key.strip(), value.strip()) for config in stages)
+    return stages
+
+
+def load_config(path: str | Path, changes: Sequence[str] = (), stage: str | None = None) -> RunConfig:
+    """One configuration of a file: the stage of that name, or the first; errors as :func:`load_stages`."""
+    stages = load_stages(path, changes)
+    if stage is None:
+        return stages[0]
+    one_of("stage", stage, [config.name for config in stages])
+    return next(config for config in stages if config.name == stage)
 
 
 def corpus(source: Source, count: int = CORPUS) -> list[str]:
@@ -68,25 +85,37 @@ def corpus(source: Source, count: int = CORPUS) -> list[str]:
 
 
 def run(
-    config_path: str | Path,
+    config: RunConfig,
     out: str | Path,
     *,
     data: Path | None = None,
-    data_root: Path | None = None,
+    data_root: Path = Path(),
     skip_broken: bool = False,
     tokenizer: Path | None = None,
     start: Path | None = None,
     scenes: int = 4096,
-    changes: Sequence[str] = (),
     until: int | None = None,
     report_every: int = 10,
     save: str | None = None,
+    profile: int = 0,
+    costs: Callable[[RunConfig], Costs | None] | None = None,
 ) -> TrainState:
-    """Train (or resume) the run in ``out``; see the command's help."""
+    """Train (or resume) the run in ``out``.
+
+    Args:
+      data, data_root, scenes, skip_broken: as :func:`read_source`.
+      tokenizer: directory of one; where there is none, that of ``start``, or a new one.
+      start: checkpoint, or a run, whose weights to start from.
+      save: form of the result (:mod:`earthmind_jax.train.result`) that is written to ``result/`` at the end.
+      profile, costs: for :func:`fit`; the latter made from the configuration with the tokenizer's ids.
+
+    Raises:
+      UserError, WorkError: as :func:`prepare` and :func:`fit`.
+    """
     require(report_every > 0, f"--report-every must be at least 1, not {report_every}.")
     with together("reading its configuration and data"):
         config, source, words, params = prepare(
-            config_path,
+            config,
             Path(out),
             data=data,
             data_root=data_root,
@@ -94,7 +123,6 @@ def run(
             tokenizer=tokenizer,
             start=start,
             scenes=scenes,
-            changes=changes,
         )
         if save is not None:
             check_form(save, config.model)
@@ -107,7 +135,19 @@ def run(
     mesh = make_mesh(config.mesh)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     batches = training_pipeline(config, source, words, **share)
-    state = fit(config, out, batches, words, mesh, params=params, base=start, until=until, report_every=report_every)
+    state = fit(
+        config,
+        out,
+        batches,
+        words,
+        mesh,
+        params=params,
+        base=start,
+        until=until,
+        report_every=report_every,
+        profile=profile,
+        costs=costs(config) if costs else None,
+    )
     if save is not None and int(state.step) >= config.steps:
         place = Path(out) / "result"
         if place.exists():
@@ -118,27 +158,24 @@ def run(
 
 
 def prepare(
-    config_path: str | Path,
+    config: RunConfig,
     out: Path,
     *,
-    data: Path | None,
-    data_root: Path | None,
-    skip_broken: bool,
-    tokenizer: Path | None,
-    start: Path | None,
-    scenes: int,
-    changes: Sequence[str],
+    data: Path | None = None,
+    data_root: Path = Path(),
+    skip_broken: bool = False,
+    tokenizer: Path | None = None,
+    start: Path | None = None,
+    scenes: int = 4096,
 ) -> tuple[RunConfig, Source, Tokenizer, Params | None]:
     """(configuration with the tokenizer's ids, data, tokenizer, weights to start from) of a run.
 
     Raises:
       UserError: what cannot be trained as it is asked for: found here, before anything is compiled.
     """
-    config = load_config(config_path, changes)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    root = Path(config_path).parent if data_root is None else data_root
-    source = read_source(config, root, data=data, scenes=scenes, skip_broken=skip_broken)
+    source = read_source(config, data_root, data=data, scenes=scenes, skip_broken=skip_broken)
     if (out / checkpoint.TOKENIZER).is_dir():
         words = Tokenizer.load(out / checkpoint.TOKENIZER)
     elif tokenizer is not None or start is not None:
@@ -151,5 +188,12 @@ def prepare(
     if start is not None:
         model, params = checkpoint.load(start)
         if model != config.model:
-            raise UserError(f"{start} holds another model than {config_path} describes; use its own configuration.")
+            differing = "; ".join(differences(to_dict(model), to_dict(config.model)))
+            raise UserError(f"{start} holds another model than the configuration ({differing}); set the same there.")
     return config, source, words, params
+
+
+def first_batch(config: RunConfig, source: Source, words: Tokenizer) -> Batch:
+    """What this process's first step would be trained on."""
+    share = {"process": jax.process_index(), "processes": jax.process_count()}
+    return next(training_pipeline(config, source, words, **share))

@@ -55,8 +55,8 @@ def equal(first, second) -> bool:
 
 
 def joined(parts):
-    """The global batch of which every process holds each ``len(parts)``-th sample."""
-    return jax.tree.map(lambda *x: np.stack(x, 1).reshape(-1, *x[0].shape[1:]), *parts)
+    """The global batch of which the processes hold neighbouring samples."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 @functools.cache

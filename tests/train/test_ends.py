@@ -27,6 +27,7 @@ from earthmind_jax.train.loop import fit
 from earthmind_jax.train.state import create
 from earthmind_jax.train.step import compile_step
 from earthmind_jax.train.stop import on_signal
+from earthmind_jax.train.watch import CLOCKED
 
 RUN = support.run_config(checkpoint_every=2)
 QUIET = Console(quiet=True)
@@ -190,7 +191,7 @@ def whole(compiled, tmp_path_factory):
 
 def reports(directory):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCKED} for line in lines]
 
 
 def send(number, at):

@@ -16,7 +16,7 @@ from earthmind_jax.data.records import Record, RecordTurn, read_jsonl, write_jso
 from earthmind_jax.data.tokenizer import train_bpe
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.mixture import read_source
-from earthmind_jax.train.run import corpus, run
+from earthmind_jax.train.run import corpus, load_config, run
 
 SOURCES = (
     SourceConfig(path="sub/words.jsonl", weight=2.0),
@@ -94,9 +94,9 @@ def test_paths_start_from_the_configuration_file(root, capsys):
         "    return dataclasses.replace(run, data=data)\n"
     )
     with pytest.raises(UserError, match=f"record file '{root}/sub/none.jsonl' cannot be read"):
-        run(file, root / "run")
+        run(load_config(file), root / "run", data_root=root)
     with pytest.raises(UserError, match=f"record file '{root}/other/sub/none.jsonl' cannot be read"):
-        run(file, root / "run", data_root=root / "other")
+        run(load_config(file), root / "run", data_root=root / "other")
     code, _, err = support.run(capsys, "train", file, "--out", root / "run", "--data-root", root / "other")
     assert code == 2
     assert "other/sub/none.jsonl" in err

@@ -72,7 +72,7 @@ def test_geotiffs_to_a_trained_model(tmp_path):
     # Text alone, so that the test measures the road and not the compilation of the mask decoder's gradient.
     changes = ["steps=2", "model.max_length=1024", "data.text_length=768", "data.turns=1", "model.grounding=null",
                'optim.groups=[{"pattern": ".*", "learning_rate": 1.0}]', "mesh.fsdp=2"]  # fmt: skip
-    state = run(TINY, tmp_path / "run", data=data / "records.jsonl", changes=changes)
+    state = run(load_config(TINY, changes), tmp_path / "run", data=data / "records.jsonl")
     assert int(state.step) == 2
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2]
@@ -87,7 +87,7 @@ def test_geotiffs_to_a_trained_model(tmp_path):
 
 def test_a_missing_record_file(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        run(TINY, tmp_path / "run", data=tmp_path / "absent.jsonl")
+        run(load_config(TINY), tmp_path / "run", data=tmp_path / "absent.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,5 +97,5 @@ def test_the_start_must_be_the_same_model(tmp_path):
     model = support.model("average", None)
     checkpoint.save(tmp_path / "start", model, support.params(model), support.tokenizer(), {})
     with pytest.raises(UserError, match="holds another model than"):
-        run(TINY, tmp_path / "run", start=tmp_path / "start")
+        run(load_config(TINY), tmp_path / "run", start=tmp_path / "start")
     assert not (tmp_path / "run").exists()
