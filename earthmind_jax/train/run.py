@@ -18,6 +18,7 @@ from earthmind_jax.data.records import Record, read_jsonl
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.errors import UserError
+from earthmind_jax.train.directory import RESULT
 from earthmind_jax.train.loop import fit
 from earthmind_jax.train.result import check_form, write_result
 from earthmind_jax.train.state import TrainState
@@ -102,7 +103,7 @@ def run(
     batches = training_pipeline(config, source, words, process=jax.process_index(), processes=jax.process_count())
     state = fit(config, out, batches, words, mesh, params=params, base=start, until=until)
     if save is not None and int(state.step) >= config.steps:
-        place = out / "result"
+        place = out / RESULT
         if place.exists():
             print(f"{place} is there already")
         else:
