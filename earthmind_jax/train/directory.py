@@ -16,7 +16,7 @@ import jax
 from earthmind_jax.checkpoint import CONFIG, RUN, SOURCE, TOKENIZER, writing
 from earthmind_jax.errors import UserError
 
-LOCK, METRICS = ".lock", "metrics.jsonl"
+LOCK, METRICS, RESULT = ".lock", "metrics.jsonl", "result"
 
 FREE = ("mesh", "keep", "keep_period", "checkpoint_every", "guard", "data.workers")
 """What may change from one start of a run to the next: nothing of it changes what is computed."""
@@ -78,6 +78,6 @@ def _shown(value: Any) -> str:
 
 def remove_leftovers(directory: Path) -> None:
     """What was written beside its place when an earlier start was killed."""
-    for name in (CONFIG, RUN, SOURCE, TOKENIZER, METRICS):
+    for name in (CONFIG, RUN, SOURCE, TOKENIZER, METRICS, RESULT):
         for path in directory.glob(f".{name}.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

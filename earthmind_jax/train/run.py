@@ -19,7 +19,7 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import check_batch
 from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
-from earthmind_jax.train.directory import differences
+from earthmind_jax.train.directory import RESULT, differences
 from earthmind_jax.train.loop import fit
 from earthmind_jax.train.mixture import read_source
 from earthmind_jax.train.result import check_form, write_result
@@ -149,7 +149,7 @@ def run(
         costs=costs(config) if costs else None,
     )
     if save is not None and int(state.step) >= config.steps:
-        place = Path(out) / "result"
+        place = Path(out) / RESULT
         if place.exists():
             print(f"{place} is there already")
         else:
