@@ -12,7 +12,8 @@ import numpy as np
 
 from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
 from earthmind_jax.data.buckets import TRAINING, TRAINING_WINDOW, Buckets, Shape, bucketed
-from earthmind_jax.data.layout import measure, record_views, tiling
+from earthmind_jax.data.layout import MOST_DATES, measure, record_views, tiling
+from earthmind_jax.data.pipeline import training_buckets
 from earthmind_jax.data.read import check_marks, load_record, picture_header
 from earthmind_jax.data.records import SENSORS, Line, Record, read_lines
 from earthmind_jax.data.tokenizer import Tokenizer
@@ -161,11 +162,16 @@ def _attempt(check: Callable[[], Any], field: str) -> Iterator[str]:
 def _size(
     record: Record, cfg: EarthMindConfig, data: DataConfig, tokenizer: Tokenizer | None
 ) -> tuple[int, Shape | None]:
-    if tokenizer is None:
-        return tiling(record_views(record, cfg.sensors), cfg)[-1], None
-    most = Buckets(tiles=(2**20,), text=(data.text_length,), dates=(2**20,))
-    shape = measure(record, cfg, data, tokenizer, most).shape
-    return shape.tiles, shape
+    buckets = training_buckets(data, MOST_DATES)
+    if tokenizer is not None:
+        shape = measure(record, cfg, data, tokenizer, buckets).shape
+        return shape.tiles, shape
+    count = tiling(record_views(record, cfg.sensors), cfg)[-1]
+    try:
+        buckets.fit_tiles(max(1, count))
+    except UserError as error:
+        raise UserError(f"{record.where}: {error}") from error
+    return count, None
 
 
 def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | None, dict[str, float] | None]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -103,7 +105,7 @@ def measure(
         if isinstance(item, Record):
             views = record_views(item, cfg.sensors)
             extent = views["optical" if "optical" in views else "sar"].shape if views else (1, 1)
-            region = lambda turn: decode_region(turn, extent, item.root)  # noqa: E731
+            region = partial(decode_region, shape=extent, root=item.root)
         else:
             dated = {name: item.images(name) for name in SENSORS}
             views = {
@@ -111,7 +113,7 @@ def measure(
                 for name, images in dated.items()
                 if images
             }
-            region = lambda turn: turn.region  # noqa: E731
+            region = attrgetter("region")
         return arrange(
             item.turns, views, cfg, data, tokenizer, buckets, rng=rng, sensors=sensors, variant=variant, region=region
         )
@@ -131,7 +133,7 @@ def arrange(
     sensors: Sequence[str] = SENSORS,
     variant: str = "hf",
     tiny_regions: bool = True,
-    region: Callable[[Any], np.ndarray | None] = lambda turn: turn.region,
+    region: Callable[[Any], np.ndarray | None] = attrgetter("region"),
 ) -> Layout:
     """The layout of turns about images of the sizes ``views``; drawn at random: the sensors kept, then the turns kept.
 

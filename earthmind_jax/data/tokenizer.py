@@ -86,12 +86,14 @@ class Tokenizer:
     def encode_spans(self, text: str, *, bos: bool = False) -> tuple[tuple[int, ...], Spans]:
         """Ids of ``text`` and the characters that each covers (an empty span for an added start token)."""
         key = (text, bos)
-        if key not in self._cache:
+        found = self._cache.get(key)
+        if found is None:
             encoding = self.inner.backend_tokenizer.encode(text, add_special_tokens=bos)
-            if len(self._cache) >= CACHE:
+            found = tuple(encoding.ids), tuple(encoding.offsets)
+            if len(self._cache) >= CACHE:  # another thread may do so, too, so nothing is looked up twice
                 self._cache.clear()
-            self._cache[key] = tuple(encoding.ids), tuple(encoding.offsets)
-        return self._cache[key]
+            self._cache[key] = found
+        return found
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ``ids``, byte for byte (no clean-up of spaces)."""

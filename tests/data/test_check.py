@@ -106,6 +106,14 @@ def test_conversations_that_are_too_long(folder):
     assert problem.startswith(f"{path} line 2: the conversation has")
 
 
+def test_images_of_too_many_tiles(folder):
+    data = dataclasses.replace(DATA, tile_buckets=(1, 2))
+    for tokenizer in (None, support.tokenizer()):
+        report = check_records(folder / "r.jsonl", CFG, data, tokenizer)
+        assert [p.split(": ")[0].rpartition(" ")[2] for p in report.problems] == ["3", "4"]
+        assert all("needs 3 tiles but the largest bucket holds 2" in p for p in report.problems)
+
+
 def test_rasters_by_their_headers(tmp_path):
     pytest.importorskip("rasterio")
     scene = make_scene(0, size=32)
