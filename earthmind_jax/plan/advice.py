@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from earthmind_jax.config import RunConfig, replace_path
 from earthmind_jax.errors import UserError
 from earthmind_jax.plan import activations
-from earthmind_jax.plan.activations import accumulation
+from earthmind_jax.plan.activations import Activations, accumulation
 from earthmind_jax.plan.ledger import Ledger
 from earthmind_jax.plan.memory import abstract_mesh, held_per_device
 from earthmind_jax.plan.planning import USABLE, Plan, flash_used, total_bytes
@@ -66,23 +66,31 @@ def advise(plan: Plan) -> list[Change]:
 
 def _first(plan: Plan, steps: Iterator[_Step]) -> tuple[Change, _Step] | None:
     """The first step that fits, else the last; None where there is none."""
-    found = None
+    limit, last = USABLE * plan.hardware.memory, None
     for step in steps:
-        try:
-            total = _total(plan, step)
-        except UserError:  # a mesh that does not divide the weights
-            continue
-        fits = total <= USABLE * plan.hardware.memory
-        found = Change(step.settings, step.cost, total, fits), step
-        if fits:
-            break
-    return found
+        values = _activations(plan, step)
+        if values.total > limit:  # whatever the state takes, which is slower to find out
+            last = step
+        elif (change := _change(plan, step, values)) is not None:
+            last = step
+            if change.fits:
+                return change, step
+    change = None if last is None else _change(plan, last, _activations(plan, last))
+    return None if last is None or change is None else (change, last)
 
 
-def _total(plan: Plan, step: _Step) -> float:
+def _activations(plan: Plan, step: _Step) -> Activations:
     ledger = Ledger(step.config, flash_used(step.config, plan.hardware))
-    values = activations.estimate(step.config, step.sizes, plan.tiles, ledger)
-    return total_bytes(held_per_device(step.config, abstract_mesh(step.sizes), plan.tiles), values)
+    return activations.estimate(step.config, step.sizes, plan.tiles, ledger)
+
+
+def _change(plan: Plan, step: _Step, values: Activations) -> Change | None:
+    """None on a mesh that does not divide the weights."""
+    try:
+        total = total_bytes(held_per_device(step.config, abstract_mesh(step.sizes), plan.tiles), values)
+    except UserError:
+        return None
+    return Change(step.settings, step.cost, total, total <= USABLE * plan.hardware.memory)
 
 
 def _set(step: _Step, settings: list[str], cost: str) -> _Step:

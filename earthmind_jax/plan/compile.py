@@ -30,6 +30,7 @@ from earthmind_jax.plan.shapes import batch_shapes
 from earthmind_jax.train.state import RUN_ONCE, state_shardings
 from earthmind_jax.train.step import compile_step
 
+LARGEST = 10  # senders that are told
 COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -41,7 +42,7 @@ class Compiled:
       arguments, outputs, aliased, temporaries: ``aliased`` outputs lie in the donated arguments.
       flops: as XLA counts them; ``products`` those of matrix products and convolutions alone.
       flops_once: ``cost_analysis``, which counts the body of a loop once.
-      collectives: traffic by kind.
+      collectives: traffic by kind; ``senders`` the largest bytes sent, by kind and place in the model.
       lowering, compiling: seconds.
     """
 
@@ -53,6 +54,7 @@ class Compiled:
     products: float
     flops_once: float
     collectives: dict[str, Traffic]
+    senders: dict[str, float]
     unknown_loops: int
     lowering: float
     compiling: float
@@ -129,6 +131,7 @@ def compile_here(config: RunConfig, mesh: Mesh, tiles: int, host: int = 0) -> Co
         products=work.products,
         flops_once=cost["flops"],
         collectives=work.collectives,
+        senders=dict(sorted(work.senders.items(), key=lambda item: -item[1])[:LARGEST]),
         unknown_loops=work.unknown_loops,
         lowering=between - start,
         compiling=end - between,

@@ -118,7 +118,7 @@ def _fusion(ledger: Ledger, config: RunConfig, tiles: int) -> None:
             scores(tokens, tokens, 2 * seen, 0)
             scores(text, tokens, seen + read, 0)
     elif f.mode == "release_2025_06":
-        ledger.add("fusion", 2.0 * rows * width, 4.0 * rows * width if seen else 2.0 * rows * width)
+        ledger.add("fusion", 2.0 * rows * width, 2.0 * rows * width * ledger.learns("fusion/"))
     for path in ledger.shapes:
         name = path.removeprefix("fusion/")
         if name != path and name.startswith(("map_", "quality_")) and not name.endswith("_bias"):

@@ -81,12 +81,14 @@ class Work:
     """What one device does in one run of the program.
 
     ``flops`` counts as XLA does (transcendental functions apart), ``products`` the share of matrix products and
-    convolutions; ``unknown_loops`` are loops without a known trip count, counted once.
+    convolutions; ``senders`` are the bytes sent by the place in the model that asks for them, and ``unknown_loops``
+    loops without a known trip count, counted once.
     """
 
     flops: float = 0
     products: float = 0
     collectives: dict[str, Traffic] = field(default_factory=lambda: {kind: Traffic() for kind in COLLECTIVES})
+    senders: dict[str, float] = field(default_factory=dict)
     unknown_loops: int = 0
 
 
@@ -125,7 +127,9 @@ class Program:
             total.flops += times * (products or self._operations(instruction, computation))
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                _add_traffic(total.collectives[kind], kind, instruction, times, host)
+                sent = _add_traffic(total.collectives[kind], kind, instruction, times, host)
+                place = f"{kind} {_place(instruction.attributes)}"
+                total.senders[place] = total.senders.get(place, 0.0) + sent
             if instruction.opcode == "while" and not _TRIPS.search(instruction.attributes):
                 total.unknown_loops += 1
         return total
@@ -235,7 +239,8 @@ def _iota(text: str) -> np.ndarray:
     return ids.transpose(_dims(order.strip("()"))) if order else ids
 
 
-def _add_traffic(traffic: Traffic, kind: str, instruction: Instruction, times: float, host: int) -> None:
+def _add_traffic(traffic: Traffic, kind: str, instruction: Instruction, times: float, host: int) -> float:
+    """Bytes sent, after they were added to ``traffic``."""
     group = first_group(instruction.attributes)
     size = max(len(group), 1)
     payload = instruction.bytes
@@ -250,6 +255,15 @@ def _add_traffic(traffic: Traffic, kind: str, instruction: Instruction, times: f
     traffic.sent += times * sent
     hosts = len({device // host for device in group}) if host else 1
     traffic.across += times * sent * share_across(kind, size, hosts)
+    return times * sent
+
+
+def _place(attributes: str) -> str:
+    """Where in the model an instruction comes from: the named parts of its ``op_name``."""
+    found = re.search(r'op_name="([^"]*)"', attributes)
+    noise = r"^(jit\(.*\)|jvp\(\)|while|body|closed_call|checkpoint|rematted_computation)$"
+    parts = found.group(1).split("/") if found else []
+    return "/".join(part for part in parts if not re.match(noise, part)) or "unnamed"
 
 
 def _split_call(rest: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from earthmind_jax.config import DataConfig, RunConfig
+from earthmind_jax.config import DataConfig, RunConfig, replace_path
 from earthmind_jax.distributed.mesh import AXES
 from earthmind_jax.distributed.sharding import batch_sharding
 from earthmind_jax.plan.shapes import batch_shapes
@@ -61,8 +61,9 @@ def held_per_device(config: RunConfig, mesh: AbstractMesh, tiles: int) -> Held:
     Raises:
       UserError: a freeze table that does not fit the model, or weights that the mesh does not divide.
     """
-    # The state does not depend on the data, so that plans which differ there alone share it.
-    trainable, frozen, optimiser = _state(dataclasses.replace(config, data=DataConfig()), mesh)
+    # The state depends neither on the data nor on what is recomputed, so that plans which differ there alone share it.
+    model = replace_path(replace_path(config.model, "lm.remat", "none"), "vision.remat", "none")
+    trainable, frozen, optimiser = _state(dataclasses.replace(config, model=model, data=DataConfig()), mesh)
     batch = batch_shapes(config, tiles, batch_sharding(mesh))
     return Held(
         trainable=trainable,

@@ -11,6 +11,8 @@ from earthmind_jax.plan.roofline import Estimate
 
 WIDTH = 34  # of the first column
 
+NAMED = 5  # of the places that send most
+LONGEST = 90  # letters of a place
 SUSPICIOUS = 1.25
 """From here on devices repeat each other's work; below lie the padding and the rounding of both counts."""
 
@@ -86,6 +88,8 @@ def _traffic(plan: Plan) -> list[str]:
     for kind, traffic in plan.compiled.collectives.items():
         if traffic.calls:
             lines.append(_line(kind, f"{traffic.calls:.0f}", gigabytes(traffic.sent), gigabytes(traffic.across)))
+    for place, sent in list(plan.compiled.senders.items())[:NAMED]:
+        lines.append(f"  {gigabytes(sent):>12}  {place[:LONGEST]}")
     if plan.compiled.unknown_loops:
         lines.append(f"  {plan.compiled.unknown_loops} loops of unknown length are counted once")
     return lines

@@ -12,8 +12,11 @@ import support
 
 from earthmind_jax.config import Group, LoraConfig, MeshConfig, replace_path
 from earthmind_jax.distributed.mesh import make_mesh
+from earthmind_jax.plan import activations
 from earthmind_jax.plan.compile import compile_here
 from earthmind_jax.plan.flops import step_flops
+from earthmind_jax.plan.ledger import Ledger
+from earthmind_jax.plan.memory import abstract_mesh, held_per_device
 
 LEARNS = "lora/|lm/(embed|head)/|projector/|fusion/|pyramid/|text_hidden_fcs/|grounding/decoder/"
 ADAPTED = (Group(pattern=LEARNS, learning_rate=1.0), Group(pattern=".*"))
@@ -57,6 +60,14 @@ def test_formulas_count_the_products_of_the_program(name):
     assert flops.model <= flops.executed
     assert program.unknown_loops == 0
     assert not any(traffic.calls for traffic in program.collectives.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_estimated_activations_are_about_the_buffers_of_the_program(name):
+    run = CASES[name]
+    held = held_per_device(run, abstract_mesh((1, 1, 1)), 1)
+    values = activations.estimate(run, (1, 1, 1), 1, Ledger(run, flash=False))
+    assert 0.7 < (values.total + held.gradients) / compiled(run).temporaries < 1.5
 
 
 def test_scanned_layers_count_as_unscanned_ones():

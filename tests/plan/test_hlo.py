@@ -79,6 +79,8 @@ def test_traffic_of_collectives_in_and_out_of_loops(times):
     local = 32 * 10 * 4
     reduced, gathered = work.collectives["all-reduce"], work.collectives["all-gather"]
     assert (reduced.calls, reduced.payload, reduced.sent) == (times, times * local, times * 2 * local * 3 / 4)
+    assert sum(work.senders.values()) == sum(traffic.sent for traffic in work.collectives.values())
+    assert any(place.startswith("all-reduce") and "psum" in place for place in work.senders)
     assert reduced.across == 0  # four consecutive devices are a host
     assert (gathered.calls, gathered.payload, gathered.sent) == (1, 2 * local, local)
     assert gathered.across == local  # one device of each host
