@@ -54,20 +54,19 @@ def make_mesh(config: MeshConfig | None = None, devices: list[jax.Device] | None
     shape = mesh_shape(config or MeshConfig(), len(devices))
     types = (AxisType.Auto,) * 3
     near, by_process = _neighbours(devices)
-    inner = inner_shape(shape, near)
-    if near == len(devices) or inner is None:  # jax orders the devices of one TPU slice by its wires
+    if near == len(devices):  # jax orders the devices of one TPU slice by its wires
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    inner = inner_shape(shape, near)
     outer = tuple(size // part for size, part in zip(shape, inner, strict=True))
     order = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
     return Mesh(order, AXES, axis_types=types)
 
 
-def inner_shape(shape: tuple[int, int, int], near: int) -> tuple[int, int, int] | None:
-    """The part of a mesh (data, fsdp, tensor) that each host of ``near`` devices holds, or None where none fits."""
+def inner_shape(shape: tuple[int, int, int], near: int) -> tuple[int, int, int]:
+    """The part of a mesh (data, fsdp, tensor) that each group of ``near`` devices holds, a divisor of its size."""
     tensor = math.gcd(shape[2], near)
     fsdp = math.gcd(shape[1], near // tensor)
-    data = near // (tensor * fsdp)
-    return None if shape[0] % data else (data, fsdp, tensor)
+    return near // (tensor * fsdp), fsdp, tensor
 
 
 def _neighbours(devices: list[jax.Device]) -> tuple[int, bool]:
