@@ -378,7 +378,7 @@ class LossConfig:
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
     region_word: float = 0.0  # visual tokens recognise the phrases of the masks they lie in (ours, as above)
-    vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy
+    vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy, on each shard of the batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,12 @@ def step_rules() -> AbstractContextManager[None]:
     return nn.logical_axis_rules(tuple({**RULES, "embed": None}.items()))
 
 
+def batch_shards() -> int:
+    """Devices that the batch of the step being traced is split over; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in RULES["batch"])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split over both the data and the fsdp axis."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

@@ -90,14 +90,22 @@ def fan_in_normal(inputs: int, scale: float = 1.0) -> Initializer:
     return init
 
 
+def sharded() -> bool:
+    """Whether what is being traced is to run on several devices, by the surrounding ``nn.logical_axis_rules``."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(nn.get_logical_axis_rules()) and not mesh.empty and mesh.size > 1
+
+
 def constrain(x: Array, axes: Axes) -> Array:
     """Pin the sharding of an activation or of a weight at its use to logical ``axes`` (as ``("batch", None, None)``).
 
-    Does nothing without a mesh, or unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model
+    Does nothing without a mesh of several devices, or unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model
     also runs bare. An axis that does not divide over its mesh axes stays whole.
     """
+    if not sharded():
+        return x
     rules, sizes = dict(nn.get_logical_axis_rules()), jax.sharding.get_abstract_mesh().shape
-    if not sizes or not all(axis is None or axis in rules for axis in axes):
+    if not all(axis is None or axis in rules for axis in axes):
         return x
     spec: list[Any] = []
     for size, axis in zip(x.shape, axes, strict=True):

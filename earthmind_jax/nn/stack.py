@@ -14,12 +14,18 @@ import flax.linen as nn
 import jax
 
 from earthmind_jax.nn.packed import over_packed
+from earthmind_jax.nn.param import sharded
 
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the block's input alone
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the outputs of weight products, too
 }
+
+
+def _all_but_resharded(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What "none" keeps in a sharded step: otherwise the weights of all layers, brought together, would be kept."""
+    return primitive.name != "sharding_constraint"
 
 
 def scan_or_loop(
@@ -35,6 +41,8 @@ def scan_or_loop(
       packed: move half-precision weights as in :mod:`earthmind_jax.nn.packed`; not while parameters are created.
     """
     policy = REMAT[remat]
+    if policy is None and sharded():
+        policy = _all_but_resharded
     if policy is not None:
         # A loop keeps XLA from merging the recomputation with the forward pass; unrolled layers need the barrier.
         block = nn.remat(block, policy=policy, prevent_cse=not scan)

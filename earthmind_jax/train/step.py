@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from earthmind_jax.config import RunConfig
-from earthmind_jax.distributed.sharding import batch_sharding, put_batch, replicated, step_rules
+from earthmind_jax.distributed.sharding import batch_sharding, batch_shards, put_batch, replicated, step_rules
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.ops import losses, resize
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
@@ -40,7 +40,8 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
         targets = jnp.roll(batch.tokens, -1, axis=1)
         wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
         shares = losses.answer_weights(wanted, weights.answer_power) if weights.answer_power else wanted
-        total, count = losses.token_cross_entropy(out.hidden, head, targets, shares, chunk=weights.vocab_chunk)
+        chunk = weights.vocab_chunk * batch_shards()
+        total, count = losses.token_cross_entropy(out.hidden, head, targets, shares, chunk=chunk)
         metrics["text"] = total / jnp.where(count > 0, count, 1)
         loss = weights.text * metrics["text"]
     if batch.masks is not None and batch.mask_valid is not None:

@@ -41,10 +41,11 @@ def test_the_state_of_a_frozen_base(compute):
     assert size(state.frozen) > 50 * size(state.trainable)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 4, 1)], ids=str)
-def test_the_step_makes_no_second_copy_of_the_base(sizes):
-    run, devices = run_config(), math.prod(sizes)
-    mesh = make_mesh(MeshConfig(data=sizes[0], fsdp=sizes[1], tensor=sizes[2]), jax.devices()[:devices])
+@pytest.mark.parametrize(("remat", "limit"), [("full", 0.8), ("none", 1.2)])
+def test_the_step_makes_no_second_copy_of_the_base(remat, limit):
+    run, mesh = run_config(), make_mesh(MeshConfig(data=1, fsdp=4, tensor=1), jax.devices()[:4])
+    lm = dataclasses.replace(run.model.lm, remat=remat)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, lm=lm))
     batch = support.scenes(run.model, count=4)
     memory = compile_ahead(run, mesh, batch).memory_analysis()
     state, shardings = state_shardings(run, mesh)
@@ -52,9 +53,9 @@ def test_the_step_makes_no_second_copy_of_the_base(sizes):
         math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
         for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
     )
-    assert held < 1.1 * size(state) / devices
+    assert held < 1.1 * size(state) / 4
     # The whole state goes in and comes out in the same memory: what is frozen is passed through.
     assert memory.alias_size_in_bytes == pytest.approx(held, rel=0.01)
-    assert memory.argument_size_in_bytes == pytest.approx(held + size(batch) / devices, rel=0.05)
-    # One layer of the base at a time is cut out of the stack (and brought together); its gradient would be the stack.
-    assert memory.temp_size_in_bytes < 0.6 * size(state.frozen)
+    assert memory.argument_size_in_bytes == pytest.approx(held + size(batch) / 4, rel=0.05)
+    # Gradients of the base would add a quarter of it; its layers, brought together and kept, all of it.
+    assert memory.temp_size_in_bytes < limit * size(state.frozen)
