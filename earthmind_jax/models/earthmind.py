@@ -348,8 +348,12 @@ def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) 
 def param_axes(cfg: EarthMindConfig) -> dict[str, tuple[str | None, ...]]:
     """Logical axis names of every parameter, by path."""
     axes: dict[str, tuple[str | None, ...]] = {}
-    for prefix, module, dummy in _components(cfg):
-        axes |= functional.add_prefix(functional.module_axes(module, *dummy), prefix)
+
+    def collect() -> None:
+        for prefix, module, dummy in _components(cfg):
+            axes.update(functional.add_prefix(functional.module_axes(module, *dummy), prefix))
+
+    jax.eval_shape(collect)  # so that the arguments to trace with are never made
     return axes
 
 

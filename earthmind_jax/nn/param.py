@@ -99,8 +99,8 @@ def sharded() -> bool:
 def constrain(x: Array, axes: Axes) -> Array:
     """Pin the sharding of an activation or of a weight at its use to logical ``axes`` (as ``("batch", None, None)``).
 
-    Does nothing without a mesh of several devices, or unless the surrounding ``nn.logical_axis_rules`` knows every name, so that a model
-    also runs bare. An axis that does not divide over its mesh axes stays whole.
+    Does nothing without a mesh of several devices, or unless the surrounding ``nn.logical_axis_rules`` knows every
+    name, so that a model also runs bare. An axis that does not divide over its mesh axes stays whole.
     """
     if not sharded():
         return x

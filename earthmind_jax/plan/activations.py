@@ -40,7 +40,7 @@ class Activations:
 def estimate(config: RunConfig, sizes: tuple[int, int, int], tiles: int, ledger: Ledger) -> Activations:
     """For a mesh of ``sizes`` (data, fsdp, tensor) and ``tiles`` tiles a sample; ``ledger`` knows what learns."""
     data, fsdp, tensor = sizes
-    batch = config.data.batch_size / (data * fsdp) / accumulation(config)
+    batch = config.data.batch_size / (data * fsdp) / config.optim.accumulate
     parts = (_vision, _fusion, _language, _masks)
     found = [part(config, ledger, batch, tiles, tensor) for part in parts]
     return Activations(
@@ -48,11 +48,6 @@ def estimate(config: RunConfig, sizes: tuple[int, int, int], tiles: int, ledger:
         working=max(working for _, working in found),
         gathered=_gathered(config, fsdp, tensor, ledger),
     )
-
-
-def accumulation(config: RunConfig) -> int:
-    """Parts of a batch that go through the model one after the other."""
-    return getattr(config.optim, "accumulate", 1)
 
 
 def _compute(config: RunConfig) -> int:
@@ -105,7 +100,7 @@ def _language(config: RunConfig, ledger: Ledger, batch: float, tiles: int, tenso
     products = rows * size * ((heads + keys + 2 * lm.mlp) / tensor + 2 * lm.width + narrow)
     everything = products + rows * size * (5 * lm.width + (heads + 2 * lm.mlp) / tensor) + scores
     saved = lm.depth * _kept(lm.remat, rows * lm.width * size, products, everything)
-    chunk = min(config.loss.vocab_chunk / config.data.batch_size * batch * accumulation(config), rows)
+    chunk = min(config.loss.vocab_chunk, rows)
     logits = 3 * FLOAT * max(chunk, 1) * lm.vocab / tensor if config.loss.text else 0.0
     learns = ledger.learns("vision/", "projector/", "fusion/", "lm/")
     return saved + 3 * rows * lm.width * size if learns else 0.0, max(everything * (2 if learns else 1), logits)

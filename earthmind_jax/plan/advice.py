@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from earthmind_jax.config import RunConfig, replace_path
 from earthmind_jax.errors import UserError
 from earthmind_jax.plan import activations
-from earthmind_jax.plan.activations import Activations, accumulation
+from earthmind_jax.plan.activations import Activations
 from earthmind_jax.plan.ledger import Ledger
 from earthmind_jax.plan.memory import abstract_mesh, held_per_device
 from earthmind_jax.plan.planning import USABLE, Plan, flash_used, total_bytes
@@ -111,18 +111,11 @@ def _remat(step: _Step) -> Iterator[_Step]:
 
 
 def _smaller(step: _Step) -> Iterator[_Step]:
-    """Fewer samples on a device at a time: the batch in more parts where the run can do that, else a smaller one."""
-    parts = accumulation(step.config)
+    """Fewer samples on a device at a time: the batch in more parts."""
+    parts = step.config.optim.accumulate
     each = step.config.data.batch_size // (step.sizes[0] * step.sizes[1] * parts)
-    can_add_up = any(field.name == "accumulate" for field in dataclasses.fields(step.config.optim))
     for smaller in (n for n in range(each - 1, 0, -1) if each % n == 0):
-        if can_add_up:
-            yield _set(
-                step, [f"optim.accumulate={parts * each // smaller}"], "the same batch, in more and smaller parts"
-            )
-        else:
-            size = step.config.data.batch_size * smaller // each
-            yield _set(step, [f"data.batch_size={size}"], f"a batch {each // smaller} times smaller")
+        yield _set(step, [f"optim.accumulate={parts * each // smaller}"], "the same batch, in more and smaller parts")
 
 
 def _narrow(step: _Step) -> Iterator[_Step]:
@@ -145,7 +138,7 @@ def _wider(step: _Step) -> Iterator[_Step]:
 
 
 def _on(step: _Step, sizes: Sizes, cost: str) -> _Step:
-    size, ways = step.config.data.batch_size, sizes[0] * sizes[1] * accumulation(step.config)
+    size, ways = step.config.data.batch_size, sizes[0] * sizes[1] * step.config.optim.accumulate
     moved = dataclasses.replace(step, sizes=sizes)
     settings = [f"data.batch_size={-(-size // ways) * ways}"] if size % ways else []
     changed = _set(moved, settings, cost)

@@ -55,8 +55,9 @@ class Flops:
         return sums
 
 
-def step_flops(config: RunConfig, tiles: int, *, flash: bool = False) -> Flops:
-    """Of one step with ``tiles`` tiles a sample, both sensors; ``flash`` as in :class:`Ledger`."""
+def step_flops(config: RunConfig, tiles: int, *, flash: bool = False, shards: int = 1) -> Flops:
+    """Of one step with ``tiles`` tiles a sample, both sensors, whose batch is split over ``shards`` devices; ``flash`` as
+    in :class:`Ledger`."""
     ledger = Ledger(config, flash)
     _vision(ledger, config, tiles)
     _fusion(ledger, config, tiles)
@@ -64,7 +65,7 @@ def step_flops(config: RunConfig, tiles: int, *, flash: bool = False) -> Flops:
     if speaks:
         _language(ledger, config)
     if config.loss.text:
-        _head(ledger, config)
+        _head(ledger, config, shards)
     if config.model.grounding is not None and (speaks or config.loss.phrase):
         flops_masks.count(ledger, config, speaks)
         if config.loss.region_word and config.loss.phrase:
@@ -139,9 +140,10 @@ def _language(ledger: Ledger, config: RunConfig) -> None:
     )  # fmt: skip
 
 
-def _head(ledger: Ledger, config: RunConfig) -> None:
+def _head(ledger: Ledger, config: RunConfig, shards: int) -> None:
     lm, data = config.model.lm, config.data
-    step = min(max(1, config.loss.vocab_chunk // data.batch_size), data.text_length)
+    together = data.batch_size // config.optim.accumulate
+    step = min(max(1, config.loss.vocab_chunk * shards // together), data.text_length)
     chunks = -(-data.text_length // step)
     rows = data.batch_size * step * chunks
     path = "lm/embed/embedding" if lm.tie else "lm/head/kernel"

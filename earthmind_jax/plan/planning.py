@@ -11,7 +11,7 @@ from typing import Any
 from earthmind_jax.config import MeshConfig, RunConfig, require
 from earthmind_jax.distributed.mesh import AXES, mesh_shape
 from earthmind_jax.plan import activations, roofline
-from earthmind_jax.plan.activations import Activations, accumulation
+from earthmind_jax.plan.activations import Activations
 from earthmind_jax.plan.compile import Compiled, compile_apart
 from earthmind_jax.plan.flops import Flops, step_flops
 from earthmind_jax.plan.hardware import Hardware
@@ -102,7 +102,10 @@ def make_plan(
     tiles = most_tiles(config) if tiles is None else tiles
     require(tiles > 0, f"A sample has at least one tile, not {tiles}.")
     mesh, ledger = abstract_mesh(sizes), Ledger(config, flash_used(config, hardware))
-    held, flops = held_per_device(config, mesh, tiles), step_flops(config, tiles, flash=ledger.flash)
+    held, flops = (
+        held_per_device(config, mesh, tiles),
+        step_flops(config, tiles, flash=ledger.flash, shards=sizes[0] * sizes[1]),
+    )
     values = activations.estimate(config, sizes, tiles, ledger)
     cost = hardware.price if price is None else price
     count = sizes[0] * sizes[1] * sizes[2]
@@ -162,7 +165,7 @@ def parse_mesh(text: str) -> tuple[int, ...]:
 
 def check_batch(config: RunConfig, sizes: tuple[int, int, int]) -> None:
     """Raise a UserError unless the batch (each part of it) divides over the mesh."""
-    ways, parts = sizes[0] * sizes[1], accumulation(config)
+    ways, parts = sizes[0] * sizes[1], config.optim.accumulate
     require(
         config.data.batch_size > 0 and config.data.batch_size % (ways * parts) == 0,
         f"data.batch_size {config.data.batch_size} does not divide over {ways} batch shards (data x fsdp)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from earthmind_jax.plan.activations import accumulation
 from earthmind_jax.plan.advice import Change
 from earthmind_jax.plan.planning import USABLE, Plan
 from earthmind_jax.plan.roofline import Estimate
@@ -29,7 +28,7 @@ def _line(name: str, *values: str) -> str:
 
 def _head(plan: Plan) -> list[str]:
     data, fsdp, tensor = plan.sizes
-    batch, parts = plan.config.data.batch_size, accumulation(plan.config)
+    batch, parts = plan.config.data.batch_size, plan.config.optim.accumulate
     each = batch / (data * fsdp * parts)
     return [
         f"{plan.config.name}: {plan.devices} x {plan.hardware.name}, mesh data={data} fsdp={fsdp} tensor={tensor}",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from earthmind_jax.config import RunConfig
-from earthmind_jax.plan.activations import Activations, accumulation
+from earthmind_jax.plan.activations import Activations
 from earthmind_jax.plan.compile import Compiled
 from earthmind_jax.plan.flops import Flops
 from earthmind_jax.plan.hardware import Hardware
@@ -106,7 +106,7 @@ def moved_bytes(
     Weights once for each pass of each part of the batch; gradients, masters and optimiser read and written once; what
     the forward pass saves written and read once; logits written and read in both passes.
     """
-    lm, parts = config.model.lm, accumulation(config)
+    lm, parts = config.model.lm, config.optim.accumulate
     rows = config.data.batch_size * config.data.text_length / (sizes[0] * sizes[1])
     again = weight_bytes(config, ledger, backward=True)
     weights = parts * (weight_bytes(config, ledger) + (1 + (lm.remat == "full")) * again) / sizes[2]
@@ -130,7 +130,7 @@ def weight_bytes(config: RunConfig, ledger: Ledger, *, backward: bool = False) -
 def _traffic(config: RunConfig, sizes: tuple[int, int, int], ledger: Ledger, host: int) -> tuple[float, float]:
     """(bytes to devices of the same host, bytes to others) that each device sends."""
     data, fsdp, tensor = sizes
-    lm, size, parts = config.model.lm, jnp.dtype(config.model.precision.compute).itemsize, accumulation(config)
+    lm, size, parts = config.model.lm, jnp.dtype(config.model.precision.compute).itemsize, config.optim.accumulate
     master = jnp.dtype(config.model.precision.param).itemsize
     near = far = 0.0
 
