@@ -56,8 +56,10 @@ class Flops:
 
 
 def step_flops(config: RunConfig, tiles: int, *, flash: bool = False, shards: int = 1) -> Flops:
-    """Of one step with ``tiles`` tiles a sample, both sensors, whose batch is split over ``shards`` devices; ``flash`` as
-    in :class:`Ledger`."""
+    """Of one step with ``tiles`` tiles a sample, both sensors.
+
+    ``flash`` as in :class:`Ledger`; ``shards``: devices that the batch is split over.
+    """
     ledger = Ledger(config, flash)
     _vision(ledger, config, tiles)
     _fusion(ledger, config, tiles)
