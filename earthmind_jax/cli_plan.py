@@ -19,6 +19,7 @@ def plan(
     /,
     set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = (),
     stage: str | None = None,
+    start: Path | None = None,
     mesh: str | None = None,
     devices: int | None = None,
     hardware: str = "h100",
@@ -38,6 +39,7 @@ def plan(
         config: Python file with a function get_config() returning a RunConfig.
         set_: configuration keys to change, key=value.
         stage: of a curriculum; the first if not given.
+        start: checkpoint whose model is to be trained, where the configuration leaves it to that.
         mesh: sizes of the mesh's axes, e.g. data=4,fsdp=64,tensor=1; those of the configuration if not given.
         devices: how many devices there are; the product of the mesh's axes if not given.
         hardware: a100, h100, h200 or v5p.
@@ -53,11 +55,12 @@ def plan(
     from earthmind_jax.plan.hardware import find_hardware
     from earthmind_jax.plan.planning import facts, make_plan, parse_mesh, with_sizes
     from earthmind_jax.train.run import load_config
+    from earthmind_jax.train.start import adopted
 
     chosen = find_hardware(hardware)
     if price is not None and price < 0:
         raise UserError(f"A price is not negative, as {price} is.")
-    run = load_config(config, set_, stage)
+    run = adopted(load_config(config, set_, stage), start)
     if mesh is not None:
         run = dataclasses.replace(run, mesh=with_sizes(run.mesh, parse_mesh(mesh)))
     made = make_plan(

@@ -463,6 +463,7 @@ class RunConfig:
 
     name: str = "run"
     model: EarthMindConfig = EarthMindConfig()
+    from_start: bool = False  # train the model of --start; of this one lm.lora, remat, precision and max_length count
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()

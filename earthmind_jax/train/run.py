@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from earthmind_jax import checkpoint
-from earthmind_jax.config import RunConfig, one_of, replace_path, require, to_dict, to_json
+from earthmind_jax.config import RunConfig, one_of, replace_path, require, to_json
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.pipeline import training_pipeline
 from earthmind_jax.data.sources import Source
@@ -19,10 +19,11 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import check_batch
 from earthmind_jax.distributed.start import agree, together
 from earthmind_jax.errors import UserError
-from earthmind_jax.train.directory import RESULT, differences
+from earthmind_jax.train.directory import RESULT
 from earthmind_jax.train.loop import fit
 from earthmind_jax.train.mixture import read_source
 from earthmind_jax.train.result import check_form, write_result
+from earthmind_jax.train.start import adopted, starting_params
 from earthmind_jax.train.state import TrainState, state_shardings
 from earthmind_jax.train.watch import Costs
 from earthmind_jax.types import Batch, Params
@@ -173,6 +174,7 @@ def prepare(
     Raises:
       UserError: what cannot be trained as it is asked for: found here, before anything is compiled.
     """
+    config = adopted(config, start)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     source = read_source(config, data_root, data=data, scenes=scenes, skip_broken=skip_broken)
@@ -184,13 +186,7 @@ def prepare(
         words = train_bpe(corpus(source), config.model.lm.vocab)
     config = dataclasses.replace(config, model=with_tokens(config.model, words))
     state_shardings(config, mesh)
-    params = None
-    if start is not None:
-        model, params = checkpoint.load(start)
-        if model != config.model:
-            differing = "; ".join(differences(to_dict(model), to_dict(config.model)))
-            raise UserError(f"{start} holds another model than the configuration ({differing}); set the same there.")
-    return config, source, words, params
+    return config, source, words, None if start is None else starting_params(config, start)
 
 
 def first_batch(config: RunConfig, source: Source, words: Tokenizer) -> Batch:

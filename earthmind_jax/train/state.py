@@ -106,5 +106,10 @@ def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple
     # Loaded weights may be committed to one device, which a program over the mesh would refuse.
     where = {**shardings.trainable, **shardings.frozen}
     placed = {path: _place(x, where[path]) for path, x in params.items()}
-    place = jax.jit(lambda p: build(config, p), out_shardings=shardings, compiler_options=RUN_ONCE)
-    return place(placed), shardings
+    wanted = api.shapes(config.model)
+
+    def typed(params: Params) -> TrainState:
+        """Masters have the parameters' dtype, whatever the checkpoint was stored in."""
+        return build(config, {path: x.astype(wanted[path].dtype) for path, x in params.items()})
+
+    return jax.jit(typed, out_shardings=shardings, compiler_options=RUN_ONCE)(placed), shardings
