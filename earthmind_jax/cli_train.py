@@ -65,6 +65,7 @@ def train(
         join_timeout: seconds to wait for the other processes.
     """
     from earthmind_jax.distributed.start import start as join
+    from earthmind_jax.distributed.start import together
 
     join(coordinator, processes, process, timeout=join_timeout)
     from earthmind_jax.train import curriculum
@@ -78,7 +79,9 @@ def train(
         _show(load_config(config, set_, stage), out, where)
         return
     how = {"until": until, "save": save, "report_every": report_every, "profile": profile, "costs": _costs}
-    curriculum.train(load_stages(config, set_), out, stage=stage, **where, **how)
+    with together("reading its configuration and data"):
+        stages = load_stages(config, set_)
+    curriculum.train(stages, out, stage=stage, **where, **how)
 
 
 def result(run: Path, out: Path, /, form: str = "full") -> None:

@@ -50,6 +50,7 @@ def batch_shapes(config: RunConfig, tiles: int, sharding: Sharding | None = None
         return whole
     ground, there = array(jnp.float32, *(model.grounding.image_size,) * 2, 3), array(jnp.bool_)
     return whole.replace(
+        places=array(jnp.int32, tiles, 4),
         ground_optical=ground,
         ground_sar=ground,
         ground_optical_valid=there,

@@ -19,6 +19,7 @@ from earthmind_jax.train.directory import differences
 from earthmind_jax.train.state import RUN_ONCE
 from earthmind_jax.types import Params
 
+
 def adopted(config: RunConfig, start: Path | None) -> RunConfig:
     """``config`` with the model of ``start`` where it asks for that (``from_start``), but for what training decides.
 

@@ -150,7 +150,7 @@ def test_advice_is_computed_and_true():
 
 def test_changes_add_up_where_none_is_enough():
     run = dataclasses.replace(TEXT, mesh=MeshConfig(data=8), data=dataclasses.replace(TEXT.data, batch_size=16))
-    wanted = ("model.lm.remat=full", "model.vision.remat=full", "data.batch_size=8", "model.precision.param=bfloat16")
+    wanted = ("model.lm.remat=full", "model.vision.remat=full", "optim.accumulate=2", "model.precision.param=bfloat16")
     together = run
     for setting in wanted:
         together = replace_path(together, *setting.split("="))

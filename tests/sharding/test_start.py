@@ -23,7 +23,7 @@ from earthmind_jax.distributed.mesh import inner_shape
 from earthmind_jax.distributed.rendezvous import meet
 from earthmind_jax.distributed.start import address, start
 from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.train.run import run
+from earthmind_jax.train.run import load_config, run
 
 LAUNCHED = ("SLURM_", "OMPI_", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES", "MEGASCALE_", "JAX_COORDINATOR")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -229,7 +229,7 @@ def test_two_processes_train_as_one(tmp_path):
     assert "parameters by group" in outcome[0][1]
     assert "parameters by group" not in outcome[1][1], "one process speaks for the run"
     changes = ["mesh.data=1", "mesh.fsdp=8", "mesh.tensor=1"]
-    run(tmp_path / "config.py", tmp_path / "alone", scenes=32, changes=changes, report_every=1)
+    run(load_config(tmp_path / "config.py", changes), tmp_path / "alone", scenes=32, report_every=1)
     alone, both = losses(tmp_path / "alone"), losses(tmp_path / "run")
     np.testing.assert_allclose(both, alone, atol=1e-4)
     assert alone[-1, 0] < alone[0, 0]
