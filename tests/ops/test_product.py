@@ -28,6 +28,23 @@ def test_half_precision_is_the_exact_product_rounded_once(spec, left, right):
     np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize(("depth", "width"), [(30, 7), (8, 64), (7, 10)])
+def test_one_row_goes_by_blocks(monkeypatch, depth, width):
+    """A large kernel is cut along what is summed over; one that cannot be cut into even blocks goes whole."""
+    monkeypatch.setattr("earthmind_jax.ops.product.LARGE", 100)
+    x, kernel = draw((1, 1, depth), 0, jnp.bfloat16), draw((depth, width), 1, jnp.bfloat16)
+    run = jax.jit(lambda x, k: product("...a,ab->...b", x, k, "float32"))
+    exact = np.asarray(x, np.float64)[0, 0] @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(run(x, kernel)[0, 0], exact, atol=1e-5)
+    grads = jax.grad(lambda x, k: run(x, k).sum(), (0, 1))(x, kernel)
+    np.testing.assert_allclose(
+        np.asarray(grads[0][0, 0], np.float32), np.asarray(kernel, np.float32).sum(1), rtol=0.02, atol=0.02
+    )
+    np.testing.assert_allclose(
+        np.asarray(grads[1], np.float32), np.tile(np.asarray(x, np.float32)[0, 0][:, None], width), rtol=0.01
+    )
+
+
 @pytest.mark.parametrize("output", [None, "float32", "bfloat16"])
 def test_output(output):
     x, kernel = draw((3, 4), 0, jnp.bfloat16), draw((4, 6), 1, jnp.bfloat16)
