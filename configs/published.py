@@ -110,7 +110,7 @@ def replayed(new: Mapping[str, float], *earlier: Mapping[str, float]) -> dict[st
     """``new`` and :data:`REPLAY` times as many samples of all earlier stages, in their own proportion."""
     old = {name: count for stage in earlier for name, count in stage.items()}
     share = REPLAY * sum(new.values()) / sum(old.values())
-    return {**new, **{name: share * count for name, count in old.items()}}
+    return {**new, **{name: round(share * count, 3) for name, count in old.items()}}
 
 
 def curriculum(base: EarthMindConfig, optim: OptimConfig = PAPER, batch: int = 64) -> tuple[RunConfig, ...]:

@@ -116,13 +116,15 @@ def test_published_configurations(name):
     assert all(config.data.sources and config.steps > 0 for config in stages)
     config = stages[-1]
     assert all((other.model, other.optim) == (config.model, config.optim) for other in stages)
+    assert config.model.lm.lora == LoraConfig(rank=128, alpha=256.0, dropout=0.05)
+    if name not in ("earthmind_4b", "internvl2_1b"):  # the others have the same freeze tables
+        return
     table, shapes = assignment(config), api.shapes(config.model)
     learns = {path for path in shapes if table.trainable(path)}
     assert {path.split("/")[0] for path in learns} >= {"projector", "lora", "text_hidden_fcs", "grounding", "lm"}
     assert {path.split("/")[1] for path in learns if path.startswith("grounding/")} == {"decoder"}
     assert {path.split("/")[1] for path in learns if path.startswith("lm/")} == {"embed", "head"}
     assert not any(path.startswith("vision/") for path in learns)
-    assert config.model.lm.lora == LoraConfig(rank=128, alpha=256.0, dropout=0.05)
 
 
 def test_differences_between_paper_and_released_code():

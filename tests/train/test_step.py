@@ -16,7 +16,7 @@ from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.train.state import create
-from earthmind_jax.train.step import compile_step, gradients
+from earthmind_jax.train.step import attention_loss, compile_step, gradients
 
 FROZEN = (Group(pattern="vision/"), *support.ALL)
 
@@ -127,15 +127,17 @@ def test_attention_of_seg_is_pulled_onto_its_mask():
     config = support.run_config(support.model(), (Group(pattern="grounding/prompt/"), *support.ALL), steps=12)
     optim = dataclasses.replace(config.optim, learning_rate=5e-3)
     config = dataclasses.replace(config, loss=loss, optim=optim)
-    singles = [support.sample(i, ("sar",) if i % 2 else ("optical",)) for i in range(3)]
-    _, _, metrics = steps(config, 12, support.batch(singles, config.model, sensors=support.BOTH))
+    kinds = (("sar",), ("optical",), support.BOTH)
+    batch = support.batch([support.sample(i, kinds[i]) for i in range(3)], config.model, sensors=support.BOTH)
+    _, _, metrics = steps(config, 12, batch)
     assert metrics[-1]["attention"] < 0.9 * metrics[0]["attention"]
-    assert metrics[0]["sensor_mse"] == 0
-    total = sum(w * metrics[0][name] for name, w in (("text", 1), ("bce", 2), ("dice", 0.5), ("attention", 0.1)))
-    np.testing.assert_allclose(metrics[0]["loss"], total, rtol=1e-5)
-    _, _, metrics = steps(config, 1, support.batch([support.sample(0)], config.model, sensors=support.BOTH))
-    assert metrics[0]["attention"] == 0
     assert metrics[0]["sensor_mse"] > 0
+    weights = {"text": 1, "bce": 2, "dice": 0.5, "attention": 0.1, "sensor_mse": 1}
+    np.testing.assert_allclose(metrics[0]["loss"], sum(w * metrics[0][n] for n, w in weights.items()), rtol=1e-5)
+    looks = jnp.full((3, batch.seg_index.shape[1], batch.tokens.shape[1]), 0.01)
+    pairs = jax.tree.map(lambda x: x[2:], batch)
+    assert attention_loss(config, looks, batch) > 0
+    assert attention_loss(config, looks[2:], pairs) == 0
 
 
 def test_bfloat16_trains_and_stays_close():
