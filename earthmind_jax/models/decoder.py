@@ -17,12 +17,18 @@ from earthmind_jax.nn.norm import RMSNorm
 from earthmind_jax.nn.param import constrain
 from earthmind_jax.nn.stack import scan_or_loop
 from earthmind_jax.ops.attention import attend, causal_mask
+from earthmind_jax.ops.product import on_cpu
 from earthmind_jax.ops.rope import apply_rope, inverse_frequencies, rope_tables, table_scale
 from earthmind_jax.types import KVCache, LmOutput
 
 
 def init_cache(config: LmConfig, batch: int, capacity: int, dtype: Any = "float32") -> KVCache:
-    """An empty cache for ``capacity`` tokens (prompt plus answer) of ``batch`` samples."""
+    """An empty cache for ``capacity`` tokens (prompt plus answer) of ``batch`` samples.
+
+    On a CPU it is float32, which holds half-precision values as they are: there XLA widens all of a half-precision
+    cache and rounds it back at every token.
+    """
+    dtype = jnp.promote_types(dtype, jnp.float32) if on_cpu() else dtype
     shape = (config.depth, batch, capacity, config.kv_heads, config.head_dim)
     return KVCache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), length=jnp.zeros((batch,), jnp.int32))
 

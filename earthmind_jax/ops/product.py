@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
-from earthmind_jax.ops.packing import pack, unpack
-
 LARGE = 16 * 2**20
 """Bytes of a half-precision kernel that are converted at a time for a single row on a CPU."""
 
@@ -31,25 +29,34 @@ def product(spec: str, x: Array, kernel: Array, output: DTypeLike | None = None)
     if not on_cpu() or jnp.result_type(x, kernel).itemsize == 4:
         return jnp.einsum(spec, x, kernel, preferred_element_type=output).astype(wanted)
     rows, summed = _rows(spec, x, kernel)
-    if rows == 1 and summed and kernel.dtype == jnp.bfloat16 and kernel.nbytes > LARGE and kernel.size % 2 == 0:
+    if rows == 1 and summed and kernel.dtype == jnp.bfloat16 and kernel.nbytes > LARGE:
         shape = jax.eval_shape(functools.partial(jnp.einsum, spec), x, kernel).shape
         return _row(x.reshape(summed), kernel.reshape(summed, -1)).reshape(shape).astype(wanted)
     return jnp.einsum(spec, x, kernel, preferred_element_type=jnp.float32).astype(wanted)
 
 
+@jax.custom_vjp
 def _row(x: Array, kernel: Array) -> Array:
     """x [K], kernel bfloat16 [K N] -> float32 [N], by blocks of K: what is converted stays in caches."""
     depth, width = kernel.shape
     least = -(-kernel.nbytes // LARGE)
-    count = next((n for n in range(least, depth + 1) if depth % n == 0 and depth // n * width % 2 == 0), 1)
-    blocks = pack(kernel.reshape(count, -1))
+    count = next((n for n in range(least, depth + 1) if depth % n == 0), depth)
+    # As integers, since XLA would convert all of the kernel before it cuts the first block.
+    blocks = jax.lax.bitcast_convert_type(kernel, jnp.uint16).reshape(count, -1, width)
 
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        part, packed = block
-        weights = unpack(packed).reshape(-1, width)
+        part, weights = block[0], jax.lax.bitcast_convert_type(block[1], jnp.bfloat16)
         return total + jnp.einsum("k,kn->n", part, weights, preferred_element_type=jnp.float32), None
 
     return jax.lax.scan(add, jnp.zeros(width, jnp.float32), (x.reshape(count, -1), blocks))[0]
+
+
+def _row_gradients(operands: tuple[Array, Array], given: Array) -> tuple[Array, Array]:
+    x, kernel = operands
+    return (kernel @ given).astype(x.dtype), jnp.outer(x, given).astype(kernel.dtype)
+
+
+_row.defvjp(lambda x, kernel: (_row(x, kernel), (x, kernel)), _row_gradients)
 
 
 def _rows(spec: str, x: Array, kernel: Array) -> tuple[int, int]:
