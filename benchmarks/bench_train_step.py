@@ -5,8 +5,8 @@
 Both sides take one 448-pixel tile, ``--tokens`` words behind its 256 visual tokens (the last half supervised) and one
 mask of 256 x 256. They train LoRA factors (r = 128) of the language model's linear layers, projector,
 ``text_hidden_fcs`` and mask decoder with AdamW, clip by the norm, keep float32 masters, and recompute activations
-unless ``--remat none``. Steps run by turns in one process; printed are median times and their ratio. ``--memory``
-measures the peak of each side in a process of its own.
+unless ``--remat none``. Steps run by turns in one process; printed are median times, their ratio, and the MFU of both
+(definition: :mod:`earthmind_jax.train.watch`). ``--memory`` measures the peak of each side in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import bench_torch
 import jax
+import jax.numpy as jnp
 import numpy as np
 from bench_torch import TINY, alternate, draw
 
-from earthmind_jax.config import FusionConfig, Group, LoraConfig, LossConfig, OptimConfig, RunConfig
+from earthmind_jax.config import DataConfig, FusionConfig, Group, LoraConfig, LossConfig, OptimConfig, RunConfig
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import put_batch
+from earthmind_jax.plan.flops import step_flops
+from earthmind_jax.plan.hardware import running_on
 from earthmind_jax.train.state import create
 from earthmind_jax.train.step import compile_step
 from earthmind_jax.types import Batch
@@ -168,6 +172,40 @@ def torch_side(options: argparse.Namespace) -> bench_torch.Side:
     return once, sum(p.numel() for p in masters)
 
 
+def model_flops(options: argparse.Namespace) -> float:
+    """Operations that a step cannot do without, by :mod:`earthmind_jax.plan.flops`."""
+    data = DataConfig(batch_size=options.batch, text_length=VISUAL + options.tokens, masks_per_sample=1)
+    found = step_flops(dataclasses.replace(run_config(options), data=data), 1).by_component()
+    # The formulas have both sensors, of which there is one here.
+    halved = ("vision", "projector")
+    return sum((e.forward + e.backward) / (2 if name in halved else 1) for name, e in found.items())
+
+
+def product_rate(dtype: str, side: int = 4096) -> float:
+    """Operations / s of one large matrix product in ``dtype``, by XLA: the peak where no data sheet is at hand."""
+    a, b = (jnp.asarray(draw(side, side), dtype) for _ in range(2))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product(a, b).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(a, b).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+def utilisation(options: argparse.Namespace, ours_s: float, torch_s: float) -> dict[str, Any]:
+    """MFU of both sides (model FLOPs / (time x peak)) and what was taken for the peak."""
+    known = running_on() if options.dtype == "bfloat16" else None
+    top = known.flops if known else product_rate(options.dtype)
+    work = model_flops(options)
+    return {
+        "model_tflop": round(work / 1e12, 3), "peak_tflops": round(top / 1e12, 3),
+        "peak_from": "data sheet" if known else "a product of 4096 x 4096",
+        "ours_mfu": round(work / ours_s / top, 3), "torch_mfu": round(work / torch_s / top, 3),
+    }  # fmt: skip
+
+
 SIDES = {"ours": ours, "torch": torch_side}
 
 
@@ -192,19 +230,18 @@ def main() -> None:
     if options.side:
         print(json.dumps({"peak": bench_torch.peak_of(lambda: SIDES[options.side](options)[0], options.side)}))
         return
+    # First, while this process holds nothing: both sides at once are too much for some machines.
+    peaks = {f"{side}_GiB": round(peak(options, side), 2) for side in SIDES} if options.memory else {}
     (run_ours, count), (run_torch, other) = ours(options), torch_side(options)
     if count != other:
         print(f"ours trains {count:,} parameters, PyTorch {other:,}.", file=sys.stderr)
     first, second = alternate(run_ours, run_torch, options.repeats)
-    del run_ours, run_torch
     line = {
         "device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)), "dtype": options.dtype,
         "batch": options.batch, "tokens": VISUAL + options.tokens, "remat": options.remat, "trainable": count,
         "ours_s": round(first, 3), "torch_s": round(second, 3), "ratio": round(second / first, 3),
     }  # fmt: skip
-    if options.memory:
-        line |= {f"{side}_GiB": round(peak(options, side), 2) for side in SIDES}
-    print(json.dumps(line))
+    print(json.dumps(line | peaks | utilisation(options, first, second)))
 
 
 if __name__ == "__main__":
