@@ -22,6 +22,10 @@ RUN_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pas
 """Compiler options for programs that run once: on a CPU, compiling takes most of their time."""
 
 
+BORN = 2**28
+"""Random numbers drawn at once for each device: 1 GiB in float32."""
+
+
 @struct.dataclass
 class TrainState:
     """``trainable`` in the parameter dtype, ``frozen`` in the compute dtype, both flat path-keyed dicts
@@ -89,20 +93,37 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
+def _born(config: RunConfig, abstract: TrainState, shardings: TrainState) -> TrainState:
+    """Random weights, some leaves at a time: a program that draws them all holds several times their size."""
+    leaves, tree = jax.tree.flatten(abstract)
+    places = jax.tree.leaves(shardings)
+    groups: list[list[int]] = [[]]
+    room = BORN * len(places[0].device_set)
+    for i, leaf in enumerate(leaves):
+        if groups[-1] and sum(leaves[j].size for j in groups[-1]) + leaf.size > room:
+            groups.append([])
+        groups[-1].append(i)
+    made: list[Any] = []
+    for group in groups:
+
+        def draw(seed: jax.Array, group: list[int] = group) -> list[jax.Array]:
+            # What a group does not return is not computed.
+            whole = jax.tree.leaves(build(config, api.init(config.model, jax.random.key(seed))))
+            return [whole[i] for i in group]
+
+        made += jax.jit(draw, out_shardings=[places[i] for i in group], compiler_options=RUN_ONCE)(config.seed)
+    return jax.tree.unflatten(tree, made)
+
+
 def create(config: RunConfig, mesh: Mesh, params: Params | None = None) -> tuple[TrainState, TrainState]:
     """(state placed on the mesh, its shardings). Random weights are born sharded: no host ever holds them whole.
 
     Args:
       params: weights to start from (flat); random ones from ``config.seed`` where None.
     """
-    _, shardings = state_shardings(config, mesh)
+    abstract, shardings = state_shardings(config, mesh)
     if params is None:
-        make = jax.jit(
-            lambda seed: build(config, api.init(config.model, jax.random.key(seed))),
-            out_shardings=shardings,
-            compiler_options=RUN_ONCE,
-        )
-        return make(config.seed), shardings
+        return _born(config, abstract, shardings), shardings
     # Loaded weights may be committed to one device, which a program over the mesh would refuse.
     where = {**shardings.trainable, **shardings.frozen}
     placed = {path: _place(x, where[path]) for path, x in params.items()}

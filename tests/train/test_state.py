@@ -14,6 +14,7 @@ from earthmind_jax.config import Group, MeshConfig, Precision
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import bytes_per_device
 from earthmind_jax.models import api
+from earthmind_jax.train import state as state_module
 from earthmind_jax.train.state import create, state_shardings
 
 GROUPS = (Group(pattern="vision/"), Group(pattern="lm/embed"), Group(pattern=".*", learning_rate=1.0))
@@ -77,3 +78,11 @@ def test_random_parameters_do_not_depend_on_the_mesh():
     other, _ = create(dataclasses.replace(config(), seed=1), make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     name = "projector/fc1/kernel"
     assert np.abs(np.asarray(other.params[name]) - np.asarray(one.params[name])).max() > 0
+
+
+def test_random_parameters_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
+    whole, _ = create(config(), make_mesh())
+    monkeypatch.setattr(state_module, "BORN", 500)
+    parts, _ = create(config(), make_mesh())
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
