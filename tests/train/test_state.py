@@ -82,7 +82,7 @@ def test_random_parameters_do_not_depend_on_the_mesh():
 
 def test_random_parameters_drawn_in_parts_are_those_drawn_at_once(monkeypatch):
     whole, _ = create(config(), make_mesh())
-    monkeypatch.setattr(state_module, "BORN", 500)
+    monkeypatch.setattr(state_module, "BORN", 8000)
     parts, _ = create(config(), make_mesh())
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
