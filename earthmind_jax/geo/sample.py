@@ -1,0 +1,79 @@
+"""The whole scene in a few pixels: what every decision about a scene rests on, the same for each window of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from earthmind_jax.geo.opening import open_raster
+from earthmind_jax.geo.quality import quality_valid
+
+SAMPLE_SIDE = 512  # rows and columns at most
+
+
+@dataclass(frozen=True, eq=False)
+class SceneSample:
+    """A scene decimated to at most ``SAMPLE_SIDE`` rows and columns. Equal only to itself, so that what is worked out
+    from it can be remembered.
+
+    Attributes:
+      values: float32 [C h w], as stored.
+      valid: bool [h w], true where every band that has data at all holds a measurement.
+      bands: C names.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    bands: tuple[str, ...]
+
+    @cached_property
+    def known(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Valid values that are zero in no band [C n], and their bands (without those that hold nothing)."""
+        some = [i for i, band in enumerate(self.values) if (np.isfinite(band) & (band != 0)).any()]
+        values = self.values[some or slice(None)]
+        return values[:, self.valid & (values != 0).all(0)], tuple(np.take(self.bands, some)) if some else self.bands
+
+    def band(self, name: str) -> np.ndarray:
+        """Valid values of one band [n], zeros among them."""
+        return self.values[self.bands.index(name)][self.valid]
+
+
+def sample_of(values: np.ndarray, valid: np.ndarray, bands: tuple[str, ...]) -> SceneSample:
+    """A sample of decimated values [C h w] with a validity for each band [C h w]; bands without any data do not count
+    for ``valid``."""
+    finite = valid & np.isfinite(values)
+    some = finite.any((1, 2))
+    every = finite[some].all(0) if some.any() else np.zeros(values.shape[1:], bool)
+    return SceneSample(values, every, bands)
+
+
+@lru_cache(maxsize=64)
+def percentiles(
+    sample: SceneSample, band: str, low: float, high: float, above: float = -np.inf, keep_zero: bool = False
+) -> tuple[float, float]:
+    """Two percentiles of a band's valid values over ``above``, without zeros unless kept; (0, 1) of none."""
+    values = sample.band(band)
+    values = values[np.isfinite(values) & (values > above) & (keep_zero | (values != 0))]
+    if values.size == 0:
+        return 0.0, 1.0
+    first, second = np.percentile(values.astype(np.float64), (low, high))
+    return float(first), float(second)
+
+
+@lru_cache(maxsize=8)
+def file_sample(
+    path: str, indexes: tuple[int, ...], bands: tuple[str, ...], quality: tuple[int, str] | None, stamp: Any
+) -> SceneSample:
+    """Decimated read of the whole file; ``stamp`` (time, size) renews it when the file changes."""
+    with open_raster(path, labels=True) as dataset:
+        shape = min(dataset.height, SAMPLE_SIDE), min(dataset.width, SAMPLE_SIDE)
+        every = list(indexes)
+        values = dataset.read(every, out_shape=(len(every), *shape), out_dtype="float32")
+        valid = dataset.read_masks(every, out_shape=(len(every), *shape)) > 0
+        if quality is not None:
+            codes = dataset.read(quality[0], out_shape=shape, out_dtype="float32")
+            valid &= quality_valid(quality[1], codes, path)
+        return sample_of(values, valid, bands)
