@@ -221,10 +221,14 @@ def read_raster(
 
 
 def read_overview(
-    path: str | os.PathLike[str], *, sensor: str | None = None, names: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    sensor: str | None = None,
+    names: Sequence[str] | None = None,
+    labels: bool = False,
 ) -> Raster:
     """The whole scene with all of its measured bands, decimated to at most ``SAMPLE_SIDE`` rows and columns."""
-    with open_raster(path) as dataset:
+    with open_raster(path, labels) as dataset:
         scene = contents(dataset, sensor, names)
         size = dataset.height, dataset.width
         stat = os.stat(path) if os.path.exists(path) else None

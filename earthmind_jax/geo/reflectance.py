@@ -48,6 +48,8 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
         note = "floating point values around 1: already reflectance, no scale and no offset applied"
         return raster.calibrated(digital, raster.valid, "reflectance", [note])
+    if any("names no bands" in note for note in raster.notes):
+        _require_order(sample, raster.path or raster.name)
     scale, quantity_note = scaled[0] if scaled else _quantification(raster)
     if offset is not None:
         reason = "as told"
@@ -103,6 +105,21 @@ def detect_offset(values: np.ndarray, bands: tuple[str, ...]) -> tuple[float, bo
     if dark < NO_OFFSET_BELOW:
         return 0.0, dark < ABSENT_BELOW, reason
     return BASELINE_OFFSET, dark < PRESENT_BELOW, reason
+
+
+@lru_cache(maxsize=16)
+def _require_order(sample: SceneSample, name: str) -> None:
+    """UserError where nameless bands lie in the order of their names as text, B8A last: it looks like B08 and unlike
+    anything else."""
+    values, bands = sample.known
+    if not {"B08", "B8A"} <= set(bands) or values.shape[-1] < 100:
+        return
+    like = np.corrcoef(values[[bands.index("B08"), bands.index("B8A"), len(bands) - 1]])[0]
+    if like[2] > 0.9 and like[2] > like[1] + 0.02:
+        raise UserError(
+            f"{name} names no bands and its last one looks like B8A (correlation with B08 {like[2]:.3f}), so they seem "
+            "to be sorted as text; name them in order with --bands."
+        )
 
 
 @lru_cache(maxsize=16)
