@@ -278,7 +278,9 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
             pictures[name] = picture, raster.valid
         else:
             pictures[name] = _model_bands(raster, name, sensors), raster.valid
-    placed = "optical" in rasters or "optical" not in pictures  # the georeference belongs to the reference image
+    reference = pair.sar if pair.optical is None else pair.optical
+    # The georeference belongs to the reference image.
+    placed = reference.georeferenced and ("optical" in rasters or "optical" not in pictures)
     return Images(
         pictures, pair.transform if placed else None, pair.crs if placed else None, (*map(str, pair.notes), *notes)
     )

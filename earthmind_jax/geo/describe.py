@@ -19,6 +19,7 @@ from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import Raster, open_raster, read_overview
 from earthmind_jax.geo.reflectance import processing_baseline
 
+PICTURE_DRIVERS = ("PNG", "GIF", "BMP", "WEBP")
 MOST_CLASSES = 64  # of an 8-bit label raster
 MOST_WIDE_CLASSES = 8  # of one with more bits, which heights have, too
 SMOOTH = 0.2  # mean step between neighbours over the standard deviation: heights are smooth, backscatter is not
@@ -55,6 +56,9 @@ def describe(
     with open_raster(path, labels=not told) as dataset:
         palette = ColorInterp.palette in dataset.colorinterp
         size = dataset.height, dataset.width
+        if palette and dataset.driver in PICTURE_DRIVERS:
+            facts = {"file": dataset.name, "taken for": "rgb8", "title": "picture shown in the colours of its palette"}
+            return Description(facts=facts | {"width": size[1], "height": size[0]}, overview=None, kind="unknown")
     raw = read_overview(path, sensor=sensor, names=names, labels=palette)
     other = None if told else _no_sensor(raw, palette)
     if other is not None:

@@ -8,15 +8,21 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import rasterio
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError, WorkError
 
-LARGEST_READ = 2**34  # bytes of one read; more is a header that lies, or a scene to be read in windows
+LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
 LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
 ARCHIVES = {b"PK\x03\x04": "zip archive", b"\x1f\x8b": "gzip file", b"7z\xbc\xaf": "7z archive", b"BZh": "bzip2 file"}
 
@@ -60,6 +66,16 @@ def require_room(dataset: rasterio.DatasetReader, count: int, window: Window) ->
         )
 
 
+def read_values(dataset: rasterio.DatasetReader, indexes: list[int], dtype: str | None, **options: Any) -> np.ndarray:
+    """Bands [C H W], also where a virtual raster's bands differ in type; ``options`` as of ``dataset.read``."""
+    given = {**options, **({"out_dtype": dtype} if dtype else {})}
+    if len({dataset.dtypes[i - 1] for i in indexes}) == 1:
+        return dataset.read(indexes, **given)
+    if "out_shape" in given:
+        given["out_shape"] = given["out_shape"][1:]
+    return np.stack([dataset.read(i, **given) for i in indexes])
+
+
 def _require_file(name: str) -> None:
     """UserError unless ``name`` is a readable file that opening will not wait for."""
     try:
@@ -91,21 +107,33 @@ def _require_image(dataset: rasterio.DatasetReader, name: str, labels: bool) -> 
         raise UserError(f"{name} holds complex numbers (single-look SAR?); give detected, calibrated backscatter.")
     if not labels and ColorInterp.palette in dataset.colorinterp:
         raise UserError(f"{name} is a palette image, its values are colour numbers; convert it to RGB bands first.")
-    if ColorInterp.cyan in dataset.colorinterp:
-        raise UserError(f"{name} holds printing colours (CMYK); convert it to RGB first.")
-    if dataset.crs is not None:
-        numbers = tuple(dataset.transform)[:6]
-        area = dataset.transform.a * dataset.transform.e - dataset.transform.b * dataset.transform.d
-        if not (all(map(math.isfinite, numbers)) and abs(area) > 0):
-            raise UserError(
-                f"{name} has a transform that cannot be inverted (pixel size {numbers[0]:g} x {numbers[4]:g}); "
-                "write its georeference anew."
-            )
+    if dataset.crs is not None and not dataset.transform.almost_equals(Affine.identity()):
+        _require_place(dataset, name)
     rows, columns = dataset.block_shapes[0]
     if rows * columns * _width(dataset.dtypes[0]) > LARGEST_BLOCK:
         raise UserError(
             f"{name} is stored in blocks of {rows} x {columns} pixels, which no memory holds; "
             "rewrite it with tiles (gdal_translate -co TILED=YES)."
+        )
+
+
+def _require_place(dataset: rasterio.DatasetReader, name: str) -> None:
+    """UserError where pixels have no size, or the image's centre is nowhere on Earth."""
+    transform = dataset.transform
+    if not (all(map(math.isfinite, transform[:6])) and transform.determinant != 0):
+        raise UserError(
+            f"{name} has a transform that gives its pixels no size ({transform.a:g} x {transform.e:g}); write its "
+            "georeference anew."
+        )
+    x, y = transform @ (dataset.width / 2, dataset.height / 2)
+    try:
+        (longitude,), (latitude,) = transform_points(dataset.crs, CRS.from_epsg(4326), [x], [y])
+    except (CRSError, CPLE_BaseError):
+        longitude = latitude = math.inf
+    if not (abs(longitude) <= 540 and abs(latitude) <= 90):  # longitudes may run on past the antimeridian
+        raise UserError(
+            f"{name}: its centre, x {x:.6g}, y {y:.6g}, is no place on Earth in its coordinate reference system "
+            f"({dataset.crs.to_string()[:40]}...); correct its georeference or remove it."
         )
 
 

@@ -23,7 +23,7 @@ from earthmind_jax.geo.bands import select
 from earthmind_jax.geo.contents import Contents, Wanted, contents, data_bands
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.grid import Grid, require_map
-from earthmind_jax.geo.opening import open_raster, require_room
+from earthmind_jax.geo.opening import open_raster, read_values, require_room
 from earthmind_jax.geo.quality import quality_note, quality_valid
 from earthmind_jax.geo.sample import SAMPLE_SIDE, SceneSample, file_sample, sample_of
 
@@ -334,7 +334,7 @@ def _read(
         raise UserError(f"{dataset.name} has {size} pixels; the window {window} lies wholly outside of it.")
     inside = Window(left, top, right - left, bottom - top)
     require_room(dataset, len(indexes), inside)
-    part = dataset.read(indexes, window=inside, **({"out_dtype": dtype} if dtype else {}))
+    part = read_values(dataset, indexes, dtype, window=inside)
     mask = dataset.read_masks(indexes, window=inside).all(0)
     if np.issubdtype(part.dtype, np.floating):
         mask &= np.isfinite(part).all(0)

@@ -7,6 +7,7 @@ then in the baseline, then in the darkest pixels of the whole scene.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -151,16 +152,20 @@ def is_reflectance(values: np.ndarray) -> bool:
 def file_scaling(raster: Raster) -> tuple[float, float] | None:
     """The file's own GDAL (scale, offset) where they are set and the same for every band; UserError where the tags
     cannot be those of a reflectance or a temperature."""
-    scales, offsets = set(raster.scales), set(raster.offsets)
+    scales, offsets = set(map(_or_none, raster.scales)), set(map(_or_none, raster.offsets))
     if len(scales) != 1 or len(offsets) != 1 or (scales <= {0.0, 1.0} and offsets <= {0.0}):
         return None
     scale, offset = scales.pop(), offsets.pop()
-    if not (1e-7 <= scale <= 1 and abs(offset) <= 1000):  # NaN compares false
+    if scale is None or offset is None or not (1e-7 <= scale <= 1 and abs(offset) <= 1000):
         raise UserError(
-            f"{raster.path or raster.name} has the band scale {scale:g} and offset {offset:g}, which give no physical "
+            f"{raster.path or raster.name} has the band scale {scale} and offset {offset}, which give no physical "
             "values; correct or remove these tags."
         )
     return scale, offset
+
+
+def _or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None  # NaN equals nothing, not even itself
 
 
 def _scaled(raster: Raster) -> tuple[tuple[float, str], tuple[float, str] | None] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from earthmind_jax.geo.opening import open_raster
+from earthmind_jax.geo.opening import open_raster, read_values
 from earthmind_jax.geo.quality import quality_valid
 
 SAMPLE_SIDE = 512  # rows and columns at most
@@ -35,6 +36,10 @@ class SceneSample:
         some = [i for i, band in enumerate(self.values) if (np.isfinite(band) & (band != 0)).any()]
         values = self.values[some or slice(None)]
         return values[:, self.valid & (values != 0).all(0)], tuple(np.take(self.bands, some)) if some else self.bands
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpacks into values, validity and band names."""
+        return iter((self.values, self.valid, self.bands))
 
     def band(self, name: str) -> np.ndarray:
         """Valid values of one band [n], zeros among them."""
@@ -71,7 +76,7 @@ def file_sample(
     with open_raster(path, labels=True) as dataset:
         shape = min(dataset.height, SAMPLE_SIDE), min(dataset.width, SAMPLE_SIDE)
         every = list(indexes)
-        values = dataset.read(every, out_shape=(len(every), *shape), out_dtype="float32")
+        values = read_values(dataset, every, "float32", out_shape=(len(every), *shape))
         valid = dataset.read_masks(every, out_shape=(len(every), *shape)) > 0
         if quality is not None:
             codes = dataset.read(quality[0], out_shape=shape, out_dtype="float32")
