@@ -90,6 +90,8 @@ _COMMON_NAMES = "coastal blue green red rededge1 rededge2 rededge3 nir nir08 nir
 _S2_COMMON = dict(zip(_COMMON_NAMES.split(), _L1C, strict=True))
 _S2_WAVES = (0.4427, 0.4927, 0.5598, 0.6646, 0.7041, 0.7405, 0.7828, 0.8328, 0.8647, 0.9451, 1.3735, 1.6137, 2.2024)
 _S2_MICROMETRES = dict(zip(_L1C, _S2_WAVES, strict=True))
+_L2A_COMMON = {name: band for name, band in _S2_COMMON.items() if band in _L2A}
+_L2A_MICROMETRES = {band: _S2_MICROMETRES[band] for band in _L2A}
 
 # Operational Land Imager, bands 1 to 9; 10 and 11 are the thermal sensor's.
 _OLI_COMMON = ["coastal", "blue", "green", "red", "nir08", "swir16", "swir22", "pan", "cirrus"]
@@ -113,7 +115,7 @@ _relative_db = partial(to_db, nominal=None)
 SENSORS: dict[str, Sensor] = {
     "s2_l2a": Sensor(
         title="Sentinel-2 Level-2A", kind="optical", bands=_L2A, layouts=(_L2A,), calibrate=to_reflectance,
-        options=("offset",), aliases=_S2_COMMON, wavelengths=_S2_MICROMETRES,
+        options=("offset",), aliases=_L2A_COMMON, wavelengths=_L2A_MICROMETRES,
     ),
     "s2_l1c": Sensor(
         title="Sentinel-2 Level-1C", kind="optical", bands=_L1C, layouts=(_L1C,), calibrate=to_reflectance,
