@@ -21,7 +21,7 @@ from earthmind_jax.geo.told import NOTHING, Told
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
 
-RASTERS = (".tif", ".tiff", ".vrt", ".jp2")
+RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,9 +246,6 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
             pictures[name] = source, None
             continue
         path = Path(source)
-        if path.suffix.lower() not in RASTERS:
-            pictures[name] = read_picture(path), None
-            continue
         header, spoken = read_header(path), told.about(name)
         if not header.is_raster(name) and not (header.raster and spoken):
             if spoken:

@@ -134,7 +134,7 @@ def _canonical_of(text: str | None, sensor: str | None) -> str | None:
 
 def _band_of_file_name(path: str, sensor: str | None) -> str | None:
     """The band a single-band file is named after, as in ``<patch>_B04.tif`` or ``LC08_..._ST_B10.TIF``."""
-    stem = PurePath(path).stem
+    stem = re.sub(r"_\d0m$", "", PurePath(path).stem)  # the pixel size at the end of Level-2A names
     landsat = re.search(r"(?:(SR|ST)_)?B\d{1,2}$", stem.upper())
     if sensor in ("landsat_l1", "landsat_l2") and landsat:
         return _canonical_of(landsat.group(), sensor)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.quality import SCL_LAST
 from earthmind_jax.geo.sample import SceneSample
 
 if TYPE_CHECKING:
@@ -115,6 +116,12 @@ def _require_order(sample: SceneSample, name: str) -> None:
     values, bands = sample.known
     if not {"B08", "B8A"} <= set(bands) or values.shape[-1] < 100:
         return
+    for band, most in zip(bands, values.max(-1), strict=True):
+        if most <= SCL_LAST:
+            raise UserError(
+                f"{name} names no bands and {band} would hold nothing above {most:.0f}: it looks like a scene "
+                "classification; name the bands in order with --bands."
+            )
     like = np.corrcoef(values[[bands.index("B08"), bands.index("B8A"), len(bands) - 1]])[0]
     if like[2] > 0.9 and like[2] > like[1] + 0.02:
         raise UserError(

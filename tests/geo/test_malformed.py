@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -147,6 +148,12 @@ def test_what_is_told_is_checked(given, says, tmp_path, capfd):
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_finished_picture_has_no_scale_to_tell(tmp_path, capfd):
+    path = ODD["png_with_alpha"](tmp_path)
+    code, _, err = run(capfd, "segment", "water", "--optical", path, "--out", tmp_path / "out", "--offset", "0")
+    refused(code, err, path, "'offset' means nothing")
+
+
 @pytest.mark.parametrize("name", ["south_up", "mirrored", "rotated"])
 def test_turned_images_lie_where_they_are(name, tmp_path):
     """A SAR image whose backscatter is a plane over the map comes out as that plane on the turned optical grid."""
@@ -169,6 +176,14 @@ def test_turned_images_lie_where_they_are(name, tmp_path):
     # half a pixel along x is 1e-4
     np.testing.assert_allclose(10 ** (pair.sar.band("VV") / 10), expected, atol=1e-4)
     assert pair.transform != PLACE or name == "rotated"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable(tmp_path, capfd):
+    path = tif(tmp_path)
+    path.chmod(0)
+    code, _, err = run(capfd, "info", path)
+    refused(code, err, path, "check its permissions")
 
 
 def test_the_broken_are_many():

@@ -494,6 +494,19 @@ def test_bands_sorted_as_text_are_noticed(make_tif):
         calibrate(read_raster(make_tif("wrong.tif", wrong.astype(np.uint16))))
 
 
+def test_a_nameless_scene_classification_is_noticed(make_tif):
+    array = numbers(13, 100, 3000)
+    array[12] = RNG.integers(0, 12, (40, 40))
+    with pytest.raises(UserError, match="looks like a scene classification"):
+        calibrate(read_raster(make_tif("a.tif", array)))
+
+
+def test_single_band_files_of_a_product(make_tif):
+    for name in ("T32TQM_20230610T074621_B04_10m.jp2.tif", "T32TQM_20230610T074621_B8A_20m.tif"):
+        raster = read_raster(make_tif(name.replace(".jp2", ""), numbers(1)))
+        assert (raster.sensor, raster.bands[0] in name) == ("s2_l2a", True)
+
+
 @pytest.mark.parametrize(("letter", "scale"), [("p", "linear"), ("a", "amplitude"), ("d", "dB")])
 def test_scale_in_the_name_of_an_rtc_product(make_tif, letter, scale):
     name = f"S1A_IW_20200101T000000_DVP_RTC10_G_g{letter}uned_AD42_VV.tif"
@@ -517,3 +530,11 @@ def test_overview_is_the_scene_in_small(make_tif):
     assert small.gsd == pytest.approx(0.5 * 1100 / 512, rel=0.01)
     found, whole = calibrate(small), calibrate(read_raster(path))
     assert found.data.mean() == pytest.approx(whole.data.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "driver"), [("a.img", "HFA"), ("a.bin", "ENVI")])
+def test_any_format_that_gdal_reads(tmp_path, make_tif, name, driver):
+    path = make_tif(name, numbers(3, 100, 3000), names=["B04", "B03", "B02"], driver=driver)
+    found, images = frames_of(path)
+    assert found.shape == (1, 40, 40, 3)
+    assert images.crs is not None
