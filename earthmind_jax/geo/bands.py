@@ -29,7 +29,10 @@ _WORDS = {
     **dict.fromkeys(("BRIGHTNESS_TEMPERATURE", "BRIGHTNESS TEMPERATURE", "SURFACE_TEMPERATURE"), "IR"),
 }  # fmt: skip
 # What Earth Engine and the agencies put beside the measurements.
-_AUXILIARY = re.compile(r"(?i)SCL|AOT|WVP|TCI_[RGB]|(MSK|CLD|QA|SR_QA|ST_QA|SR_CLOUD)\w*|ST_[A-Z]{3,}|CDIST|angle")
+_AUXILIARY = re.compile(
+    r"(?i)SCL|AOT|WVP|TCI_[RGB]|(MSK|CLD|QA|SR_QA|ST_QA|SR_CLOUD)\w*|ST_[A-Z]{3,}|CDIST"
+    r"|angle|lia|\w*incidence\w*|layover\w*|\w*ratio\w*|[VH]{2} ?[/-] ?[VH]{2}"
+)
 _LANDSAT = re.compile(r"(?<![A-Z0-9])(?:L[COTEM]0[4-9]_|HLS\.L30)")
 _LANDSAT_8_9 = re.compile(r"(?<![A-Z0-9])L[COT]0[89]_L(1|2)[A-Z]{2}_")
 _OTHER_SAR = {
@@ -107,12 +110,25 @@ def name_bands(
     twice = sorted({str(name) for name in names if name is not None and names.count(name) > 1})
     if twice and (told is not None or all(names)):
         raise UserError(f"{path}: {by} gives the name {twice[0]} to more than one band; name each band once (--bands).")
+    if told is None:
+        _require_landsat_8_9(names, " ".join((PurePath(path).name.upper(), *map(str, tags.values()))), path)
     if all(names):
         named = tuple(str(name) for name in names)
         guess, reason = (sensor, "as told") if sensor else _sensor_of_names(named, dtype, path, tags, gsd)
         notes = [f"bands named by {by}: {' '.join(named)}"]
         return named, guess, notes + ([f"sensor {guess}: {reason}"] if guess else [])
     return _by_layout(names, dtype, sensor)
+
+
+def _require_landsat_8_9(names: Sequence[str | None], texts: str, path: str) -> None:
+    """UserError where surface reflectance is numbered as on Landsat 4 to 7, whose SR_B4 is near infrared and not red."""
+    surface = {str(name) for name in names if str(name).startswith("SR_B")}
+    older = re.search(r"(?<![A-Z0-9])L[TE]0[4-7]_|LANDSAT_[4-7]", texts)
+    if surface and (older or ("SR_B7" in surface and "SR_B6" not in surface and len(surface) > 2)):
+        raise UserError(
+            f"{path} numbers its bands as Landsat 4 to 7 do; name them as Landsat 8's, in the file's order, with --bands "
+            "(SR_B1 blue is SR_B2, ..., SR_B5 is SR_B6, SR_B7 stays)."
+        )
 
 
 def _as_told(told: Sequence[str], count: int, path: str) -> list[str]:

@@ -32,6 +32,10 @@ class Wanted:
     names: tuple[str, ...] | None = None
     kind: str | None = None
 
+    def __len__(self) -> int:
+        """How many bands; 0 where it is all of them."""
+        return len(self.bands or ())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:

@@ -63,8 +63,13 @@ def describe(
     other = None if told else _no_sensor(raw, palette)
     if other is not None:
         return Description(facts=_facts(raw, raw, size, *other), overview=None, kind=other[0])
+    if raw.sensor is None and raw.dtype == "uint8" and len(raw.bands) == 1:
+        found = calibrate(raw, "rgb8")
+        return Description(facts=_facts(raw, found, size, "rgb8", "8-bit grey picture"), overview=found, kind="optical")
     if raw.sensor is None:
         what = f"from no known sensor; name it with --sensor or --sar-sensor ({', '.join(SENSORS)})"
+        if all(name.startswith("band_") for name in raw.bands):
+            what += ", and its bands with --bands or --sar-bands"
         return Description(facts=_facts(raw, raw, size, "unknown", what), overview=None, kind="unknown")
     entry = SENSORS[raw.sensor]
     given = {key: value for key, value in options.items() if key in entry.options}

@@ -122,7 +122,7 @@ def _require_place(dataset: rasterio.DatasetReader, name: str) -> None:
     transform = dataset.transform
     if not (all(map(math.isfinite, transform[:6])) and transform.determinant != 0):
         raise UserError(
-            f"{name} has a transform that gives its pixels no size ({transform.a:g} x {transform.e:g}); write its "
+            f"{name} has a transform that gives pixels no size ({transform.a:g} x {transform.e:g}); write its "
             "georeference anew."
         )
     x, y = transform @ (dataset.width / 2, dataset.height / 2)

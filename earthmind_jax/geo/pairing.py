@@ -43,6 +43,9 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
             found = align(second, first, "sar_linear", sensor=second.sensor, min_overlap=0.0)
         except UserError as error:
             return facts | {"overlap": 0.0, "warnings": [str(error)]}
+        if found.overlap == 0:
+            apart = f"the images do not overlap: the optical covers {first.grid.extent()}, SAR {second.grid.extent()}"
+            return facts | {"overlap": 0.0, "warnings": [apart]}
         ratio = sar.facts["gsd_m"] / optical.facts["gsd_m"]
         facts |= {"overlap": round(found.overlap, 4), "gsd_ratio": round(ratio, 3), "alignment": found.raster.notes[-1]}
         facts |= _seen(first.valid, found.raster.valid)

@@ -93,6 +93,19 @@ def test_landsat_fill_and_quality(make_tif):
     assert "QA_PIXEL calls" in said(raster)
 
 
+def test_older_landsats_number_their_bands_otherwise(make_tif):
+    path = make_tif("a.tif", numbers(6), names=["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"])
+    with pytest.raises(UserError, match=r"as Landsat 4 to 7 do.*--bands"):
+        read_raster(path)
+    told = Told(bands=("SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B6", "SR_B7"))
+    found, _ = frames_of(path, told=told)
+    red = calibrate(read_raster(make_tif("b.tif", numbers(1), names=["SR_B4"])))
+    assert red.sensor == "landsat_l2"
+    assert found.shape == (1, 40, 40, 3)
+    with pytest.raises(UserError, match="Landsat 4 to 7"):
+        read_raster(make_tif("LT05_L2SP_193026.tif", numbers(1), names=["SR_B3"]))
+
+
 def test_landsat_collection_1_is_refused(make_tif):
     with pytest.raises(UserError, match="not the numbers of Landsat Collection 2"):
         calibrate(read_raster(make_tif("a.tif", numbers(7, 100, 3000, dtype="int16"), names=SR)))
@@ -470,8 +483,9 @@ def test_earth_engine_extras_are_no_bands(make_tif):
     raster = read_raster(make_tif("a.tif", array, names=["B2", "B3", "B4", "QA60", "MSK_CLDPRB"]))
     assert (raster.sensor, raster.bands) == ("s2_l2a", ("B02", "B03", "B04"))
     db = RNG.uniform(-20, -5, (3, 20, 20)).astype(np.float32)
-    raster = read_raster(make_tif("b.tif", db, names=["VV", "VH", "angle"]))
-    assert (raster.sensor, raster.bands) == ("s1", ("VV", "VH"))
+    for name in ("angle", "VV/VH", "localIncidenceAngle"):
+        raster = read_raster(make_tif("b.tif", db, names=["VV", "VH", name]))
+        assert (raster.sensor, raster.bands) == ("s1", ("VV", "VH"))
 
 
 # Sentinel, once more
