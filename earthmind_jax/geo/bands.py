@@ -34,6 +34,7 @@ _AUXILIARY = re.compile(
     r"|angle|lia|\w*incidence\w*|layover\w*|\w*ratio\w*|[VH]{2} ?[/-] ?[VH]{2}"
 )
 _LANDSAT = re.compile(r"(?<![A-Z0-9])(?:L[COTEM]0[4-9]_|HLS\.L30)")
+_THEMATIC_MAPPER = {f"SR_B{i}" for i in (1, 2, 3, 4, 5, 7)}
 _LANDSAT_8_9 = re.compile(r"(?<![A-Z0-9])L[COT]0[89]_L(1|2)[A-Z]{2}_")
 _OTHER_SAR = {
     "gf3": re.compile(r"(?i)(?<![a-z])(gf-?3|gaofen-?3)(?![0-9])"),
@@ -121,13 +122,13 @@ def name_bands(
 
 
 def _require_landsat_8_9(names: Sequence[str | None], texts: str, path: str) -> None:
-    """UserError where surface reflectance is numbered as on Landsat 4 to 7, whose SR_B4 is near infrared and not red."""
+    """UserError where surface reflectance is numbered as on Landsat 4 to 7, whose SR_B4 is near infrared, not red."""
     surface = {str(name) for name in names if str(name).startswith("SR_B")}
     older = re.search(r"(?<![A-Z0-9])L[TE]0[4-7]_|LANDSAT_[4-7]", texts)
-    if surface and (older or ("SR_B7" in surface and "SR_B6" not in surface and len(surface) > 2)):
+    if surface and (older or surface == _THEMATIC_MAPPER):
         raise UserError(
-            f"{path} numbers its bands as Landsat 4 to 7 do; name them as Landsat 8's, in the file's order, with --bands "
-            "(SR_B1 blue is SR_B2, ..., SR_B5 is SR_B6, SR_B7 stays)."
+            f"{path} numbers its bands as Landsat 4 to 7 do; name them as Landsat 8's, in the file's order, with "
+            "--bands (SR_B1 blue is SR_B2, ..., SR_B5 is SR_B6, SR_B7 stays)."
         )
 
 
