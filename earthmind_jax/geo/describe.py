@@ -115,7 +115,7 @@ def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, ti
         "crs": None if raw.crs is None else raw.crs.to_string(),
         "gsd_m": None if problem else round(float(raw.gsd * scale), 4),
         "extent": None if problem else raw.grid.extent(),
-        "nodata": None if raw.nodata is None else float(raw.nodata),
+        "nodata": raw.nodata if raw.nodata is None or np.isfinite(raw.nodata) else str(raw.nodata),
         "no_data_share": round(float(1 - found.valid.mean()), 4),
         "processing_baseline": None if baseline is None else f"{baseline:05.2f}",
         "offset": found.decided.get("offset"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+import rasterio
+from rasterio.windows import Window
 
 from earthmind_jax.geo.opening import open_raster, read_values
 from earthmind_jax.geo.quality import quality_valid
 
 SAMPLE_SIDE = 512  # rows and columns at most
+CACHED_VALUES = 2**26  # of one row of blocks that GDAL is to keep while it is sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +76,43 @@ def percentiles(
 def file_sample(
     path: str, indexes: tuple[int, ...], bands: tuple[str, ...], quality: tuple[int, str] | None, stamp: Any
 ) -> SceneSample:
-    """Decimated read of the whole file; ``stamp`` (time, size) renews it when the file changes."""
+    """Every n-th pixel of a whole file; ``stamp`` (time, size) renews it when the file changes."""
     with open_raster(path, labels=True) as dataset:
         shape = min(dataset.height, SAMPLE_SIDE), min(dataset.width, SAMPLE_SIDE)
-        every = list(indexes)
-        values = read_values(dataset, every, "float32", out_shape=(len(every), *shape))
-        valid = dataset.read_masks(every, out_shape=(len(every), *shape)) > 0
+        values, valid = _decimated(dataset, list(indexes), shape)
         if quality is not None:
-            codes = dataset.read(quality[0], out_shape=shape, out_dtype="float32")
-            valid &= quality_valid(quality[1], codes, path)
+            valid &= quality_valid(quality[1], _decimated(dataset, [quality[0]], shape)[0][0], path)
         return sample_of(values, valid, bands)
+
+
+def _decimated(
+    dataset: rasterio.DatasetReader, indexes: list[int], shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(values float32 [C h w], bool [C h w] where they are data) of the pixels nearest to an even grid."""
+    size, options = (len(indexes), *shape), {}
+    if dataset.height * dataset.width <= 4 * SAMPLE_SIDE**2 or dataset.overviews(indexes[0]):
+        options["out_shape"] = size
+        values = read_values(dataset, indexes, "float32", **options)
+        return values, dataset.read_masks(indexes, **options) > 0
+    # One row of blocks after the other: GDAL would decode each block once for every band.
+    values, valid = np.empty(size, np.float32), np.empty(size, bool)
+    rows, columns = (
+        ((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(shape, dataset.shape, strict=True)
+    )
+    block = dataset.block_shapes[0]
+    chunk = block[1] * max(1, CACHED_VALUES // (block[0] * block[1] * len(indexes)))
+    for first, last in _runs(rows // block[0]):
+        for left in range(0, dataset.width, chunk):
+            inside = slice(*np.searchsorted(columns, (left, left + chunk)))
+            for i in range(first, last):
+                window = Window(left, rows[i], min(chunk, dataset.width - left), 1)
+                picked = columns[inside] - left
+                values[:, i, inside] = read_values(dataset, indexes, "float32", window=window)[:, 0, picked]
+                valid[:, i, inside] = dataset.read_masks(indexes, window=window)[:, 0, picked] > 0
+    return values, valid
+
+
+def _runs(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """(first, one past the last) position of each run of equal numbers."""
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    return list(itertools.pairwise(starts))

@@ -146,6 +146,14 @@ def test_what_is_told_is_used(tmp_path, capsys):
     assert any("0 dB at DN 1000, as told" in why for why in fact["why"])
 
 
+def test_nodata_that_is_not_a_number(tmp_path, capsys):
+    power = np.full((2, 30, 30), 0.05, np.float32)
+    power[:, :3] = np.nan
+    (fact,) = facts(capsys, make(tmp_path / "s.tif", power, ["VV", "VH"], nodata=np.nan))
+    assert fact["nodata"] == "nan"
+    assert fact["no_data_share"] == pytest.approx(0.1)
+
+
 def test_a_model_that_lacks_a_band_says_so(tmp_path, capsys):
     array = np.random.default_rng(2).integers(1100, 2000, (2, 30, 30)).astype(np.uint16)
     (fact,) = facts(capsys, make(tmp_path / "a.tif", array, ["B03", "B04"]))

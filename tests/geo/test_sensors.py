@@ -536,6 +536,17 @@ def test_registry_is_whole(make_tif):
         assert all(set(layout) <= set(entry.bands) for layout in (*entry.layouts, *entry.told_layouts)), name
 
 
+@pytest.mark.parametrize("profile", [{"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "DEFLATE"}, {}])
+def test_the_sample_is_every_nth_pixel(make_tif, profile):
+    array = numbers(3, 1, 60000, side=1400)[:, :, :1100]
+    path = make_tif("a.tif", array, names=["B04", "B03", "B02"], nodata=7, **profile)
+    sample = read_raster(path, ["B03"], Window(5, 5, 10, 10)).scene_sample()
+    rows, columns = (((np.arange(512) + 0.5) * side / 512).astype(int) for side in (1400, 1100))
+    expected = array[:, rows][:, :, columns]
+    np.testing.assert_array_equal(sample.values, expected)
+    np.testing.assert_array_equal(sample.valid, (expected != 7).all(0))
+
+
 def test_overview_is_the_scene_in_small(make_tif):
     array, names, _, profile = _scene("vhr", np.random.default_rng(1), 1100)
     path = make_tif("a.tif", array, names=names, **profile)
