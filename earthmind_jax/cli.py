@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints, cli_data, cli_plan, cli_train
+from earthmind_jax import cli_checkpoints, cli_data, cli_info, cli_plan, cli_train
 from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.geo.told import NOTHING, Told
 
 app = tyro.extras.SubcommandApp()
 Named = tyro.conf.arg
@@ -57,6 +58,7 @@ def ask(
     out: Path | None = None,
     max_new: int = 128,
     temperature: float = 0.0,
+    told: Annotated[Told, cli_info.TOLD] = NOTHING,
     as_json: Annotated[bool, Named(name="json")] = False,
 ) -> None:
     """Ask a question about an optical image, a SAR image, or a pair.
@@ -66,17 +68,18 @@ def ask(
     Args:
         question: in plain words; "Please segment the water in this image." draws a mask.
         checkpoint: checkpoint directory.
-        optical: Sentinel-2 GeoTIFF, or an 8-bit picture.
+        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
         sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid.
         out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON.
         max_new: longest answer, tokens.
         temperature: 0 is greedy.
+        told: what the files do not say themselves.
         as_json: print JSON.
     """
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature)
+    answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature, told=told)
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
     _print_answer(answer, files, as_json)
 
@@ -92,6 +95,7 @@ def segment(
     picture: bool = False,
     truth: Path | None = None,
     truth_value: int = 1,
+    told: Annotated[Told, cli_info.TOLD] = NOTHING,
     as_json: Annotated[bool, Named(name="json")] = False,
 ) -> None:
     """Draw the mask of something and write it as a Cloud-Optimized GeoTIFF and GeoJSON that land on the input.
@@ -101,43 +105,22 @@ def segment(
     Args:
         target: what to draw, e.g. "water".
         checkpoint: checkpoint directory.
-        optical: Sentinel-2 GeoTIFF, or an 8-bit picture.
+        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
         sar: Sentinel-1 GeoTIFF (VV, VH).
         out: directory for the results.
         picture: write a plain PNG mask (for images without georeference).
         truth: label raster to compare with; prints the foreground IoU.
         truth_value: the label value of the target in truth.
+        told: what the files do not say themselves.
         as_json: print JSON.
     """
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    answer = model.segment(target, optical=optical, sar=sar)
+    answer = model.segment(target, optical=optical, sar=sar, told=told)
     iou = None if truth is None else _against(answer, truth, truth_value)
     files = answer.save(out, maps=not picture)
     _print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
-
-
-@app.command
-def info(files: tuple[Path, ...], /, as_json: Annotated[bool, Named(name="json")] = False) -> None:
-    """Say what rasters are taken for and why, or what a checkpoint holds; two rasters are also compared as a pair.
-
-    Example: earthmind info s2.tif s1.tif
-
-    Args:
-        files: one or two rasters, or a checkpoint directory.
-        as_json: print JSON.
-    """
-    if not files:
-        raise UserError("Name one or two rasters, or a checkpoint directory.")
-    facts = [_checkpoint_facts(f) if f.is_dir() else _raster_facts(f) for f in files]
-    if len(files) == 2 and not any(f.is_dir() for f in files):
-        facts.append(_pair_facts(facts, files))
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    for fact in facts:
-        print("\n".join(f"{k:>12}  {_line(v)}" for k, v in fact.items()) + "\n")
 
 
 @app.command
@@ -169,6 +152,7 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_info.info)
 app.command(cli_train.train)
 app.command(cli_train.result)
 app.command(cli_plan.plan)
@@ -200,69 +184,6 @@ def _against(answer: Any, truth: Path, value: int) -> float:
     if labels.shape != mask.array.shape:
         raise UserError(f"{truth} has {labels.shape} pixels (rows, columns) but the image has {mask.array.shape}.")
     return foreground_iou(mask.array, labels == value, mask.valid)
-
-
-def _raster_facts(path: Path) -> dict[str, Any]:
-    from earthmind_jax.geo.radiometry import calibrate
-    from earthmind_jax.geo.raster import read_raster
-
-    raster = read_raster(path)
-    if raster.sensor is not None:
-        raster = calibrate(raster)
-    return {
-        "file": str(path),
-        "taken for": raster.sensor or "unknown sensor",
-        "unit": raster.unit,
-        "bands": list(raster.bands),
-        "size": f"{raster.shape[1]} x {raster.shape[0]} pixels, {raster.dtype}",
-        "crs": "none" if raster.crs is None else raster.crs.to_string(),
-        "pixel": "unknown" if raster.gsd is None else f"{raster.gsd:.2f} m",
-        "no data": f"{1 - raster.valid.mean():.1%}",
-        "notes": list(raster.notes),
-    }
-
-
-def _pair_facts(facts: list[dict[str, Any]], files: tuple[Path, ...]) -> dict[str, Any]:
-    from earthmind_jax.geo.align import load_pair
-
-    order = files if facts[0]["taken for"] != "s1" else files[::-1]
-    pair = load_pair(order[0], order[1])
-    ratio = None if pair.gsd_ratio is None else f"{pair.gsd_ratio:.2f} (SAR / optical)"
-    return {
-        "pair": f"{order[0].name} + {order[1].name}",
-        "overlap": f"{pair.overlap:.1%}",
-        "pixel ratio": ratio,
-        "notes": list(pair.notes),
-    }
-
-
-def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    import math
-
-    from earthmind_jax import checkpoint
-    from earthmind_jax.models import api
-
-    config = checkpoint.read_config(path)
-    shapes = api.shapes(config)
-    source = path / checkpoint.SOURCE
-    return {
-        "checkpoint": str(path),
-        "parameters": f"{sum(math.prod(s.shape) for s in shapes.values()):,}",
-        "language": f"{config.lm.family}, {config.lm.depth} layers of {config.lm.width}",
-        "fusion": f"{config.fusion.mode}, masks from {config.fusion.grounding}",
-        "sensors": f"{' '.join(config.sensors.optical_bands)} + {' '.join(config.sensors.sar_bands)}",
-        "source": json.loads(source.read_text()) if source.is_file() else {},
-    }
-
-
-def _line(value: Any) -> str:
-    if isinstance(value, list):
-        return (
-            ("\n" + " " * 14).join(str(v) for v in value)
-            if any(len(str(v)) > 12 for v in value)
-            else " ".join(map(str, value))
-        )
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592"

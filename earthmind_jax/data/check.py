@@ -133,7 +133,7 @@ def file_problems(record: Record, sensors: SensorConfig) -> Iterator[str]:
             yield from wrong
             if wrong:
                 continue
-            shape = picture_header(str(path))[0]
+            shape = picture_header(str(path)).shape
             if shapes.setdefault(name, shape) != shape and (name == "optical" or "optical" not in shapes):
                 first = " x ".join(map(str, shapes[name]))
                 yield f"{field}'{path}' is {shape[0]} x {shape[1]} pixels but the first date {first}."
@@ -144,12 +144,12 @@ def file_problems(record: Record, sensors: SensorConfig) -> Iterator[str]:
 
 
 def _check_image(path: Path, name: str, sensors: SensorConfig) -> None:
-    _, eight_bit, raster = picture_header(str(path))
-    if raster and not (eight_bit and name == "sar"):
+    header = picture_header(str(path))
+    if header.is_raster(name):
         from earthmind_jax.geo.align import check_header
 
         wanted = sensors.optical_bands if name == "optical" else sensors.sar_bands
-        check_header(path, name, None if eight_bit else wanted)
+        check_header(path, name, None if header.finished else wanted)
 
 
 def _attempt(check: Callable[[], Any], field: str) -> Iterator[str]:

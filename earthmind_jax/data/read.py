@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,8 +16,12 @@ from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.masks import decode
 from earthmind_jax.data.records import SENSORS, Dated, Picture, Record, RecordTurn, Sample, Turn
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.told import NOTHING, Told
 
-RASTERS = (".tif", ".tiff", ".vrt", ".jp2")
+if TYPE_CHECKING:
+    from earthmind_jax.geo.raster import Raster
+
+RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +92,46 @@ def picture_sizes(record: Record) -> dict[str, tuple[tuple[int, int], bool, int]
     """
     files = {name: paths for name in SENSORS if (paths := record.paths(name))}
     first = {name: picture_header(str(paths[0])) for name, paths in files.items()}
-    rasters = [name for name, (_, eight_bit, raster) in first.items() if raster and not (eight_bit and name == "sar")]
+    rasters = [name for name, header in first.items() if header.is_raster(name)]
     sizes = {}
-    for name, (shape, eight_bit, _) in first.items():
+    for name, header in first.items():
         # A SAR raster is brought onto the grid of an optical one.
         on = "optical" if name in rasters and "optical" in rasters else name
-        sizes[name] = (first[on][0] if on != name else shape, eight_bit, len(files[name]))
+        sizes[name] = (first[on].shape, header.finished, len(files[name]))
     return sizes
 
 
+class Header(NamedTuple):
+    """Of an image file: rows and columns, whether it is an 8-bit picture as it is, and whether it lies on a map."""
+
+    shape: tuple[int, int]
+    finished: bool
+    raster: bool
+    placed: bool
+
+    def is_raster(self, sensor: str) -> bool:
+        """Whether it is calibrated and aligned; a SAR picture without a place on the map is a finished frame."""
+        return self.raster and not (self.finished and not self.placed and sensor == "sar")
+
+
 @lru_cache(maxsize=2**20)
-def picture_header(path: str) -> tuple[tuple[int, int], bool, bool]:
-    """(rows and columns, whether it is 8-bit, whether it is a raster) of an image file."""
+def picture_header(path: str) -> Header:
+    """:func:`read_header`, once for each file of a data set."""
+    return read_header(path)
+
+
+def read_header(path: str | Path) -> Header:
+    """What the header of an image file tells."""
     file = Path(path)
     if file.suffix.lower() in RASTERS:
-        from earthmind_jax.geo.raster import open_raster
+        from earthmind_jax.geo.raster import is_finished_picture, open_raster
 
         with open_raster(file) as dataset:
-            return (dataset.height, dataset.width), dataset.dtypes[0] == "uint8", True
+            shape = dataset.height, dataset.width
+        finished, placed = is_finished_picture(file)
+        return Header(shape, finished, True, placed)
     with _open_picture(file) as image:
-        return (image.height, image.width), True, False
+        return Header((image.height, image.width), True, False, False)
 
 
 def load_record(record: Record, sensors: SensorConfig) -> Sample:
@@ -199,8 +223,16 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
     return mask
 
 
-def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig) -> Images:
+def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, told: Told = NOTHING) -> Images:
     """The images of ``optical`` and/or ``sar``, given as files or as arrays (8-bit pictures, or bands by name).
+
+    A raster of another sensor than the model's gives the bands that stand for the model's own
+    (:mod:`earthmind_jax.geo.counterparts`). What is a brightness and no measurement (stretched colour, infrared) is
+    spread over the range that the model expects of each band, a grey image over all of them, and a missing
+    cross-polarised channel is padded as ``sensors.sar_channels`` says.
+
+    Args:
+      told: what the caller knows about the files; it wins over what would be detected.
 
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
@@ -208,23 +240,25 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
     pictures: dict[str, tuple[Picture, np.ndarray | None]] = {}
     rasters: dict[str, Path] = {}
     bands: dict[str, tuple[str, ...] | None] = {}
+    told.require_files(sources)
     for name, source in sources.items():
         if not isinstance(source, str | Path):
             pictures[name] = source, None
             continue
         path = Path(source)
-        if path.suffix.lower() not in RASTERS:
-            pictures[name] = read_picture(path), None
-            continue
-        eight_bit = _is_8bit(path)
-        if eight_bit and name == "sar":
+        header, spoken = read_header(path), told.about(name)
+        if not header.is_raster(name) and not (header.raster and spoken):
+            if spoken:
+                raise UserError(f"{path} is a finished picture, for which '{spoken[0]}' means nothing; leave it out.")
             pictures[name] = read_picture(path), None
         else:
             rasters[name] = path
             wanted = sensors.optical_bands if name == "optical" else sensors.sar_bands
-            bands[name] = None if eight_bit else tuple(dict.fromkeys(wanted))
+            as_it_is = header.finished and told.is_picture(name)
+            bands[name] = None if as_it_is else tuple(dict.fromkeys(wanted))
+    notes = _of_other_colours(pictures, bands, sensors)
     if not rasters:
-        return Images(pictures)
+        return Images(pictures, notes=notes)
     from earthmind_jax.geo.align import load_pair
 
     pair = load_pair(
@@ -232,23 +266,51 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
         rasters.get("sar"),
         optical_bands=bands.get("optical"),
         sar_bands=bands.get("sar"),
+        **told.pair_options(),
     )
     for name in rasters:
         raster = getattr(pair, name)
-        picture: Picture = dict(zip(raster.bands, raster.data, strict=True))
-        if raster.unit == "display":
+        if bands[name] is None and raster.unit == "display":
             picture = np.moveaxis(np.clip(np.rint(raster.data), 0, 255).astype(np.uint8), 0, -1)
-        pictures[name] = picture, raster.valid
-    placed = "optical" in rasters or "optical" not in pictures  # the georeference belongs to the reference image
+            pictures[name] = picture, raster.valid
+        else:
+            pictures[name] = _model_bands(raster, name, sensors), raster.valid
+    reference = pair.sar if pair.optical is None else pair.optical
+    # The georeference belongs to the reference image.
+    placed = reference.georeferenced and ("optical" in rasters or "optical" not in pictures)
     return Images(
-        pictures, pair.transform if placed else None, pair.crs if placed else None, tuple(str(n) for n in pair.notes)
+        pictures, pair.transform if placed else None, pair.crs if placed else None, (*map(str, pair.notes), *notes)
     )
 
 
-def _is_8bit(path: Path) -> bool:
-    from earthmind_jax.geo.raster import peek_sensor
+def _model_bands(raster: Raster, name: str, sensors: SensorConfig) -> dict[str, np.ndarray]:
+    """The bands of a calibrated raster as the model asks for them."""
+    there = dict(zip(raster.bands, raster.data, strict=True))
+    if name == "optical":
+        ranges = dict.fromkeys(sensors.optical_bands, sensors.optical_range)
+        if len(there) == 1 and not set(there) <= set(ranges):  # a grey picture
+            there = dict.fromkeys(ranges, next(iter(there.values())))
+    else:
+        ranges = dict(zip(sensors.sar_bands, sensors.sar_ranges, strict=True))
+    if raster.unit == "display":
+        there = {band: low + there[band] * np.float32((high - low) / 255) for band, (low, high) in ranges.items()
+                 if band in there}  # fmt: skip
+    for band, (low, high) in ranges.items():
+        if band not in there:  # no cross-polarised band
+            first = next(iter(there))
+            bottom, top = ranges[first]
+            share = (there[first] - bottom) / (top - bottom) if sensors.sar_channels == "replicate" else 0.0
+            there[band] = (low + share * (high - low)) * np.ones_like(there[first])
+    return there
 
-    return peek_sensor(path, None)[1] == "uint8"
+
+def _of_other_colours(pictures: Mapping[str, Any], bands: Mapping[str, Any], sensors: SensorConfig) -> tuple[str, ...]:
+    """A note where a finished picture meets a model that was made for other bands than red, green and blue."""
+    finished = isinstance(pictures.get("optical", (None,))[0], np.ndarray) or bands.get("optical", ()) is None
+    if not finished or sensors.optical_bands == ("B04", "B03", "B02"):
+        return ()
+    made_for = " ".join(sensors.optical_bands)
+    return (f"the optical image is a finished picture, used as it is; the model was made for {made_for}",)
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -20,7 +20,9 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.contents import Wanted
 from earthmind_jax.geo.grid import Grid, project, require_map, to_pixel
+from earthmind_jax.geo.quality import quality_note, quality_valid
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import (
     FILL,
@@ -80,7 +82,7 @@ def align(
     kind: str,
     *,
     sensor: str | None = None,
-    bands: Sequence[str] | None = None,
+    bands: Sequence[str] | Wanted | None = None,
     min_overlap: float = MIN_OVERLAP,
     **options: Any,
 ) -> Aligned:
@@ -136,31 +138,40 @@ def load_pair(
     sar_sensor: str | None = None,
     optical_bands: Sequence[str] | None = None,
     sar_bands: Sequence[str] | None = None,
+    optical_names: Sequence[str] | None = None,
+    sar_names: Sequence[str] | None = None,
     window: Window | None = None,
     offset: float | None = None,
+    mtl: str | os.PathLike[str] | None = None,
+    scl: str | os.PathLike[str] | None = None,
     sar_scale: str | None = None,
     calibration: float | None = None,
     min_overlap: float = MIN_OVERLAP,
 ) -> Pair:
     """Reads, calibrates and aligns a pair; the optical image (or its ``window``) is the reference.
 
-    Two pictures without georeference are a pair where they have the same size. ``offset``, ``sar_scale`` and
-    ``calibration`` override what is detected.
+    Two pictures without georeference are a pair where they have the same size. ``offset``, ``mtl``, ``sar_scale`` and
+    ``calibration`` override what is detected, and ``optical_names`` and ``sar_names`` (of all bands of a file, in its
+    order) what it says. Bands of another sensor stand for ``optical_bands`` and ``sar_bands`` that a file lacks
+    (``counterparts``). ``scl`` is a scene classification or QA_PIXEL file: cloud, shadow and fill are invalid.
     """
     if optical_path is None and sar_path is None:
         raise UserError("Give an optical image, a SAR image, or both.")
     sar_options = {"scale": sar_scale, "calibration": calibration}
     optical = sar = None
     if optical_path is not None:
-        sensor = _expected_sensor(optical_path, "optical", optical_sensor)
-        raw = read_raster(optical_path, optical_bands, window, sensor=sensor)
-        optical = calibrate(raw, sensor, offset=offset)
+        wanted = _wanted("optical", optical_bands, optical_names)
+        sensor = _expected_sensor(optical_path, "optical", optical_sensor, optical_names)
+        raw = read_raster(optical_path, wanted, window, sensor=sensor)
+        optical = calibrate(raw, sensor, offset=offset, mtl=mtl)
+        optical = optical if scl is None else _clear(optical, scl)
     if sar_path is not None:
-        sensor = _expected_sensor(sar_path, "sar", sar_sensor)
+        wanted = _wanted("sar", sar_bands, sar_names)
+        sensor = _expected_sensor(sar_path, "sar", sar_sensor, sar_names)
         if optical is None:
-            sar = calibrate(read_raster(sar_path, sar_bands, window, sensor=sensor), sensor, **sar_options)
+            sar = calibrate(read_raster(sar_path, wanted, window, sensor=sensor), sensor, **sar_options)
         else:
-            return _pair(optical, sar_path, sensor, sar_bands, min_overlap, sar_options)
+            return _pair(optical, sar_path, sensor, wanted, min_overlap, sar_options)
     only = optical if optical is not None else sar
     return Pair(optical, sar, only.transform, only.crs, 1.0, notes=list(only.notes))
 
@@ -169,14 +180,30 @@ def check_header(path: str | os.PathLike[str], kind: str, bands: Sequence[str] |
     """What :func:`load_pair` would refuse about an ``optical`` or ``sar`` file by its header: UserError."""
     sensor = _expected_sensor(path, kind, None)
     if bands is not None:
-        peek_bands(path, bands, sensor)
+        peek_bands(path, bands, sensor, kind)
+
+
+def _wanted(kind: str, bands: Sequence[str] | None, names: Sequence[str] | None) -> Wanted:
+    return Wanted(
+        bands=None if bands is None else tuple(bands), names=None if names is None else tuple(names), kind=kind
+    )
+
+
+def _clear(optical: Raster, scl: str | os.PathLike[str]) -> Raster:
+    """The optical image without what a quality file on any grid calls cloud, shadow or no data."""
+    name = "QA_PIXEL" if str(optical.sensor).startswith("landsat") else "SCL"
+    codes = align(scl, optical, "label").raster
+    clear = quality_valid(name, codes.data[0], os.fspath(scl)) & codes.valid
+    return replace(
+        optical, valid=optical.valid & clear, notes=[*optical.notes, f"{os.fspath(scl)}: {quality_note(name, clear)}"]
+    )
 
 
 def _pair(
     optical: Raster,
     sar_path: str | os.PathLike[str],
     sensor: str | None,
-    bands: Sequence[str] | None,
+    bands: Wanted,
     min_overlap: float,
     options: dict[str, Any],
 ) -> Pair:
@@ -204,9 +231,11 @@ def _pair(
     return Pair(optical, sar, optical.transform, optical.crs, overlap, ratio, days, notes)
 
 
-def _expected_sensor(path: str | os.PathLike[str], kind: str, told: str | None) -> str | None:
+def _expected_sensor(
+    path: str | os.PathLike[str], kind: str, told: str | None, names: Sequence[str] | None = None
+) -> str | None:
     """The sensor to read ``path`` as, None where its own guess will do; UserError where the two look swapped."""
-    guess, dtype = peek_sensor(path, told)
+    guess, dtype = peek_sensor(path, told, names)
     if told is not None:
         return told
     if guess is not None and SENSORS[guess].kind == kind:
@@ -233,7 +262,7 @@ def _sar_sensor(source: Raster, told: str | None) -> str:
 
 
 def _read_covering(
-    path: str | os.PathLike[str], grid: Grid, kind: str, sensor: str | None, bands: Sequence[str] | None
+    path: str | os.PathLike[str], grid: Grid, kind: str, sensor: str | None, bands: Sequence[str] | Wanted | None
 ) -> Raster:
     """Reads the window of a file that covers ``grid``, with a margin for the resampling kernel."""
     labels = kind == "label"

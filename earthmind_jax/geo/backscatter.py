@@ -1,4 +1,4 @@
-"""Sentinel-1 backscatter in dB, from whatever scale the file has, without the noise at the image border.
+"""SAR backscatter in dB, from whatever scale the file has, without the noise at the image border.
 
 Backscatter is a power; averages and resampling belong to the linear scale (``align``), display and networks to dB.
 log10(0) is not a number: pixels without power are invalid.
@@ -7,12 +7,16 @@ log10(0) is not a number: pixels without power are invalid.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.regions import label_regions
+from earthmind_jax.geo.sample import SceneSample
+from earthmind_jax.geo.sar_calibration import amplitude_of_one
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 FAINTEST_DB, BRIGHTEST_DB = -100.0, 60.0  # beyond them a stored number is a fill value and not backscatter
 BORDER_DB = -40.0  # far below the noise floor of any Sentinel-1 mode
 NOMINAL_CALIBRATION = 500.0  # amplitude of 0 dB where the product's calibration table is not at hand; right to a few dB
+MIDDLE_DB = -11.0  # median of co-polarised land in C-band: where a scene without any calibration is put
+BRIGHT_MEDIAN_DB = -6.0  # a median above it makes one doubt that the values are power
 
 _SCALE_WORDS = {
     **dict.fromkeys(("db", "decibel", "decibels", "log"), "dB"),
@@ -27,77 +33,140 @@ _SCALE_WORDS = {
     "amplitude": "amplitude",
     **dict.fromkeys(("dn", "digital number"), "dn"),
 }
+# Alaska Satellite Facility's RTC names: ..._RTC10_G_gpuned_...: gamma0 or sigma0, then power, amplitude or decibel.
+_RTC_NAME = re.compile(r"_RTC\d{2}_[A-Z]_[gs]([pad])[uw][nf][ec][dm]")
+_RTC_SCALE = {"p": "linear", "a": "amplitude", "d": "dB"}
 
 
 def to_db(
-    raster: Raster, *, scale: str | None = None, calibration: float | None = None, border_db: float | None = BORDER_DB
+    raster: Raster,
+    *,
+    scale: str | None = None,
+    calibration: float | None = None,
+    border_db: float | None = BORDER_DB,
+    nominal: float | None = NOMINAL_CALIBRATION,
 ) -> Raster:
     """Backscatter in dB, from dB, linear power or amplitude. Zero power is invalid, never -inf.
 
     Args:
       scale: "dB", "linear" (power), "amplitude" (calibrated, power = value squared) or "dn" (uncalibrated
         amplitude); from tags or the data where None.
-      calibration: the amplitude whose power is 1, for "dn": dB = 20 log10(DN / calibration).
+      calibration: the amplitude whose power is 1, for "dn": dB = 20 log10(DN / calibration); from the product's
+        tags where None.
       border_db: pixels below it that hang together with the edge or with nodata are border noise; None keeps them.
+      nominal: the calibration where nobody tells it; None puts the scene's median at ``MIDDLE_DB`` instead.
     """
     if raster.unit in ("dB", "display"):
         return raster
     if raster.unit != "raw":
         raise UserError(f"{raster.name} holds {raster.unit}, which is not SAR backscatter.")
     if raster.dtype == "uint8" and scale is None:
-        note = "8-bit SAR is a rendering whose dB range is unknown: used as a picture"
-        return raster.calibrated(np.asarray(raster.data, np.float32), raster.valid, "display", [note])
+        return _as_picture(raster)
     scale, reason = _sar_scale(raster, scale)
     notes = [f"SAR scale {scale}: {reason}"]
+    one = 1.0
+    if scale == "dn":
+        one, note = _one(raster, calibration, nominal)
+        notes.append(note)
     data = np.asarray(raster.data, np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if scale == "dB":
-            db = data
-        elif scale == "linear":
-            db = 10 * np.log10(data)
-        else:
-            one = 1.0 if scale == "amplitude" else calibration or NOMINAL_CALIBRATION
-            if scale == "dn" and calibration is None:
-                notes.append(f"no calibration given: 0 dB set at DN {one:.0f}, so levels are right to a few dB only")
-            db = 20 * np.log10(np.where(data >= 0, data, np.nan) / one)
-        physical = (np.isfinite(db) & (db > FAINTEST_DB) & (db < BRIGHTEST_DB)).all(0)
+    db, physical = _decibels(data, scale, one)
     dropped = int((raster.valid & ~physical).sum())
     if dropped:
         notes.append(f"{dropped} pixels without power (zero, fill value) are invalid")
     valid = raster.valid & physical
     if border_db is not None:
-        noise = border_noise(db, valid, _scene_edges(raster), border_db)
+        faint = valid & (db < border_db).any(0)
+        noise = faint & _near_edge(raster, scale, one, border_db) if faint.any() else faint
         if noise.any():
             notes.append(
                 f"{int(noise.sum())} pixels of border noise (below {border_db:.0f} dB at the edge) are invalid"
             )
             valid &= ~noise
-    return raster.calibrated(db, valid, "dB", notes)
+    return raster.calibrated(db, valid, "dB", notes, {"scale": scale})
 
 
-def border_noise(
-    db: np.ndarray, valid: np.ndarray, edges: tuple[bool, bool, bool, bool] = (True,) * 4, floor_db: float = BORDER_DB
-) -> np.ndarray:
-    """bool [H W]: valid pixels below ``floor_db`` in some band that hang together (8-connected, through nodata) with an
-    edge of the scene (top, bottom, left, right) or with nodata that does. Calm water inside the image stays."""
+def border_noise(db: np.ndarray, valid: np.ndarray, floor_db: float = BORDER_DB) -> np.ndarray:
+    """bool [H W]: valid pixels of a whole scene below ``floor_db`` in some band that hang together (8-connected,
+    through nodata) with its edge. Calm water inside the image stays."""
     faint = valid & (np.where(valid, db, 0) < floor_db).any(0)
-    if not faint.any():
-        return faint
-    label = label_regions(faint | ~valid)
-    sides = (label[0], label[-1], label[:, 0], label[:, -1])
-    seeds = [side for side, is_edge in zip(sides, edges, strict=True) if is_edge]
-    if not all(edges):
-        seeds.append(label[~valid])  # a window may see the wedge only through its nodata
-    reached = np.unique(np.concatenate(seeds)) if seeds else np.zeros(0, np.int32)
-    return faint & np.isin(label, reached[reached > 0])
+    return faint & _from_edge(faint | ~valid) if faint.any() else faint
 
 
-def _scene_edges(raster: Raster) -> tuple[bool, bool, bool, bool]:
-    window, size = raster.window, raster.scene_shape
-    if window is None or size is None:
-        return (True,) * 4
-    bottom, right = window.row_off + window.height, window.col_off + window.width
-    return window.row_off <= 0, bottom >= size[0], window.col_off <= 0, right >= size[1]
+def _from_edge(mask: np.ndarray) -> np.ndarray:
+    """bool [H W]: the part of ``mask`` that hangs together (8-connected) with the edge of the image."""
+    label = label_regions(np.pad(mask, 1, constant_values=True))
+    return (label == label[0, 0])[1:-1, 1:-1]
+
+
+def _near_edge(raster: Raster, scale: str | None, one: float, floor_db: float) -> np.ndarray:
+    """bool [H W]: where a faint pixel is border noise. Decided on the decimated scene, so that it is the same in every
+    window; one sample pixel more, since the decimation may step over a thin rim."""
+    sample = raster.scene_sample()
+    chosen = tuple(sample.bands.index(name) for name in raster.stored or raster.bands)
+    near = _edge_of_scene(sample, chosen, scale, one, floor_db)
+    rows, columns = raster.scene_positions(near.shape)
+    return near[rows[:, None], columns[None, :]]
+
+
+@lru_cache(maxsize=16)
+def _edge_of_scene(
+    sample: SceneSample, bands: tuple[int, ...], scale: str | None, one: float, floor_db: float
+) -> np.ndarray:
+    values = sample.values[list(bands)]
+    if scale is None:
+        nothing = (values == 0).all(0)
+    else:
+        db, physical = _decibels(values, scale, one)
+        nothing = ~physical | (np.where(physical, db, 0) < floor_db).any(0)
+    grown = np.pad(_from_edge(nothing | ~sample.valid), 1, constant_values=True)
+    height, width = sample.valid.shape
+    return np.logical_or.reduce([grown[r : r + height, c : c + width] for r in range(3) for c in range(3)])
+
+
+def _decibels(data: np.ndarray, scale: str, one: float) -> tuple[np.ndarray, np.ndarray]:
+    """(dB [C H W], bool [H W] where every band is one that a radar can measure)."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if scale == "dB":
+            db = data
+        elif scale == "linear":
+            db = 10 * np.log10(data)
+        else:
+            db = 20 * np.log10(np.where(data >= 0, data, np.nan) / np.float32(one))
+        return db, (np.isfinite(db) & (db > FAINTEST_DB) & (db < BRIGHTEST_DB)).all(0)
+
+
+def _as_picture(raster: Raster) -> Raster:
+    """8-bit SAR as brightness; zeros that hang together with the edge are the padding around a turned image."""
+    notes = ["8-bit SAR is a rendering whose dB range is unknown: used as a picture"]
+    data = np.asarray(raster.data, np.float32)
+    zero = raster.valid & (data == 0).all(0)
+    wedge = zero & _near_edge(raster, None, 1.0, 0.0) if zero.any() else zero
+    if wedge.any() and not (wedge | ~raster.valid).all():
+        notes.append(f"{int(wedge.sum())} pixels of zeros at the edge are padding and invalid")
+    return raster.calibrated(data, raster.valid & ~wedge, "display", notes)
+
+
+def _one(raster: Raster, told: float | None, nominal: float | None) -> tuple[float, str]:
+    """(amplitude of 0 dB, why)."""
+    if told is not None:
+        if not (np.isfinite(told) and told > 0):
+            raise UserError(f"The calibration is the amplitude of 0 dB, a number above zero, not {told}.")
+        return told, f"0 dB at DN {told:g}, as told"
+    found = amplitude_of_one(raster.tags)
+    if found is not None:
+        return found[0], f"0 dB at DN {found[0]:g}: {found[1]}"
+    if nominal is not None:
+        return nominal, f"no calibration given: 0 dB set at DN {nominal:.0f}, so levels are right to a few dB only"
+    one = _one_of_median(raster.scene_sample())
+    return one, f"no calibration given: the scene's median set to {MIDDLE_DB:.0f} dB, so levels are relative"
+
+
+@lru_cache(maxsize=16)
+def _one_of_median(sample: SceneSample) -> float:
+    values, bands = sample.known
+    like = [i for i, name in enumerate(bands) if name in ("HH", "VV")] or [0]
+    middle = float(np.median(values[like])) if values.size else 1.0
+    return max(middle, 1e-6) / 10 ** (MIDDLE_DB / 20)
 
 
 def _sar_scale(raster: Raster, told: str | None) -> tuple[str, str]:
@@ -115,22 +184,31 @@ def _sar_scale(raster: Raster, told: str | None) -> tuple[str, str]:
             return _SCALE_WORDS[unit.lower()], f"band unit {unit}"
     if raster.descriptions and all(re.search(r"(?i)(^|[^a-z])db($|[^a-z])", text) for text in raster.descriptions):
         return "dB", f"band name {raster.descriptions[0]}"
-    return _detect_sar_scale(raster)
+    named = _RTC_NAME.search(PurePath(raster.path).name)
+    if named:
+        return _RTC_SCALE[named.group(1)], f"the product name says so ({named.group().strip('_')})"
+    return _detect_sar_scale(raster.scene_sample(), raster.path or raster.name)
 
 
-def _detect_sar_scale(raster: Raster) -> tuple[str, str]:
-    values, bands = raster.scene_values()
+@lru_cache(maxsize=16)
+def _detect_sar_scale(sample: SceneSample, name: str) -> tuple[str, str]:
+    values, bands = sample.known
     values = values[np.isfinite(values) & (np.abs(values) < 1e6) & (values > -1000)]
-    remedy = "give the scale (dB, linear, amplitude or dn)"
+    remedy = "give the scale (dB, linear, amplitude or dn) with --sar-scale"
     if values.size == 0:
-        raise UserError(f"{raster.name} has no values in {' '.join(bands)} to tell its scale from; {remedy}.")
+        raise UserError(f"{name} has no values in {' '.join(bands)} to tell its scale from; {remedy}.")
     low, middle = float(values.min()), float(np.median(values))
     if low < 0 and not (low > -0.1 and 0 <= middle <= 1):  # noise removal leaves linear power a little below zero
         if not FAINTEST_DB < middle < BRIGHTEST_DB:
-            raise UserError(f"{raster.name} has a median of {middle:.4g}, which is no backscatter in dB; {remedy}.")
+            raise UserError(f"{name} has a median of {middle:.4g}, which is no backscatter in dB; {remedy}.")
         return "dB", f"there are negative values (median {middle:.1f})"
     if middle <= 1:
-        return "linear", f"no negative values and a median of {middle:.3g}"
+        doubt = "; bright for power, so give the scale if it is amplitude" if _bright(middle) else ""
+        return "linear", f"no negative values and a median of {middle:.3g}{doubt}"
     if middle >= 10 and bool((values == np.rint(values)).all()):
         return "dn", f"large whole numbers (median {middle:.0f}): uncalibrated amplitude"
-    raise UserError(f"{raster.name} has a median of {middle:.4g} and nothing below 0: its scale is unclear; {remedy}.")
+    raise UserError(f"{name} has a median of {middle:.4g} and nothing below 0: its scale is unclear; {remedy}.")
+
+
+def _bright(median: float) -> bool:
+    return median > 10 ** (BRIGHT_MEDIAN_DB / 10)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.backscatter import border_noise, to_db
+from earthmind_jax.geo.landsat import to_surface, to_top_of_atmosphere
 from earthmind_jax.geo.reflectance import decide_offset, detect_offset, to_reflectance
+from earthmind_jax.geo.stretch import to_infrared, to_picture
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
@@ -33,22 +36,24 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sensor:
     """What a sensor's files look like and how they become physical.
 
     ``layouts`` may be guessed from the band count, ``told_layouts`` only hold where the caller names the sensor;
-    ``aliases`` map common names to the sensor's own.
+    ``aliases`` map common names (lower case) to the sensor's own. ``wavelengths`` are band centres in micrometres:
+    what a model wants of another sensor is found by them.
     """
 
     title: str
     kind: str  # "optical" or "sar"
     bands: tuple[str, ...]
-    layouts: tuple[tuple[str, ...], ...]
     calibrate: Callable[..., Raster]
     options: tuple[str, ...] = ()
+    layouts: tuple[tuple[str, ...], ...] = ()
     told_layouts: tuple[tuple[str, ...], ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    wavelengths: dict[str, float] = field(default_factory=dict)
     is_8bit: bool = False
 
 
@@ -57,7 +62,10 @@ def calibrate(raster: Raster, sensor: str | None = None, **options: Any) -> Rast
     name = sensor or raster.sensor
     if name not in SENSORS:
         what = f"{raster.name} ({len(raster.bands)} bands {' '.join(raster.bands)}, {raster.dtype})"
-        raise UserError(f"{what} is from no known sensor; name it: {', '.join(SENSORS)}.")
+        raise UserError(
+            f"{what} is from no known sensor; name it: {', '.join(SENSORS)} (--sensor for the optical file, "
+            "--sar-sensor for SAR)."
+        )
     entry = SENSORS[name]
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
@@ -79,19 +87,72 @@ def to_display(raster: Raster) -> Raster:
 _L1C = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 _L2A = tuple(band for band in _L1C if band != "B10")
 _COMMON_NAMES = "coastal blue green red rededge1 rededge2 rededge3 nir nir08 nir09 cirrus swir16 swir22"
-_COMMON = dict(zip(_COMMON_NAMES.split(), _L1C, strict=True))
+_S2_COMMON = dict(zip(_COMMON_NAMES.split(), _L1C, strict=True))
+_S2_WAVES = (0.4427, 0.4927, 0.5598, 0.6646, 0.7041, 0.7405, 0.7828, 0.8328, 0.8647, 0.9451, 1.3735, 1.6137, 2.2024)
+_S2_MICROMETRES = dict(zip(_L1C, _S2_WAVES, strict=True))
+_L2A_COMMON = {name: band for name, band in _S2_COMMON.items() if band in _L2A}
+_L2A_MICROMETRES = {band: _S2_MICROMETRES[band] for band in _L2A}
+
+# Operational Land Imager, bands 1 to 9; 10 and 11 are the thermal sensor's.
+_OLI_COMMON = ["coastal", "blue", "green", "red", "nir08", "swir16", "swir22", "pan", "cirrus"]
+_OLI_WAVES = (0.4430, 0.4826, 0.5613, 0.6546, 0.8647, 1.6089, 2.2007, 0.5917, 1.3734)
+_SR = tuple(f"SR_B{i}" for i in range(1, 8))
+_SR_MICROMETRES = dict(zip(_SR, _OLI_WAVES, strict=False))
+_SR_COMMON = {**dict(zip(_OLI_COMMON, _SR, strict=False)), "nir": "SR_B5", "lwir11": "ST_B10", "temperature": "ST_B10"}
+_TOA = tuple(f"TOA_B{i}" for i in range(1, 10))
+_TOA_MICROMETRES = {name: wave for name, wave in zip(_TOA, _OLI_WAVES, strict=True) if name != "TOA_B8"}
+_TOA_COMMON = {
+    **dict(zip(_OLI_COMMON, _TOA, strict=True)), "nir": "TOA_B5", "lwir11": "BT_B10", "lwir12": "BT_B11",
+    **{f"b{i}": f"TOA_B{i}" for i in range(1, 10)}, "b10": "BT_B10", "b11": "BT_B11",
+}  # fmt: skip
+
+_COLOUR_COMMON = {"red": "R", "green": "G", "blue": "B", "nir": "N", "nir08": "N", "near infrared": "N", "pan": "PAN"}
+_COLOUR_MICROMETRES = {"R": 0.66, "G": 0.56, "B": 0.48, "N": 0.83}
+
+_SAR_OPTIONS = ("scale", "calibration", "border_db")
+_relative_db = partial(to_db, nominal=None)
 
 SENSORS: dict[str, Sensor] = {
-    "s2_l2a": Sensor("Sentinel-2 Level-2A", "optical", _L2A, (_L2A,), to_reflectance, ("offset",), aliases=_COMMON),
-    "s2_l1c": Sensor("Sentinel-2 Level-1C", "optical", _L1C, (_L1C,), to_reflectance, ("offset",), aliases=_COMMON),
-    "s1": Sensor(
-        title="Sentinel-1",
-        kind="sar",
-        bands=("VV", "VH", "HH", "HV"),
-        layouts=(("VV", "VH"),),
-        calibrate=to_db,
-        options=("scale", "calibration", "border_db"),
-        told_layouts=(("VV",),),
+    "s2_l2a": Sensor(
+        title="Sentinel-2 Level-2A", kind="optical", bands=_L2A, layouts=(_L2A,), calibrate=to_reflectance,
+        options=("offset",), aliases=_L2A_COMMON, wavelengths=_L2A_MICROMETRES,
     ),
-    "rgb8": Sensor("8-bit RGB rendering", "optical", ("R", "G", "B"), (("R", "G", "B"),), to_display, is_8bit=True),
-}
+    "s2_l1c": Sensor(
+        title="Sentinel-2 Level-1C", kind="optical", bands=_L1C, layouts=(_L1C,), calibrate=to_reflectance,
+        options=("offset",), aliases=_S2_COMMON, wavelengths=_S2_MICROMETRES,
+    ),
+    "s1": Sensor(
+        title="Sentinel-1", kind="sar", bands=("VV", "VH", "HH", "HV"), layouts=(("VV", "VH"),),
+        told_layouts=(("VV",),), calibrate=to_db, options=_SAR_OPTIONS,
+    ),
+    "rgb8": Sensor(
+        title="8-bit RGB rendering", kind="optical", bands=("R", "G", "B"), layouts=(("R", "G", "B"),),
+        calibrate=to_display, is_8bit=True,
+    ),
+    "landsat_l2": Sensor(
+        title="Landsat 8/9 Collection 2 Level-2", kind="optical", bands=(*_SR, "ST_B10"), calibrate=to_surface,
+        told_layouts=(_SR, (*_SR, "ST_B10")), aliases=_SR_COMMON, wavelengths=_SR_MICROMETRES,
+    ),
+    "landsat_l1": Sensor(
+        title="Landsat 8/9 Level-1", kind="optical", bands=(*_TOA, "BT_B10", "BT_B11"),
+        calibrate=to_top_of_atmosphere, options=("mtl",), told_layouts=((*_TOA, "BT_B10", "BT_B11"),),
+        aliases=_TOA_COMMON, wavelengths=_TOA_MICROMETRES,
+    ),
+    "vhr": Sensor(
+        title="very-high-resolution colour", kind="optical", bands=("R", "G", "B", "N", "PAN"), calibrate=to_picture,
+        told_layouts=(("R", "G", "B"), ("PAN",)), aliases=_COLOUR_COMMON, wavelengths=_COLOUR_MICROMETRES,
+    ),
+    "infrared": Sensor(
+        title="single-band infrared or thermal", kind="optical", bands=("IR",), calibrate=to_infrared,
+        options=("scale",), told_layouts=(("IR",),),
+    ),
+    "sar_x": Sensor(
+        title="SAR of another sensor (X-band: TerraSAR-X, Capella, Umbra, ICEYE)", kind="sar",
+        bands=("HH", "HV", "VH", "VV", "CO"), told_layouts=(("HH", "HV", "VH", "VV"), ("CO",)),
+        calibrate=_relative_db, options=_SAR_OPTIONS,
+    ),
+    "gf3": Sensor(
+        title="GaoFen-3 SAR", kind="sar", bands=("HH", "HV", "VH", "VV", "CO"),
+        told_layouts=(("HH", "HV", "VH", "VV"), ("CO",)), calibrate=_relative_db, options=_SAR_OPTIONS,
+    ),
+}  # fmt: skip

@@ -6,11 +6,8 @@ grid.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,18 +15,31 @@ import numpy as np
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
-from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.geo.bands import name_bands, select
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.bands import select
+from earthmind_jax.geo.contents import Contents, Wanted, contents, data_bands
+from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.grid import Grid, require_map
+from earthmind_jax.geo.opening import open_raster, read_values, require_room
+from earthmind_jax.geo.quality import quality_note, quality_valid
+from earthmind_jax.geo.sample import SAMPLE_SIDE, SceneSample, file_sample, sample_of
 
-SAMPLE_SIDE = 512  # scene statistics come from a decimated read of at most this many rows and columns
+__all__ = [
+    "FILL",
+    "Raster",
+    "is_finished_picture",
+    "open_raster",
+    "peek_bands",
+    "peek_sensor",
+    "read_overview",
+    "read_raster",
+    "require_georeference",
+]
+
 FILL = {"reflectance": 0.0, "dB": -50.0, "display": 0.0}  # finite stand-in at invalid pixels of calibrated rasters
-BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +50,14 @@ class Raster:
       data: [C H W], float32 unless read as ``native`` or ``labels``; where invalid, calibrated ones hold a finite fill.
       valid: bool [H W], true where every band holds a measurement.
       transform, crs: pixel corner -> map; ``crs`` is None for a plain picture.
-      bands: C names.
+      bands: C names; ``stored`` are those of the file, where a band stands for another sensor's.
       dtype, tags, nodata: as stored in the file.
       notes: what was guessed or decided, and why.
       unit: "raw", "reflectance", "dB" or "display" (8-bit rendering, 0..255).
       sensor: an entry of ``radiometry.SENSORS``, or None.
+      decided: what calibration found out, by name ("offset", "scale", "unit").
       window, scene_shape, scene_bands: the part read, and the size and bands of the whole file.
+      scene_indexes, quality: where these bands, and one that tells validity (position, name), stand in the file.
     """
 
     data: np.ndarray
@@ -67,6 +79,10 @@ class Raster:
     window: Window | None = None
     scene_shape: tuple[int, int] | None = None
     scene_bands: tuple[str, ...] = ()
+    scene_indexes: tuple[int, ...] = ()
+    quality: tuple[int, str] | None = None
+    stored: tuple[str, ...] = ()
+    decided: dict[str, Any] = field(default_factory=dict)
     gcps: bool = False
 
     @property
@@ -94,63 +110,49 @@ class Raster:
         """One band [H W] by name."""
         return self.data[select([name], self.bands, self.name)[0]]
 
-    def scene_sample(self) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """(values [C h w], valid [h w], band names) of the whole scene, decimated: what scene-level decisions rest on,
-        the same for every window of a file and for every choice of bands."""
-        if self.unit == "raw" and self.path and (self.window is not None or self.bands != self.scene_bands):
-            stat = os.stat(self.path) if os.path.exists(self.path) else None
-            return _file_sample(self.path, self.sensor, (stat.st_mtime_ns, stat.st_size) if stat else None)
+    def scene_sample(self) -> SceneSample:
+        """The whole scene, decimated: what scene-level decisions rest on, the same for every window of a file and for
+        every choice of bands."""
+        if self.unit == "raw" and self.scene_indexes and os.path.exists(self.path):
+            stat = os.stat(self.path)
+            stamp = stat.st_mtime_ns, stat.st_size
+            return file_sample(self.path, self.scene_indexes, self.scene_bands, self.quality, stamp)
         step_y, step_x = (max(1, side // SAMPLE_SIDE) for side in self.shape)
-        return self.data[:, ::step_y, ::step_x], self.valid[::step_y, ::step_x], self.bands
+        data, valid = self.data[:, ::step_y, ::step_x], self.valid[::step_y, ::step_x]
+        return sample_of(np.asarray(data, np.float32), np.broadcast_to(valid, data.shape), self.stored or self.bands)
 
-    def scene_values(self) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Valid, non-zero values [C n] of the scene sample, and its band names."""
-        values, valid, bands = self.scene_sample()
-        return values[:, valid & (values != 0).all(0)].astype(np.float32), bands
+    def scene_positions(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """For each row and each column of this raster the nearest one in a sample of ``shape`` of the whole scene."""
+        scene = self.scene_shape or self.shape
+        window = self.window or Window(0, 0, scene[1], scene[0])
+        found = []
+        for offset, length, count, whole, size in (
+            (window.row_off, window.height, self.shape[0], scene[0], shape[0]),
+            (window.col_off, window.width, self.shape[1], scene[1], shape[1]),
+        ):
+            centres = offset + (np.arange(count) + 0.5) * length / count
+            found.append(np.clip((centres * size / whole).astype(int), 0, size - 1))
+        return found[0], found[1]
 
-    def calibrated(self, data: np.ndarray, valid: np.ndarray, unit: str, notes: Sequence[str]) -> Raster:
+    def calibrated(
+        self,
+        data: np.ndarray,
+        valid: np.ndarray,
+        unit: str,
+        notes: Sequence[str],
+        decided: Mapping[str, Any] | None = None,
+    ) -> Raster:
         """This raster with its values in a physical unit; UserError where no valid pixel of the scene is left."""
         if self.window is None and not valid.any():
             raise UserError(f"{self.path or self.name} has no valid pixel left ({'; '.join(notes)}).")
         data = np.where(valid, data, np.float32(FILL[unit])).astype(np.float32, copy=False)
-        return replace(self, data=data, valid=valid, unit=unit, notes=[*self.notes, *notes])
-
-
-@contextlib.contextmanager
-def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[rasterio.DatasetReader]:
-    """Opens a raster and turns what can be wrong with a file into one sentence each (UserError)."""
-    name = os.fspath(path)
-    if "://" not in name and not name.startswith("/vsi"):
-        if not os.path.exists(name):
-            raise UserError(f"{name} does not exist; check the path.")
-        if os.path.isdir(name):
-            raise UserError(f"{name} is a directory; give one raster file, such as a GeoTIFF.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(name)
-    except (RasterioError, OSError) as error:
-        raise UserError(f"{name} cannot be opened as a raster; is it a GeoTIFF, PNG or JPEG, and complete?") from error
-    with dataset:
-        if dataset.count == 0:
-            parts = f" but {len(dataset.subdatasets)} data sets inside it; export one" if dataset.subdatasets else ""
-            raise UserError(f"{name} has no image bands{parts}; give a raster with at least one band.")
-        if any(dtype.startswith("complex") for dtype in dataset.dtypes):
-            raise UserError(f"{name} holds complex numbers (single-look SAR?); give detected, calibrated backscatter.")
-        if not labels and ColorInterp.palette in dataset.colorinterp:
-            raise UserError(f"{name} is a palette image, its values are colour numbers; convert it to RGB bands first.")
-        try:
-            yield dataset
-        except RasterioIOError as error:
-            raise UserError(f"{name} is damaged or cut short, its pixels cannot be read; copy it again.") from error
-        except MemoryError as error:
-            size = f"{dataset.count} x {dataset.height} x {dataset.width}"
-            raise WorkError(f"{name} ({size}) does not fit into memory; read it in windows.") from error
+        decided = {**self.decided, **(decided or {})}
+        return replace(self, data=data, valid=valid, unit=unit, notes=[*self.notes, *notes], decided=decided)
 
 
 def read_raster(
     path: str | os.PathLike[str],
-    bands: Sequence[str] | None = None,
+    bands: Sequence[str] | Wanted | None = None,
     window: Window | None = None,
     *,
     sensor: str | None = None,
@@ -159,8 +161,10 @@ def read_raster(
 ) -> Raster:
     """Reads a raster, or a window of it (pixels beyond the edge are invalid), with named bands.
 
+    A band that tells quality (SCL, QA_PIXEL) is no data: it takes cloud, shadow and fill out of ``valid``.
+
     Args:
-      bands: names to read, in this order; all where None.
+      bands: names to read, in this order, or what a model wants of any sensor; all where None.
       sensor: what the caller knows about the file (an entry of ``radiometry.SENSORS``); guessed where None.
       native: keep the file's dtype instead of float32.
       labels: class values: native dtype, and a colour table is no error.
@@ -169,13 +173,18 @@ def read_raster(
       UserError: a missing, damaged or unsuitable file, a band that is not there, no valid pixel in the whole image.
     """
     with open_raster(path, labels) as dataset:
-        keep = _data_bands(dataset)
-        names, guess, notes = _names(dataset, keep, sensor)
-        chosen = list(range(len(names))) if bands is None else select(bands, names, dataset.name)
-        indexes = [keep[i] for i in chosen]
-        dtype = dataset.dtypes[indexes[0] - 1]
+        wanted = bands if isinstance(bands, Wanted) else Wanted(bands=None if bands is None else tuple(bands))
+        scene = contents(dataset, sensor, wanted.names)
+        stored, called, notes = _chosen(scene, wanted, dataset.name)
+        place = dict(zip((*scene.bands, *scene.others), (*scene.indexes, *scene.other_indexes), strict=True))
+        indexes = [place[name] for name in stored]
         full = Window(0, 0, dataset.width, dataset.height)
         data, valid = _read(dataset, indexes, window or full, None if native or labels else "float32")
+        if scene.quality is not None and not labels and not set(stored) & set(scene.others):
+            codes, inside = _read(dataset, [scene.quality[0]], window or full, "float32")
+            clear = quality_valid(scene.quality[1], codes[0], dataset.name) | ~inside
+            notes.append(quality_note(scene.quality[1], clear))
+            valid &= clear
         transform = dataset.transform
         if window is not None:
             transform = window_transform(window, transform)
@@ -187,12 +196,12 @@ def read_raster(
             valid=valid,
             transform=transform,
             crs=dataset.crs,
-            bands=tuple(names[i] for i in chosen),
-            dtype=dtype,
+            bands=tuple(called),
+            dtype=dataset.dtypes[indexes[0] - 1],
             tags=dict(dataset.tags()),
             nodata=dataset.nodatavals[indexes[0] - 1],
             notes=notes,
-            sensor=guess,
+            sensor=scene.sensor,
             path=dataset.name,
             descriptions=tuple(dataset.descriptions[i - 1] or "" for i in indexes),
             units=tuple(dataset.units[i - 1] or "" for i in indexes),
@@ -200,25 +209,107 @@ def read_raster(
             offsets=tuple(dataset.offsets[i - 1] for i in indexes),
             window=window,
             scene_shape=(dataset.height, dataset.width),
-            scene_bands=names,
+            scene_bands=scene.bands,
+            scene_indexes=() if labels else scene.indexes,
+            quality=scene.quality,
+            stored=tuple(stored),
             gcps=gcps,
         )
     if window is None and not labels and not raster.valid.any():
-        raise UserError(f"{raster.path} has no valid pixel: all are nodata ({raster.nodata}), masked or not a number.")
+        raise _nothing_valid(raster)
     return raster
 
 
-def peek_sensor(path: str | os.PathLike[str], sensor: str | None = None) -> tuple[str | None, str]:
+def read_overview(
+    path: str | os.PathLike[str],
+    *,
+    sensor: str | None = None,
+    names: Sequence[str] | None = None,
+    labels: bool = False,
+) -> Raster:
+    """The whole scene with all of its measured bands, decimated to at most ``SAMPLE_SIDE`` rows and columns."""
+    with open_raster(path, labels) as dataset:
+        scene = contents(dataset, sensor, names)
+        size = dataset.height, dataset.width
+        stat = os.stat(path) if os.path.exists(path) else None
+        facts: dict[str, Any] = {
+            "crs": dataset.crs,
+            "dtype": dataset.dtypes[scene.indexes[0] - 1],
+            "tags": dict(dataset.tags()),
+            "nodata": dataset.nodatavals[scene.indexes[0] - 1],
+            "gcps": bool(dataset.gcps[0]),
+            "path": dataset.name,
+        }
+        for field_name in ("descriptions", "units"):
+            facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] or "" for i in scene.indexes)
+        for field_name in ("scales", "offsets"):
+            facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] for i in scene.indexes)
+        transform = dataset.transform
+        stamp = (stat.st_mtime_ns, stat.st_size) if stat else None
+        sample = file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, stamp)
+    height, width = sample.valid.shape
+    raster = Raster(
+        data=sample.values,
+        valid=sample.valid,
+        transform=transform @ Affine.scale(size[1] / width, size[0] / height),
+        bands=scene.bands,
+        stored=scene.bands,
+        scene_bands=scene.bands,
+        scene_indexes=scene.indexes,
+        scene_shape=size,
+        quality=scene.quality,
+        sensor=scene.sensor,
+        notes=list(scene.notes),
+        **facts,
+    )
+    if not raster.valid.any():
+        raise _nothing_valid(raster)
+    return raster
+
+
+def peek_sensor(
+    path: str | os.PathLike[str], sensor: str | None = None, names: Sequence[str] | None = None
+) -> tuple[str | None, str]:
     """(sensor guess, dtype) of a file from its header alone."""
     with open_raster(path) as dataset:
-        keep = _data_bands(dataset)
-        return _names(dataset, keep, sensor)[1], dataset.dtypes[keep[0] - 1]
+        scene = contents(dataset, sensor, names)
+        return scene.sensor, dataset.dtypes[scene.indexes[0] - 1]
 
 
-def peek_bands(path: str | os.PathLike[str], bands: Sequence[str], sensor: str | None = None) -> None:
-    """UserError unless a file's header names all ``bands`` (``sensor``: as what it is read)."""
+def is_finished_picture(path: str | os.PathLike[str]) -> tuple[bool, bool]:
+    """(whether a file is one or three bands of 8 bits, a picture as it is; whether it has a place on the map)."""
     with open_raster(path) as dataset:
-        select(bands, _names(dataset, _data_bands(dataset), sensor)[0], dataset.name)
+        keep = data_bands(dataset)
+        placed = dataset.crs is not None and not dataset.transform.almost_equals(Affine.identity())
+        return len(keep) in (1, 3) and all(dataset.dtypes[i - 1] == "uint8" for i in keep), placed
+
+
+def peek_bands(path: str | os.PathLike[str], bands: Sequence[str], sensor: str | None = None, kind: str = "") -> None:
+    """UserError unless a file's header names all ``bands`` (``sensor``: as what it is read), or counterparts of them
+    where ``kind`` ("optical" or "sar") is given."""
+    with open_raster(path) as dataset:
+        names = contents(dataset, sensor).bands
+        if kind:
+            choose(bands, names, dataset.name, kind)
+        else:
+            select(bands, names, dataset.name)
+
+
+def _chosen(scene: Contents, wanted: Wanted, path: str) -> tuple[list[str], list[str], list[str]]:
+    """(names in the file, names that the caller knows them by, notes) of the bands to read."""
+    notes = list(scene.notes)
+    if wanted.bands is None:
+        return list(scene.bands), list(scene.bands), notes
+    if wanted.kind is None:
+        every = [*scene.bands, *scene.others]
+        stored = [every[i] for i in select(wanted.bands, every, path)]
+        return stored, stored, notes
+    positions, called, more = choose(wanted.bands, scene.bands, path, wanted.kind)
+    return [scene.bands[i] for i in positions], called, notes + more
+
+
+def _nothing_valid(raster: Raster) -> UserError:
+    return UserError(f"{raster.path} has no valid pixel: all are nodata ({raster.nodata}), masked or not a number.")
 
 
 def require_georeference(raster: Raster, purpose: str = "a map") -> CRS:
@@ -227,25 +318,6 @@ def require_georeference(raster: Raster, purpose: str = "a map") -> CRS:
     if raster.gcps and not raster.georeferenced:
         raise UserError(f"{name} has ground control points but no map grid; terrain-correct it (RTC) for {purpose}.")
     return require_map(raster.transform, raster.crs, name, purpose)
-
-
-def _data_bands(dataset: rasterio.DatasetReader) -> list[int]:
-    """1-based indexes without alpha, which is validity and not data."""
-    keep = [i for i, kind in enumerate(dataset.colorinterp, 1) if kind != ColorInterp.alpha]
-    if not keep:
-        raise UserError(f"{dataset.name} has an alpha band only and no image bands.")
-    return keep
-
-
-def _names(
-    dataset: rasterio.DatasetReader, keep: list[int], sensor: str | None
-) -> tuple[tuple[str, ...], str | None, list[str]]:
-    texts = []
-    for i in keep:
-        tags = {key.lower(): value for key, value in dataset.tags(i).items()}
-        spoken = [tags[key] for key in BAND_NAME_TAGS if tags.get(key)]
-        texts.append(dataset.descriptions[i - 1] or next(iter(spoken), None))
-    return name_bands(texts, dataset.dtypes[keep[0] - 1], dataset.name, dataset.tags(), sensor)
 
 
 def _read(
@@ -261,7 +333,8 @@ def _read(
         size = f"{dataset.height} x {dataset.width}"
         raise UserError(f"{dataset.name} has {size} pixels; the window {window} lies wholly outside of it.")
     inside = Window(left, top, right - left, bottom - top)
-    part = dataset.read(indexes, window=inside, **({"out_dtype": dtype} if dtype else {}))
+    require_room(dataset, len(indexes), inside)
+    part = read_values(dataset, indexes, dtype, window=inside)
     mask = dataset.read_masks(indexes, window=inside).all(0)
     if np.issubdtype(part.dtype, np.floating):
         mask &= np.isfinite(part).all(0)
@@ -273,14 +346,3 @@ def _read(
     data, valid = np.zeros((len(indexes), *shape), part.dtype), np.zeros(shape, bool)
     data[:, rows, columns], valid[rows, columns] = part, mask
     return data, valid
-
-
-@functools.lru_cache(maxsize=16)
-def _file_sample(path: str, sensor: str | None, stamp: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Decimated read of the whole file; ``stamp`` (time, size) renews it when the file changes."""
-    with open_raster(path, labels=True) as dataset:
-        keep = _data_bands(dataset)
-        out = min(dataset.height, SAMPLE_SIDE), min(dataset.width, SAMPLE_SIDE)
-        values = dataset.read(keep, out_shape=(len(keep), *out), out_dtype="float32")
-        valid = dataset.read_masks(keep, out_shape=(len(keep), *out)).all(0) & np.isfinite(values).all(0)
-        return values, valid, _names(dataset, keep, sensor)[0]

@@ -7,14 +7,18 @@ then in the baseline, then in the darkest pixels of the whole scene.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.quality import SCL_LAST
+from earthmind_jax.geo.sample import SceneSample
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
@@ -28,6 +32,7 @@ PRESENT_BELOW = 1500.0  # some surface darker than 0.05 in some band: nearly eve
 DARK_PERCENT = 0.1  # percentile that stands for the darkest pixels
 SATURATED = 65535
 
+_HARMONIZED = re.compile(r"(?i)S2_(SR_)?HARMONI[SZ]ED")  # Earth Engine's collections
 _PRODUCT = re.compile(r"S2[ABCD]_MSI(L1C|L2A)_\d{8}T\d{6}_N(\d{2})(\d{2})")
 
 
@@ -41,10 +46,12 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
         return raster
     if raster.unit != "raw" or raster.dtype == "uint8":
         raise UserError(f"{raster.name} is an 8-bit rendering, not a measurement; read it as sensor rgb8.")
-    digital, sample, scaled = np.asarray(raster.data, np.float32), raster.scene_values(), _scaled(raster)
-    if scaled is None and raster.dtype.startswith("float") and _is_reflectance(sample[0]):
+    digital, sample, scaled = np.asarray(raster.data, np.float32), raster.scene_sample(), _scaled(raster)
+    if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
         note = "floating point values around 1: already reflectance, no scale and no offset applied"
         return raster.calibrated(digital, raster.valid, "reflectance", [note])
+    if any("names no bands" in note for note in raster.notes):
+        _require_order(sample, raster.path or raster.name)
     scale, quantity_note = scaled[0] if scaled else _quantification(raster)
     if offset is not None:
         reason = "as told"
@@ -59,14 +66,15 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
         empty |= (digital == SATURATED).any(0) & raster.valid
     if empty.any():
         notes.append(f"{int(empty.sum())} pixels with DN 0 (nodata) or {SATURATED} (saturated) are invalid")
-    return raster.calibrated(data, raster.valid & ~empty, "reflectance", notes)
+    return raster.calibrated(data, raster.valid & ~empty, "reflectance", notes, {"offset": offset})
 
 
-def decide_offset(raster: Raster, sample: tuple[np.ndarray, tuple[str, ...]] | None = None) -> tuple[float, str]:
+def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[float, str]:
     """(offset to add to the DN, reason): an explicit tag, else the processing baseline, else the darkest pixels."""
-    values, bands = sample or raster.scene_values()
-    seen, sure, dark = detect_offset(values, bands)
+    seen, sure, dark = _darkest(sample or raster.scene_sample())
     tags = _plain(raster.tags)
+    if _HARMONIZED.search(" ".join((PurePath(raster.path).name, *tags.values()))):
+        return 0.0, "a harmonised collection has applied it already"
     if any(key.endswith("BOA_OFFSET_APPLIED") and value.lower() in ("true", "1", "yes") for key, value in tags.items()):
         return 0.0, "the tags say that it is already applied"
     for key, value in tags.items():
@@ -75,7 +83,7 @@ def decide_offset(raster: Raster, sample: tuple[np.ndarray, tuple[str, ...]] | N
             if told is not None:
                 doubt = f", although {dark}" if sure and (told == 0) != (seen == 0) else ""
                 return told, f"tag {key}{doubt}"
-    baseline = _baseline(raster, tags)
+    baseline = processing_baseline(raster)
     if baseline is not None:
         told = BASELINE_OFFSET if baseline >= BASELINE_WITH_OFFSET else 0.0
         if told and sure and seen == 0:
@@ -101,6 +109,33 @@ def detect_offset(values: np.ndarray, bands: tuple[str, ...]) -> tuple[float, bo
     return BASELINE_OFFSET, dark < PRESENT_BELOW, reason
 
 
+@lru_cache(maxsize=16)
+def _require_order(sample: SceneSample, name: str) -> None:
+    """UserError where nameless bands lie in the order of their names as text, B8A last: it looks like B08 and unlike
+    anything else."""
+    values, bands = sample.known
+    if not {"B08", "B8A"} <= set(bands) or values.shape[-1] < 100:
+        return
+    for band, most in zip(bands, values.max(-1), strict=True):
+        if most <= SCL_LAST:
+            raise UserError(
+                f"{name} names no bands and {band} would hold nothing above {most:.0f}: it looks like a scene "
+                "classification; name the bands in order with --bands."
+            )
+    like = np.corrcoef(values[[bands.index("B08"), bands.index("B8A"), len(bands) - 1]])[0]
+    if like[2] > 0.9 and like[2] > like[1] + 0.02:
+        raise UserError(
+            f"{name} names no bands and its last one looks like B8A (correlation with B08 {like[2]:.3f}), so they seem "
+            "to be sorted as text; name them in order with --bands."
+        )
+
+
+@lru_cache(maxsize=16)
+def _darkest(sample: SceneSample) -> tuple[float, bool, str]:
+    """:func:`detect_offset` of a scene, worked out once for all of its windows."""
+    return detect_offset(*sample.known)
+
+
 def _plain(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags with upper-case keys of letters, digits and ``_``. GDAL splits ``s2:baseline=05.09`` at the colon."""
     pairs = (f"{key}={value}".rpartition("=") for key, value in tags.items())
@@ -116,18 +151,37 @@ def sentinel2_product(path: str, tags: Mapping[str, str]) -> tuple[str, float] |
     return None
 
 
-def _is_reflectance(values: np.ndarray) -> bool:
+def is_reflectance(values: np.ndarray) -> bool:
+    """Whether values of whole scenes are reflectance already: nearly all of them at most 3."""
     return values.size == 0 or float(np.percentile(values, 99)) <= 3.0
+
+
+def file_scaling(raster: Raster) -> tuple[float, float] | None:
+    """The file's own GDAL (scale, offset) where they are set and the same for every band; UserError where the tags
+    cannot be those of a reflectance or a temperature."""
+    scales, offsets = set(map(_or_none, raster.scales)), set(map(_or_none, raster.offsets))
+    if len(scales) != 1 or len(offsets) != 1 or (scales <= {0.0, 1.0} and offsets <= {0.0}):
+        return None
+    scale, offset = scales.pop(), offsets.pop()
+    if scale is None or offset is None or not (1e-7 <= scale <= 1 and abs(offset) <= 1000):
+        raise UserError(
+            f"{raster.path or raster.name} has the band scale {scale} and offset {offset}, which give no physical "
+            "values; correct or remove these tags."
+        )
+    return scale, offset
+
+
+def _or_none(number: float) -> float | None:
+    return number if math.isfinite(number) else None  # NaN equals nothing, not even itself
 
 
 def _scaled(raster: Raster) -> tuple[tuple[float, str], tuple[float, str] | None] | None:
     """The file's own GDAL scale and offset as ((scale, note), (DN offset, reason) or None), where they are set."""
-    scales, offsets = set(raster.scales), set(raster.offsets)
-    if len(scales) != 1 or scales <= {0.0, 1.0}:
+    own = file_scaling(raster)
+    if own is None:
         return None
-    scale = scales.pop()
-    told = offsets.pop() / scale if len(offsets) == 1 and offsets != {0.0} else None
-    named = (round(told, 6), "band offset stored in the file") if told is not None else None
+    scale, offset = own
+    named = (round(offset / scale, 6), "band offset stored in the file") if offset else None
     return (scale, f"x {scale:g} (band scale)"), named
 
 
@@ -139,8 +193,9 @@ def _quantification(raster: Raster) -> tuple[float, str]:
     return 1 / QUANTIFICATION, f"/ {QUANTIFICATION:.0f}"
 
 
-def _baseline(raster: Raster, tags: dict[str, str]) -> float | None:
-    for key, value in tags.items():
+def processing_baseline(raster: Raster) -> float | None:
+    """The Sentinel-2 processing baseline (5.09) where tags or a product name tell it."""
+    for key, value in _plain(raster.tags).items():
         if key.endswith("PROCESSING_BASELINE"):
             number = _number(value.strip().lstrip("Nn"))
             if number is not None:

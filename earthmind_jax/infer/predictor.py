@@ -17,6 +17,7 @@ from earthmind_jax.data.read import Images, load_images
 from earthmind_jax.data.records import Sample, Turn
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.told import NOTHING, Told
 from earthmind_jax.infer.answer import Reply, answer
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.result import Answer, Mask
@@ -70,6 +71,7 @@ class EarthMind:
         max_new: int = 256,
         temperature: float = 0.0,
         overlap: float = 0.5,
+        told: Told = NOTHING,
     ) -> Answer:
         """Ask about an optical image, a SAR image, both, or neither.
 
@@ -80,13 +82,14 @@ class EarthMind:
           region: bool [H W] on the image's grid, what the question calls ``region1``.
           temperature: 0 is greedy.
           overlap: share of a window common to neighbours.
+          told: what the files do not say themselves (sensor, scale, band names).
 
         Raises:
           UserError: a file cannot be used, or the pair does not overlap.
         """
         if not question.strip():
             raise UserError("The question is empty; ask something.")
-        images = self._images(optical, sar)
+        images = self._images(optical, sar, told)
         if images is None:
             reply = self._reply([Sample("ask", (Turn(question),))], max_new, temperature)[0]
             return Answer(question, reply.text, model=self.name)
@@ -106,6 +109,7 @@ class EarthMind:
         sar: Source | None = None,
         max_new: int = 32,
         overlap: float = 0.5,
+        told: Told = NOTHING,
     ) -> Answer:
         """Draw the mask of ``target`` ("water"); an image larger than the model's window is done window by window.
 
@@ -113,7 +117,7 @@ class EarthMind:
         """
         if not target.strip():
             raise UserError("There is nothing to segment: the target is empty.")
-        images = self._images(optical, sar)
+        images = self._images(optical, sar, told)
         if images is None:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
         if self.config.grounding is None:
@@ -126,9 +130,9 @@ class EarthMind:
         mask = self._mask(np.zeros(images.shape, np.float32) if probability is None else probability, images)
         return self._answer(question, reply.text, (mask,), self._mosaic(reply, images), images)
 
-    def _images(self, optical: Source | None, sar: Source | None) -> Images | None:
+    def _images(self, optical: Source | None, sar: Source | None, told: Told = NOTHING) -> Images | None:
         given = {name: source for name, source in (("optical", optical), ("sar", sar)) if source is not None}
-        return load_images(given, self.config.sensors) if given else None
+        return load_images(given, self.config.sensors, told) if given else None
 
     def _reply(
         self, samples: Sequence[Sample], max_new: int, temperature: float = 0.0, batch_size: int = 1

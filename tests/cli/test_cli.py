@@ -99,7 +99,7 @@ def test_info_on_a_pair_and_a_checkpoint(work: Path, capsys: pytest.CaptureFixtu
     first, second, pair = json.loads(out)
     assert code == 0
     assert (first["taken for"], second["taken for"]) == ("s2_l2a", "s1")
-    assert float(pair["overlap"].rstrip("%")) > 90
+    assert pair["overlap"] > 0.9
     code, out, _ = run(capsys, "info", work / "model", "--json")
     assert code == 0
     assert "hca_plus" in json.loads(out)[0]["fusion"]

@@ -1,0 +1,108 @@
+"""What a file holds, from its header alone: measured bands, the sensor they are from, and what tells validity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import rasterio
+from affine import Affine
+from rasterio.enums import ColorInterp
+from rasterio.errors import CRSError
+
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.bands import auxiliary, name_bands
+from earthmind_jax.geo.grid import ground_sample_distance
+from earthmind_jax.geo.quality import QUALITY_BANDS
+
+BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Bands to read of a file of whatever sensor.
+
+    Attributes:
+      bands: names as a model knows them; all bands of the file where None.
+      names: of the file's bands in its order, where the caller knows them.
+      kind: "optical" or "sar": bands of another sensor may stand for those asked for (see ``counterparts``).
+    """
+
+    bands: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    kind: str | None = None
+
+    def __len__(self) -> int:
+        """How many bands; 0 where it is all of them."""
+        return len(self.bands or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The measured bands of a file with their 1-based positions, and the others (quality, masks, angles).
+
+    ``quality`` is the position and the name of the band that tells validity.
+    """
+
+    bands: tuple[str, ...]
+    indexes: tuple[int, ...]
+    others: tuple[str, ...]
+    other_indexes: tuple[int, ...]
+    sensor: str | None
+    notes: tuple[str, ...]
+    quality: tuple[int, str] | None
+
+
+def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence[str] | None = None) -> Contents:
+    """Reads a header: names of the bands (``told``: as the caller knows them), and the sensor.
+
+    Raises:
+      UserError: no image bands, a name given twice, or a number of names that is not that of the bands.
+    """
+    keep = data_bands(dataset, told)
+    texts = []
+    for i in keep:
+        tags = {key.lower(): value for key, value in dataset.tags(i).items()}
+        spoken = [tags[key] for key in BAND_NAME_TAGS if tags.get(key)]
+        texts.append(dataset.descriptions[i - 1] or next(iter(spoken), None))
+    names, guess, notes = name_bands(
+        texts,
+        dataset.dtypes[keep[0] - 1],
+        dataset.name,
+        dataset.tags(),
+        sensor,
+        told=told,
+        colours=[dataset.colorinterp[i - 1].name for i in keep],
+        gsd=_gsd(dataset),
+    )
+    data = [i for i, name in enumerate(names) if not auxiliary(name)] or list(range(len(names)))
+    rest = [i for i in range(len(names)) if i not in data]
+    quality = next(((keep[i], names[i]) for i in rest if names[i] in QUALITY_BANDS), None)
+    return Contents(
+        bands=tuple(names[i] for i in data),
+        indexes=tuple(keep[i] for i in data),
+        others=tuple(names[i] for i in rest),
+        other_indexes=tuple(keep[i] for i in rest),
+        sensor=guess,
+        notes=tuple(notes),
+        quality=quality,
+    )
+
+
+def data_bands(dataset: rasterio.DatasetReader, told: Sequence[str] | None = None) -> list[int]:
+    """1-based indexes without alpha, which is validity and not data; all where each is told a name."""
+    if told is not None and len(told) == dataset.count:
+        return list(range(1, dataset.count + 1))
+    keep = [i for i, kind in enumerate(dataset.colorinterp, 1) if kind != ColorInterp.alpha]
+    if not keep:
+        raise UserError(f"{dataset.name} has an alpha band only and no image bands.")
+    return keep
+
+
+def _gsd(dataset: rasterio.DatasetReader) -> float | None:
+    if dataset.crs is None or dataset.transform.almost_equals(Affine.identity()):
+        return None
+    try:
+        return ground_sample_distance(dataset.transform, dataset.crs, (dataset.height, dataset.width))
+    except CRSError:  # an engineering CRS has no place on Earth
+        return None

@@ -1,0 +1,158 @@
+"""What a raster is taken for and why, in facts: what ``earthmind info`` prints.
+
+Rests on the decimated scene, so that a large file is described as quickly as a small one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rasterio.enums import ColorInterp
+
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.dates import acquired
+from earthmind_jax.geo.radiometry import SENSORS, calibrate
+from earthmind_jax.geo.raster import Raster, open_raster, read_overview
+from earthmind_jax.geo.reflectance import processing_baseline
+
+PICTURE_DRIVERS = ("PNG", "GIF", "BMP", "WEBP")
+MOST_CLASSES = 64  # of an 8-bit label raster
+MOST_WIDE_CLASSES = 8  # of one with more bits, which heights have, too
+SMOOTH = 0.2  # mean step between neighbours over the standard deviation: heights are smooth, backscatter is not
+POLARISATIONS = ("VV", "VH", "HH", "HV")
+# Notes that are worth a warning: the decision could be another.
+_DOUBTS = ("not certain", "although", "right to a few dB", "levels are relative", "give the scale", "some of its bands")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """``facts`` for printing, and the calibrated overview (None where the file is no sensor's image)."""
+
+    facts: dict[str, Any]
+    overview: Raster | None
+    kind: str  # optical, sar, labels, heights or unknown
+
+
+def describe(
+    path: str | os.PathLike[str],
+    *,
+    sensor: str | None = None,
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> Description:
+    """What a file is taken for, and its facts.
+
+    Args:
+      sensor, names, options: what the caller knows, see ``raster.read_raster`` and ``radiometry.calibrate``.
+
+    Raises:
+      UserError: the file cannot be used, and why.
+    """
+    told = sensor is not None or names is not None
+    with open_raster(path, labels=not told) as dataset:
+        palette = ColorInterp.palette in dataset.colorinterp
+        size = dataset.height, dataset.width
+        if palette and dataset.driver in PICTURE_DRIVERS:
+            facts = {"file": dataset.name, "taken for": "rgb8", "title": "picture shown in the colours of its palette"}
+            return Description(facts=facts | {"width": size[1], "height": size[0]}, overview=None, kind="unknown")
+    raw = read_overview(path, sensor=sensor, names=names, labels=palette)
+    other = None if told else _no_sensor(raw, palette)
+    if other is not None:
+        return Description(facts=_facts(raw, raw, size, *other), overview=None, kind=other[0])
+    if raw.sensor is None and raw.dtype == "uint8" and len(raw.bands) == 1:
+        found = calibrate(raw, "rgb8")
+        return Description(facts=_facts(raw, found, size, "rgb8", "8-bit grey picture"), overview=found, kind="optical")
+    if raw.sensor is None:
+        what = f"from no known sensor; name it with --sensor or --sar-sensor ({', '.join(SENSORS)})"
+        if all(name.startswith("band_") for name in raw.bands):
+            what += ", and its bands with --bands or --sar-bands"
+        return Description(facts=_facts(raw, raw, size, "unknown", what), overview=None, kind="unknown")
+    entry = SENSORS[raw.sensor]
+    given = {key: value for key, value in options.items() if key in entry.options}
+    found = calibrate(raw, raw.sensor, **given)
+    facts = _facts(raw, found, size, raw.sensor, entry.title)
+    return Description(facts=facts, overview=found, kind=entry.kind)
+
+
+def georeference(raster: Raster) -> str | None:
+    """What keeps an image off the map, in words; None where nothing does."""
+    if raster.gcps and not raster.georeferenced:
+        return "ground control points only"
+    if raster.crs is None:
+        return "no coordinate reference system"
+    if not raster.georeferenced:
+        return "no transform"
+    try:
+        gsd = raster.gsd
+    except UserError:
+        gsd = None
+    return None if gsd is not None and np.isfinite(gsd) and gsd > 0 else "a coordinate reference system off the Earth"
+
+
+def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, title: str) -> dict[str, Any]:
+    problem = georeference(raw)
+    scale = np.sqrt(raw.shape[0] * raw.shape[1] / (size[0] * size[1]))
+    time = acquired(raw.path, raw.tags)
+    baseline = processing_baseline(raw) if taken_for.startswith("s2") else None
+    polarisations = [name for name in raw.bands if name in POLARISATIONS]
+    warnings = [note for note in found.notes if any(doubt in note for doubt in _DOUBTS)]
+    if problem is not None:
+        warnings.append(f"{problem}: text answers only, no maps")
+    facts: dict[str, Any] = {
+        "file": raw.path,
+        "taken for": taken_for,
+        "title": title,
+        "unit": found.unit,
+        "bands": list(raw.bands),
+        "polarisations": polarisations or None,
+        "width": size[1],
+        "height": size[0],
+        "dtype": raw.dtype,
+        "crs": None if raw.crs is None else raw.crs.to_string(),
+        "gsd_m": None if problem else round(float(raw.gsd * scale), 4),
+        "extent": None if problem else raw.grid.extent(),
+        "nodata": raw.nodata if raw.nodata is None or np.isfinite(raw.nodata) else str(raw.nodata),
+        "no_data_share": round(float(1 - found.valid.mean()), 4),
+        "processing_baseline": None if baseline is None else f"{baseline:05.2f}",
+        "offset": found.decided.get("offset"),
+        "scale": found.decided.get("scale") or found.decided.get("unit"),
+        "acquired": None if time is None else str(time),
+        "darkest": _darkest(raw),
+        "why": list(found.notes),
+        "warnings": warnings,
+    }
+    return {key: value for key, value in facts.items() if value is not None or key in ("crs", "gsd_m", "nodata")}
+
+
+def _darkest(raw: Raster) -> dict[str, float] | None:
+    """Least and 0.1 % value of the raw scene, to check what the offset was judged by."""
+    values = raw.data[:, raw.valid]
+    if values.size == 0:
+        return None
+    low = np.percentile(values.astype(np.float64), 0.1, axis=-1).min()
+    return {"least": round(float(values.min()), 4), "percentile_0_1": round(float(low), 4)}
+
+
+def _no_sensor(raw: Raster, palette: bool) -> tuple[str, str] | None:
+    """("labels" or "heights", the sentence that says so) of a single band that is no sensor's image."""
+    if len(raw.bands) != 1 or (raw.sensor is not None and not palette):
+        return None
+    values = raw.data[0][raw.valid].astype(np.float64)
+    kinds = np.unique(values)
+    whole = bool((kinds == np.rint(kinds)).all())
+    most = MOST_CLASSES if raw.dtype == "uint8" else MOST_WIDE_CLASSES
+    if palette or (whole and kinds.size <= most):
+        listed = " ".join(f"{value:.0f}" for value in kinds[:12]) + (" ..." if kinds.size > 12 else "")
+        return "labels", f"class values ({listed}), not a sensor's image: truth to compare with (segment --truth)"
+    if raw.dtype in ("uint8", "uint16") or values.min() < -500 or values.max() > 9000:
+        return None
+    both = raw.valid[:, 1:] & raw.valid[:, :-1]
+    steps = np.abs(np.diff(raw.data[0].astype(np.float64)))[both]
+    if steps.size and steps.mean() < SMOOTH * values.std():
+        heights = f"{values.min():.0f} to {values.max():.0f}"
+        return "heights", f"smooth single values ({heights}), heights or the like, not a sensor's image"
+    return None

@@ -1,0 +1,142 @@
+"""Opening a raster: what can be wrong with a file is found before a pixel is read, and said in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform as transform_points
+from rasterio.windows import Window
+
+from earthmind_jax.errors import UserError, WorkError
+
+LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
+LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
+ARCHIVES = {b"PK\x03\x04": "zip archive", b"\x1f\x8b": "gzip file", b"7z\xbc\xaf": "7z archive", b"BZh": "bzip2 file"}
+
+
+@contextlib.contextmanager
+def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[rasterio.DatasetReader]:
+    """Opens a raster and turns what can be wrong with a file into one sentence each.
+
+    Raises:
+      UserError: no such file, no raster, no bands, complex or palette values, a damaged file or transform.
+      WorkError: it does not fit into memory.
+    """
+    name = os.fspath(path)
+    if "://" not in name and not name.startswith("/vsi"):
+        _require_file(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(name)
+    except (RasterioError, OSError, ValueError, UnicodeError) as error:
+        raise UserError(f"{name} cannot be opened as a raster; is it a GeoTIFF, PNG or JPEG, and complete?") from error
+    with dataset:
+        _require_image(dataset, name, labels)
+        try:
+            yield dataset
+        except (RasterioError, OSError) as error:
+            raise UserError(f"{name} is damaged or cut short, its pixels cannot be read; copy it again.") from error
+        except MemoryError as error:
+            size = f"{dataset.count} x {dataset.height} x {dataset.width}"
+            raise WorkError(f"{name} ({size}) does not fit into memory; read it in windows.") from error
+
+
+def require_room(dataset: rasterio.DatasetReader, count: int, window: Window) -> None:
+    """UserError before a read of ``count`` bands that no memory holds: a header may declare any size."""
+    need = count * window.width * window.height * 4
+    if need > LARGEST_READ:
+        size = f"{count} x {window.height:.0f} x {window.width:.0f}"
+        raise UserError(
+            f"{dataset.name} declares {size} values ({need / 2**30:.0f} GiB), too much for one read; "
+            "cut out a part, or read it in windows."
+        )
+
+
+def read_values(dataset: rasterio.DatasetReader, indexes: list[int], dtype: str | None, **options: Any) -> np.ndarray:
+    """Bands [C H W], also where a virtual raster's bands differ in type; ``options`` as of ``dataset.read``."""
+    given = {**options, **({"out_dtype": dtype} if dtype else {})}
+    if len({dataset.dtypes[i - 1] for i in indexes}) == 1:
+        return dataset.read(indexes, **given)
+    if "out_shape" in given:
+        given["out_shape"] = given["out_shape"][1:]
+    return np.stack([dataset.read(i, **given) for i in indexes])
+
+
+def _require_file(name: str) -> None:
+    """UserError unless ``name`` is a readable file that opening will not wait for."""
+    try:
+        mode = os.stat(name).st_mode
+    except (OSError, ValueError) as error:
+        what = "is a link to a file that is not there" if os.path.islink(name) else "does not exist"
+        raise UserError(f"{name or 'The empty path'} {what}; check the path.") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{name} is a directory; give one raster file, such as a GeoTIFF.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{name} is no regular file (a pipe or a device); give one raster file, such as a GeoTIFF.")
+    try:
+        with open(name, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}); check its permissions.") from error
+    if not start:
+        raise UserError(f"{name} is empty (0 bytes); it cannot be opened as a raster, copy it again.")
+    for magic, kind in ARCHIVES.items():
+        if start.startswith(magic):
+            raise UserError(f"{name} is a {kind}, not a raster; unpack it first.")
+
+
+def _require_image(dataset: rasterio.DatasetReader, name: str, labels: bool) -> None:
+    if dataset.count == 0:
+        parts = f" but {len(dataset.subdatasets)} data sets inside it; export one" if dataset.subdatasets else ""
+        raise UserError(f"{name} has no image bands{parts}; give a raster with at least one band.")
+    if any("complex" in dtype for dtype in dataset.dtypes):
+        raise UserError(f"{name} holds complex numbers (single-look SAR?); give detected, calibrated backscatter.")
+    if not labels and ColorInterp.palette in dataset.colorinterp:
+        raise UserError(f"{name} is a palette image, its values are colour numbers; convert it to RGB bands first.")
+    if dataset.crs is not None and not dataset.transform.almost_equals(Affine.identity()):
+        _require_place(dataset, name)
+    rows, columns = dataset.block_shapes[0]
+    if rows * columns * _width(dataset.dtypes[0]) > LARGEST_BLOCK:
+        raise UserError(
+            f"{name} is stored in blocks of {rows} x {columns} pixels, which no memory holds; "
+            "rewrite it with tiles (gdal_translate -co TILED=YES)."
+        )
+
+
+def _require_place(dataset: rasterio.DatasetReader, name: str) -> None:
+    """UserError where pixels have no size, or the image's centre is nowhere on Earth."""
+    transform = dataset.transform
+    if not (all(map(math.isfinite, transform[:6])) and transform.determinant != 0):
+        raise UserError(
+            f"{name} has a transform that gives pixels no size ({transform.a:g} x {transform.e:g}); write its "
+            "georeference anew."
+        )
+    x, y = transform @ (dataset.width / 2, dataset.height / 2)
+    try:
+        (longitude,), (latitude,) = transform_points(dataset.crs, CRS.from_epsg(4326), [x], [y])
+    except (CRSError, CPLE_BaseError):
+        longitude = latitude = math.inf
+    if not (abs(longitude) <= 540 and abs(latitude) <= 90):  # longitudes may run on past the antimeridian
+        raise UserError(
+            f"{name}: its centre, x {x:.6g}, y {y:.6g}, is no place on Earth in its coordinate reference system "
+            f"({dataset.crs.to_string()[:40]}...); correct its georeference or remove it."
+        )
+
+
+def _width(dtype: str) -> int:
+    digits = "".join(filter(str.isdigit, dtype))
+    return max(1, int(digits or 8) // 8)

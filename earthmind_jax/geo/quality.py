@@ -1,0 +1,35 @@
+"""Quality bands to validity: Sentinel-2's scene classification (SCL) and Landsat's QA_PIXEL."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from earthmind_jax.errors import UserError
+
+# Sentinel-2 Level-2A product specification, scene classification: no data, saturated or defective, cloud shadow,
+# cloud of medium and of high probability, thin cirrus. Snow (11) and dark areas (2) are measurements.
+SCL_INVALID = (0, 1, 3, 8, 9, 10)
+SCL_LAST = 11
+# Landsat Collection 2 QA_PIXEL: fill, dilated cloud, cirrus, cloud, cloud shadow. Snow (bit 5) is a measurement.
+QA_INVALID_BITS = (0, 1, 2, 3, 4)
+QUALITY_BANDS = ("SCL", "QA_PIXEL")
+
+
+def quality_valid(name: str, values: np.ndarray, path: str) -> np.ndarray:
+    """bool: pixels that a quality band (``SCL`` or ``QA_PIXEL``) calls a clear view of the ground.
+
+    Raises:
+      UserError: values that the band cannot have.
+    """
+    values = np.nan_to_num(values, nan=0.0)
+    if name == "QA_PIXEL":
+        bits = np.bitwise_or.reduce([1 << bit for bit in QA_INVALID_BITS])
+        return (values.astype(np.int64) & bits) == 0
+    if values.size and (values.min() < 0 or values.max() > SCL_LAST or (values % 1 != 0).any()):
+        raise UserError(f"{path} is no scene classification: SCL values are whole numbers from 0 to {SCL_LAST}.")
+    return ~np.isin(values, SCL_INVALID)
+
+
+def quality_note(name: str, valid: np.ndarray) -> str:
+    """What the band took away, in words."""
+    return f"{name} calls {1 - valid.mean():.1%} cloud, shadow or no data: invalid there"
