@@ -7,20 +7,19 @@ biased (-0.5 dB at four looks). Validity travels along, and how much of the refe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.grid import Grid, project, require_map, to_pixel
+from earthmind_jax.geo.control import Control, place_of
+from earthmind_jax.geo.cover import covering, pieces
+from earthmind_jax.geo.grid import Grid, require_map, require_on_earth
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import (
     FILL,
@@ -31,10 +30,12 @@ from earthmind_jax.geo.raster import (
     read_raster,
     require_georeference,
 )
+from earthmind_jax.geo.resample import classes, continuous, pixel_ratio
 
+PURPOSE = "bringing two images onto one grid"
 KINDS = ("sar_linear", "reflectance", "label")
 AVERAGE_FROM = 1.5  # pixels of the source in one of the reference, from which on they are averaged
-WARP_TOLERANCE = 0.01  # pixels; GDAL's own 0.125 would show in polygons
+SOURCE_VALUES = 2**23  # read from a file at once
 MIN_OVERLAP = 0.1
 
 
@@ -82,15 +83,25 @@ def align(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     min_overlap: float = MIN_OVERLAP,
+    scene: Grid | None = None,
+    height: float | None = None,
+    dem: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Aligned:
-    """Brings ``source`` onto the reference grid.
+    """Brings ``source`` onto the reference grid: any CRS, resolution, orientation and way of counting longitudes.
+
+    A window of a reference gives the same values as the same part of the whole.
 
     Args:
-      source: a raster, or a path, of which only the part that covers the reference is read.
-      kind: "sar_linear" (to dB, resampled as power), "reflectance" (calibrated where the sensor is known; bilinear, or
-        the average where pixels shrink in number) or "label" (nearest).
+      source: a raster, or a path, of which only the part that covers the reference is read, piece by piece. A file
+        without map grid is placed by its ground control points or RPCs (see ``control.place_of``).
+      kind: "sar_linear" (to dB, resampled as power), "reflectance" (calibrated where the sensor is known) or "label"
+        (classes and masks, never mixed). Where pixels shrink the first two are averaged over the reference's pixel
+        and the most frequent label is taken; else bilinear, and the nearest label.
       sensor, bands, options: for reading a path and calibrating a raw raster (see ``radiometry.calibrate``).
+      min_overlap: part of the reference's valid pixels to be covered, 0..1; with 0, none need be.
+      scene: the whole of which ``reference`` is a window, on which the way of resampling is decided; known of a raster.
+      height, dem: of the ground, for a source placed by RPCs.
 
     Raises:
       UserError: no georeference, or less than ``min_overlap`` of the reference is covered; both images are named.
@@ -99,32 +110,46 @@ def align(
         raise UserError(f"There is no kind of alignment {kind!r}; it is one of {', '.join(KINDS)}.")
     if isinstance(reference, Grid):
         grid, expected = reference, np.ones(reference.shape, bool)
-        require_map(grid.transform, grid.crs, grid.name, "bringing two images onto one grid")
+        require_map(grid.transform, grid.crs, grid.name, PURPOSE)
     else:
         grid, expected = reference.grid, reference.valid
-        require_georeference(reference, "bringing two images onto one grid")
-    if not isinstance(source, Raster):
-        source = _read_covering(source, grid, kind, sensor, bands)
-    require_georeference(source, "bringing two images onto one grid")
-    if kind == "sar_linear":
-        source = calibrate(source, _sar_sensor(source, sensor), **options)
-    elif kind == "reflectance" and source.unit == "raw" and (sensor or source.sensor):
-        source = calibrate(source, sensor, **options)
-    ratio = (source.gsd or 1.0) / (grid.gsd or 1.0)
-    if source.grid.matches(grid):
-        data, valid, how = source.data, source.valid, "same grid, nothing resampled"
+        require_georeference(reference, PURPOSE)
+        scene = scene or _scene(reference)
+    require_on_earth(scene or grid)
+
+    def prepare(raster: Raster) -> Raster:
+        if kind == "sar_linear":
+            return calibrate(raster, _sar_sensor(raster, sensor), **options)
+        if kind == "reflectance" and raster.unit == "raw" and (sensor or raster.sensor):
+            return calibrate(raster, sensor, **options)
+        return raster
+
+    if isinstance(source, Raster):
+        require_georeference(source, PURPOSE)
+        place: Grid | Control = source.grid
+        require_on_earth(source.grid)
+        split = _split(scene or grid, place)
+        whole = prepare(source)
+        data, valid, how = _onto(whole, place, grid, kind, split)
+        aligned, seen = replace(whole, data=data, valid=valid), covering(grid, place) is not None
     else:
-        data, valid, how = _warp(source, grid, kind, ratio)
-    overlap = float((valid & expected).sum() / max(1, expected.sum()))
-    if overlap == 0:
-        raise _apart(source.grid, grid)
+        place = _place(source, kind, height, dem)
+        split = _split(scene or grid, place)
+        aligned, how, seen = _from_file(source, place, grid, kind, split, sensor, bands, prepare)
+    covered = expected & aligned.valid
+    overlap = float(covered.sum() / max(1, expected.sum()))
+    if min_overlap > 0 and not seen:
+        raise _apart(place, grid)
+    if min_overlap > 0 and overlap == 0:
+        raise UserError(f"{place.name} has no valid pixel where {grid.name} has one: nodata lies on the whole overlap.")
     if overlap < min_overlap:
         raise UserError(
-            f"{source.path or source.name} covers only {overlap:.1%} of {grid.name} and {min_overlap:.0%} is needed: "
-            f"the first covers {source.grid.extent()}, the second {grid.extent()}."
+            f"{place.name} covers only {overlap:.1%} of {grid.name} and {min_overlap:.0%} is needed: "
+            f"the first covers {place.extent()}, the second {grid.extent()}."
         )
-    notes = [*source.notes, f"{how}; covers {overlap:.1%} of the reference, pixel size ratio {ratio:.2f}"]
-    aligned = replace(source, data=data, valid=valid, transform=grid.transform, crs=grid.crs, notes=notes, window=None)
+    ratio = _size_ratio(place, grid)
+    notes = [*aligned.notes, f"{how}; covers {overlap:.1%} of the reference, pixel size ratio {ratio:.2f}"]
+    aligned = replace(aligned, transform=grid.transform, crs=grid.crs, notes=notes, window=None)
     return Aligned(aligned, overlap, ratio)
 
 
@@ -232,69 +257,94 @@ def _sar_sensor(source: Raster, told: str | None) -> str:
     return name
 
 
-def _read_covering(
-    path: str | os.PathLike[str], grid: Grid, kind: str, sensor: str | None, bands: Sequence[str] | None
-) -> Raster:
-    """Reads the window of a file that covers ``grid``, with a margin for the resampling kernel."""
-    labels = kind == "label"
+def _scene(raster: Raster) -> Grid:
+    """The grid of the whole file that ``raster`` is a window of."""
+    if raster.window is None or raster.scene_shape is None:
+        return raster.grid
+    return raster.grid.part(-int(raster.window.row_off), -int(raster.window.col_off), *raster.scene_shape)
+
+
+def _place(path: str | os.PathLike[str], kind: str, height: float | None, dem: Any) -> Grid | Control:
+    with open_raster(path, kind == "label") as dataset:
+        place = place_of(dataset, height=height, dem=dem)
+        if place is None:
+            require_map(dataset.transform, dataset.crs, dataset.name, PURPOSE)
+    if isinstance(place, Grid):
+        require_map(place.transform, place.crs, place.name, PURPOSE)
+        require_on_earth(place)
+    return place
+
+
+def _split(scene: Grid, place: Grid | Control) -> tuple[int, int]:
+    """Positions to average over in one pixel of the reference, (rows, columns)."""
+    return tuple(int(np.ceil(n - 1e-6)) if n >= AVERAGE_FROM else 1 for n in pixel_ratio(scene, place))
+
+
+def _from_file(
+    path: str | os.PathLike[str],
+    place: Grid | Control,
+    grid: Grid,
+    kind: str,
+    split: tuple[int, int],
+    sensor: str | None,
+    bands: Sequence[str] | None,
+    prepare: Callable[[Raster], Raster],
+) -> tuple[Raster, str, bool]:
+    """(the file on ``grid``, what was done, whether any of it lies there), read in pieces that fit into memory."""
+    labels, first, how, count = kind == "label", None, "", 0
     with open_raster(path, labels) as dataset:
-        there = Grid(dataset.transform, dataset.crs, dataset.height, dataset.width, dataset.name)
-    if there.crs is None or grid.crs is None:
-        return read_raster(path, bands, sensor=sensor, labels=labels)
-    columns, rows = to_pixel(there.transform, *project(grid.crs, there.crs, *grid.outline()))
-    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
-        return read_raster(path, bands, sensor=sensor, labels=labels)
-    margin = 2 + int(np.ceil(2 * max(1.0, (grid.gsd or 1.0) / (there.gsd or 1.0))))
-    left, top = max(0, int(columns.min()) - margin), max(0, int(rows.min()) - margin)
-    right, bottom = min(there.width, int(columns.max()) + margin), min(there.height, int(rows.max()) + margin)
-    if left >= right or top >= bottom:
-        raise _apart(there, grid)
-    whole = (left, top, right, bottom) == (0, 0, there.width, there.height)
-    window = None if whole else Window(left, top, right - left, bottom - top)
-    return read_raster(path, bands, window, sensor=sensor, labels=labels)
+        limit = SOURCE_VALUES // (len(bands) if bands else dataset.count)
+    for rows, columns, window in pieces(grid, place, limit):
+        raster = prepare(read_raster(path, bands, window, sensor=sensor, labels=labels))
+        there = place if window is None else place.part(window.row_off, window.col_off, window.height, window.width)
+        part = grid.part(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        values, inside, how = _onto(raster, there, part, kind, split)
+        if first is None:
+            data = np.full((len(values), *grid.shape), FILL.get(raster.unit, 0), values.dtype)
+            valid = np.zeros(grid.shape, bool)
+            first = raster
+        data[:, rows, columns], valid[rows, columns] = values, inside
+        count += 1
+    if first is None:  # nothing of it lies there: its first pixel says what it would have been
+        first = prepare(read_raster(path, bands, Window(0, 0, 1, 1), sensor=sensor, labels=labels))
+        data = np.full((len(first.data), *grid.shape), FILL.get(first.unit, 0), first.data.dtype)
+        return replace(first, data=data, valid=np.zeros(grid.shape, bool)), "nothing of it lies here", False
+    notes = list(first.notes)
+    if isinstance(place, Control):
+        notes = [note for note in notes if "only ground control points" not in note] + [place.note]
+    if count > 1:
+        notes.append(f"read in {count} pieces; pixel counts are of the first")
+    return replace(first, data=data, valid=valid, notes=notes, gcps=False), how, True
 
 
-def _warp(source: Raster, grid: Grid, kind: str, ratio: float) -> tuple[np.ndarray, np.ndarray, str]:
+def _onto(
+    source: Raster, place: Grid | Control, grid: Grid, kind: str, split: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, str]:
     """(data, valid, what was done). Invalid pixels take no part in the resampling."""
-    nearest = _reproject(source.valid[None].astype(np.uint8), source, grid, Resampling.nearest, None)[0] > 0
+    if isinstance(place, Grid) and place.matches(grid):
+        return source.data, source.valid, "same grid, nothing resampled"
+    shrinks = split != (1, 1)
     if kind == "label":
-        data = _reproject(source.data, source, grid, Resampling.nearest, None)
-        return np.where(nearest, data, 0).astype(data.dtype), nearest, "labels taken from the nearest pixel"
-    average = ratio * AVERAGE_FROM <= 1
-    method = Resampling.average if average else Resampling.bilinear
+        data, valid = classes(source.data, source.valid, place, grid, split)
+        return data, valid, f"labels taken from the {'most frequent' if shrinks else 'nearest'} pixel"
     power = source.unit == "dB"
     values = np.asarray(source.data, np.float32)
-    values = np.where(source.valid, 10 ** (values / 10) if power else values, np.nan).astype(np.float32)
-    data = _reproject(values, source, grid, method, np.nan)
-    valid = nearest & np.isfinite(data).all(0)
+    data, valid = continuous(10 ** (values / 10) if power else values, source.valid, place, grid, split)
     with np.errstate(divide="ignore", invalid="ignore"):
         data = 10 * np.log10(data) if power else data
     valid &= np.isfinite(data).all(0)
     data = np.where(valid, data, FILL.get(source.unit, 0.0)).astype(np.float32)
-    return data, valid, f"resampled by {method.name}" + (" in linear power" if power else "")
+    return data, valid, f"resampled by {'average' if shrinks else 'bilinear'}" + (" in linear power" if power else "")
 
 
-def _reproject(values: np.ndarray, source: Raster, grid: Grid, method: Resampling, nodata: float | None) -> np.ndarray:
-    out = np.full((len(values), *grid.shape), 0 if nodata is None else nodata, values.dtype)
-    try:
-        reproject(
-            values,
-            out,
-            src_transform=source.transform,
-            src_crs=source.crs,
-            src_nodata=nodata,
-            dst_transform=grid.transform,
-            dst_crs=grid.crs,
-            dst_nodata=nodata,
-            resampling=method,
-            tolerance=WARP_TOLERANCE,
-        )
-    except (RasterioError, ValueError) as error:
-        raise _apart(source.grid, grid) from error
-    return out
+def _size_ratio(place: Grid | Control, grid: Grid) -> float:
+    """The source's pixel size over the reference's, on the ground."""
+    if isinstance(place, Grid):
+        return (place.gsd or 1.0) / (grid.gsd or 1.0)
+    return float(1 / np.sqrt(np.prod(pixel_ratio(grid, place))))
 
 
-def _apart(source: Grid, reference: Grid) -> UserError:
+def _apart(source: Grid | Control, reference: Grid) -> UserError:
     return UserError(
         f"{source.name} and {reference.name} do not overlap: the first covers {source.extent()}, "
         f"the second {reference.extent()}."
