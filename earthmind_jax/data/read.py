@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ class Images:
       transform, crs: of the reference grid (the optical image, or the SAR image where it stands alone); ``None`` for
         plain pictures.
       notes: what was found out or decided while reading.
+      sources: sensor name -> the file it was read from.
     """
 
     pictures: dict[str, tuple[Picture, np.ndarray | None]]
     transform: Any = None
     crs: Any = None
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +67,7 @@ class Images:
         transform = self.transform
         if transform is not None:
             transform = transform @ type(transform).translation(columns.start, rows.start)
-        return Images(pictures, transform, self.crs, self.notes)
+        return Images(pictures, transform, self.crs, self.notes, self.sources)
 
     @property
     def _reference(self) -> tuple[Picture, np.ndarray | None]:
@@ -223,8 +225,9 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
             rasters[name] = path
             wanted = sensors.optical_bands if name == "optical" else sensors.sar_bands
             bands[name] = None if eight_bit else tuple(dict.fromkeys(wanted))
+    files = {name: str(source) for name, source in sources.items() if isinstance(source, str | Path)}
     if not rasters:
-        return Images(pictures)
+        return Images(pictures, sources=files)
     from earthmind_jax.geo.align import load_pair
 
     pair = load_pair(
@@ -241,7 +244,11 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
         pictures[name] = picture, raster.valid
     placed = "optical" in rasters or "optical" not in pictures  # the georeference belongs to the reference image
     return Images(
-        pictures, pair.transform if placed else None, pair.crs if placed else None, tuple(str(n) for n in pair.notes)
+        pictures,
+        pair.transform if placed else None,
+        pair.crs if placed else None,
+        tuple(str(n) for n in pair.notes),
+        files,
     )
 
 

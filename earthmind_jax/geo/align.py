@@ -17,6 +17,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.control import Control, place_of
 from earthmind_jax.geo.cover import covering, pieces
 from earthmind_jax.geo.grid import Grid, require_map, require_on_earth
@@ -352,13 +353,5 @@ def _apart(source: Grid | Control, reference: Grid) -> UserError:
 
 
 def _days_between(first: Raster, second: Raster) -> float | None:
-    times = []
-    for raster in (first, second):
-        tags = {key.lower(): str(value) for key, value in raster.tags.items()}
-        for key in ("datetime", "acquired", "acquisition_time", "sensing_time", "product_start_time"):
-            try:
-                times.append(np.datetime64(tags[key].rstrip("Zz").strip().replace(" ", "T"), "s"))
-                break
-            except (KeyError, ValueError):
-                continue
-    return None if len(times) < 2 else float(abs(times[0] - times[1]) / np.timedelta64(1, "D"))
+    times = [acquisition_time(raster.tags, raster.path) for raster in (first, second)]
+    return None if None in times else float(abs(times[0] - times[1]) / np.timedelta64(1, "D"))
