@@ -126,7 +126,7 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
     files = {name: paths for name in SENSORS if (paths := record.paths(name))}
     try:
         dates = [
-            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors)
+            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors, False)
             for i in range(record.dates)
         ]
         _one_grid(dates, files)
@@ -201,8 +201,12 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
     return mask
 
 
-def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig) -> Images:
+def load_images(
+    sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, report_shift: bool = True
+) -> Images:
     """The images of ``optical`` and/or ``sar``, given as files or as arrays (8-bit pictures, or bands by name).
+
+    ``report_shift``: measure how far the two lie apart, for the notes (costs some 30 ms).
 
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
@@ -235,6 +239,7 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
         rasters.get("sar"),
         optical_bands=bands.get("optical"),
         sar_bands=bands.get("sar"),
+        report_shift=report_shift,
     )
     for name in rasters:
         raster = getattr(pair, name)

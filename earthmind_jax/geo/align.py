@@ -32,12 +32,14 @@ from earthmind_jax.geo.raster import (
     require_georeference,
 )
 from earthmind_jax.geo.resample import classes, continuous, pixel_ratio
+from earthmind_jax.geo.shift import residual_shift
 
 PURPOSE = "bringing two images onto one grid"
 KINDS = ("sar_linear", "reflectance", "label")
 AVERAGE_FROM = 1.5  # pixels of the source in one of the reference, from which on they are averaged
 SOURCE_VALUES = 2**23  # read from a file at once
 MIN_OVERLAP = 0.1
+FINE_BANDS = ("B02", "B03", "B04", "B08")  # of Sentinel-2: 10 m; in the others its blocks have edges of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +169,15 @@ def load_pair(
     sar_scale: str | None = None,
     calibration: float | None = None,
     min_overlap: float = MIN_OVERLAP,
+    height: float | None = None,
+    dem: str | os.PathLike[str] | None = None,
+    report_shift: bool = True,
 ) -> Pair:
     """Reads, calibrates and aligns a pair; the optical image (or its ``window``) is the reference.
 
     Two pictures without georeference are a pair where they have the same size. ``offset``, ``sar_scale`` and
-    ``calibration`` override what is detected.
+    ``calibration`` override what is detected; ``height`` and ``dem`` are of the ground, for a SAR image placed by RPCs.
+    With ``report_shift`` the notes tell how far the two still lie apart, where that can be seen; nothing is moved.
     """
     if optical_path is None and sar_path is None:
         raise UserError("Give an optical image, a SAR image, or both.")
@@ -186,7 +192,8 @@ def load_pair(
         if optical is None:
             sar = calibrate(read_raster(sar_path, sar_bands, window, sensor=sensor), sensor, **sar_options)
         else:
-            return _pair(optical, sar_path, sensor, sar_bands, min_overlap, sar_options)
+            sar_options |= {"height": height, "dem": dem}
+            return _pair(optical, sar_path, sensor, sar_bands, min_overlap, sar_options, report_shift)
     only = optical if optical is not None else sar
     return Pair(optical, sar, only.transform, only.crs, 1.0, notes=list(only.notes))
 
@@ -205,9 +212,10 @@ def _pair(
     bands: Sequence[str] | None,
     min_overlap: float,
     options: dict[str, Any],
+    report_shift: bool,
 ) -> Pair:
     with open_raster(sar_path) as dataset:
-        placed = dataset.crs is not None
+        placed = dataset.crs is not None or bool(dataset.gcps[0]) or dataset.rpcs is not None
         size = dataset.height, dataset.width
     if optical.georeferenced and placed:
         aligned = align(sar_path, optical, "sar_linear", sensor=sensor, bands=bands, min_overlap=min_overlap, **options)
@@ -219,6 +227,7 @@ def _pair(
                 f"{optical.path} ({scene[0]} x {scene[1]}) and {os.fspath(sar_path)} ({size[0]} x {size[1]}) cannot be "
                 "brought together: without a georeference in both they must have the same size."
             )
+        options = {key: value for key, value in options.items() if key not in ("height", "dem")}
         sar = calibrate(read_raster(sar_path, bands, optical.window, sensor=sensor), sensor, **options)
         note = "no georeference in both files: taken as aligned pixel by pixel, since they have the same size"
         sar = replace(sar, transform=optical.transform, crs=optical.crs, notes=[*sar.notes, note])
@@ -227,7 +236,21 @@ def _pair(
     notes = [f"optical: {note}" for note in optical.notes] + [f"SAR: {note}" for note in sar.notes]
     if days is not None:
         notes.append(f"acquired {days:.1f} days apart")
+    if report_shift:
+        notes.append(_shift_note(optical, sar))
     return Pair(optical, sar, optical.transform, optical.crs, overlap, ratio, days, notes)
+
+
+def _shift_note(optical: Raster, sar: Raster) -> str:
+    """What phase correlation says about the rest of the way between the two."""
+    fine = [i for i, name in enumerate(optical.bands) if name in FINE_BANDS] or list(range(len(optical.bands)))
+    shift = residual_shift(optical.data[fine], optical.valid, sar.data, sar.valid)
+    if shift is None:
+        return "residual shift: cannot be told with confidence"
+    return (
+        f"residual shift: the SAR image lies {shift.rows:+.1f} rows and {shift.columns:+.1f} columns off the optical "
+        f"one (confidence {shift.confidence:.2f}); not corrected"
+    )
 
 
 def _expected_sensor(path: str | os.PathLike[str], kind: str, told: str | None) -> str | None:
