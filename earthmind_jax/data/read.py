@@ -126,7 +126,7 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
     files = {name: paths for name in SENSORS if (paths := record.paths(name))}
     try:
         dates = [
-            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors, False)
+            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors, training=True)
             for i in range(record.dates)
         ]
         _one_grid(dates, files)
@@ -202,11 +202,12 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
 
 
 def load_images(
-    sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, report_shift: bool = True
+    sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, *, training: bool = False
 ) -> Images:
     """The images of ``optical`` and/or ``sar``, given as files or as arrays (8-bit pictures, or bands by name).
 
-    ``report_shift``: measure how far the two lie apart, for the notes (costs some 30 ms).
+    ``training``: without measuring how far the two lie apart (some 30 ms), and every image on the pixels that its
+    masks were drawn on, even where only control points or RPCs place them.
 
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
@@ -239,7 +240,8 @@ def load_images(
         rasters.get("sar"),
         optical_bands=bands.get("optical"),
         sar_bands=bands.get("sar"),
-        report_shift=report_shift,
+        report_shift=not training,
+        as_stored=training,
     )
     for name in rasters:
         raster = getattr(pair, name)

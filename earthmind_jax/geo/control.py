@@ -22,9 +22,11 @@ from rasterio.rpc import RPC
 from rasterio.transform import GCPTransformer, RPCTransformer
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.grid import WGS84, Grid
+from earthmind_jax.geo.grid import WGS84, Grid, project
 
 HOLD_OUT_FROM = 8  # control points, of which every second then tests a fit to the others
+NODES = 33  # along each side, at which the image is placed to find its extent
+MOST_GROWTH = 8  # times the pixels of the image that a map grid around it may have
 WORST_RESIDUAL = 50.0  # pixels, root mean square: control points that agree no better place nothing
 
 
@@ -107,6 +109,39 @@ def place_of(
         options, note = _rpc_options(dataset.rpcs, dataset.name, height, dem)
         return Control(WGS84, *size, dataset.name, note, rpcs=dataset.rpcs, options=options)
     return None
+
+
+def map_grid(place: Control) -> Grid:
+    """A north-up grid in the image's UTM zone (near the poles polar stereographic), with pixels of its own size."""
+    columns, rows = np.meshgrid(np.linspace(0, place.width, NODES), np.linspace(0, place.height, NODES))
+    with _transformer(place.gcps, place.rpcs, place.options) as there:
+        x, y = there.xy(
+            (rows.ravel() + place.row_off).tolist(), (columns.ravel() + place.column_off).tolist(), offset="ul"
+        )
+    longitudes, latitudes = project(place.crs, WGS84, np.asarray(x, float), np.asarray(y, float))
+    known = np.isfinite(longitudes) & np.isfinite(latitudes)
+    if not known.all():
+        raise UserError(f"{place.name}: its control places some of its pixels nowhere; {_REMEDY}.")
+    east = np.unwrap(longitudes, period=360)
+    crs = _zone(float(east.mean()), float(latitudes.mean()))
+    x, y = (value.reshape(columns.shape) for value in project(WGS84, crs, longitudes, latitudes))
+    across = np.hypot(np.diff(x, axis=1), np.diff(y, axis=1)) / (place.width / (NODES - 1))
+    down = np.hypot(np.diff(x, axis=0), np.diff(y, axis=0)) / (place.height / (NODES - 1))
+    size = float(np.sqrt(np.median(across) * np.median(down)))
+    if not size > 0:
+        raise UserError(f"{place.name}: its control gives its pixels no size; {_REMEDY}.")
+    left, top = float(x.min()), float(y.max())
+    width, height = (int(np.ceil(np.ptp(value) / size)) for value in (x, y))
+    if width * height > MOST_GROWTH * place.width * place.height:
+        raise UserError(f"{place.name}: its control spreads it over {height} x {width} pixels; {_REMEDY}.")
+    return Grid(Affine(size, 0, left, 0, -size, top), crs, height, width, place.name)
+
+
+def _zone(longitude: float, latitude: float) -> CRS:
+    if latitude > 84 or latitude < -80:
+        return CRS.from_epsg(3413 if latitude > 0 else 3031)
+    zone = int(((longitude + 180) % 360) // 6) + 1
+    return CRS.from_epsg((32600 if latitude >= 0 else 32700) + zone)
 
 
 def _transformer(

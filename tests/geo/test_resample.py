@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo import align as align_module
+from earthmind_jax.geo import onto
 from earthmind_jax.geo.align import align, load_pair
 from earthmind_jax.geo.cover import covering, pieces
 from earthmind_jax.geo.grid import WGS84, Grid, project, to_map
@@ -175,7 +175,7 @@ def test_pieces_are_the_whole(pair, make_tif, monkeypatch):
         times[rows, columns] += 1
     assert times.max() == 1
     assert (times[whole.valid] == 1).all()
-    monkeypatch.setattr(align_module, "SOURCE_VALUES", limit)
+    monkeypatch.setattr(onto, "SOURCE_VALUES", limit)
     parts = align(path, reference, "reflectance").raster
     assert np.abs(parts.data - whole.data).max() < 1e-4
     assert (parts.valid != whole.valid).mean() < 1e-3
