@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from earthmind_jax import __version__
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.antimeridian import bounding_box, geographic
@@ -55,9 +54,9 @@ def stac_item(
     assets: Mapping[str, str | os.PathLike[str]],
     directory: str | os.PathLike[str],
     *,
+    software: Mapping[str, str],
     inputs: Mapping[str, str | os.PathLike[str]] | None = None,
     notes: Sequence[str] = (),
-    software: Mapping[str, str] | None = None,
     properties: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A STAC Item of files made from images.
@@ -67,9 +66,9 @@ def stac_item(
       grid: of the maps; the footprint is its outline, cut at the antimeridian.
       assets: key -> file that exists.
       directory: where the Item will lie; links are relative to it.
+      software: name -> version of what made them, beside GDAL.
       inputs: sensor -> file that the result was derived from. Their tags and names give the time.
       notes: what was decided about the inputs: ``processing:lineage``.
-      software: name -> version, beside this library and GDAL.
       properties: further ones; names need a prefix such as ``earthmind:``.
 
     Raises:
@@ -90,9 +89,7 @@ def stac_item(
         "proj:shape": list(grid.shape),
         "proj:transform": [float(value) for value in grid.transform],
         "proj:bbox": [float(value) for value in (x.min(), y.min(), x.max(), y.max())],
-        "processing:software": {
-            "earthmind_jax": __version__, "GDAL": rasterio.__gdal_version__, **(software or {})
-        },
+        "processing:software": {"GDAL": rasterio.__gdal_version__, **software},
         **({"processing:lineage": "; ".join(notes)} if notes else {}),
         **radar,
         **(properties or {}),

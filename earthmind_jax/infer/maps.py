@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from earthmind_jax import __version__
 from earthmind_jax.geo.geopackage import write_geopackage
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.stac import stac_item, write_stac_item
@@ -41,6 +42,7 @@ def write_maps(answer: Answer, directory: Path) -> list[Path]:
         Grid(first.transform, first.crs, *first.array.shape),
         files,
         directory,
+        software={"earthmind_jax": __version__},
         inputs=answer.sources,
         notes=answer.notes,
         properties={

@@ -218,8 +218,10 @@ def test_geopackage(scene, tmp_path):
     assert flat == pytest.approx(scene.mask.sum() * scene.grid.gsd**2, rel=0.01)
 
 
-def test_saved_answer(scene, tmp_path):
+@pytest.mark.parametrize("name", ["utm_south", "utm_1_beyond_180", "polar_south", "degrees_beyond_180", "rotated"])
+def test_saved_answer(name, tmp_path):
     """The same through ``Answer.save``: what the command line writes."""
+    scene = Scene(name)
     probability = np.where(scene.mask, 0.9, 0.2).astype(np.float32)
     mask = Mask(probability, np.ones(SHAPE, bool), scene.transform, scene.crs)
     fusion = np.stack([np.full((4, 4), 0.25), np.full((4, 4), 0.75)], -1).astype(np.float32)

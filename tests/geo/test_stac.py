@@ -15,10 +15,11 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo import stac
 from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.geopackage import write_geopackage
 from earthmind_jax.geo.grid import Grid
-from earthmind_jax.geo.stac import stac_item, write_stac_item
+from earthmind_jax.geo.stac import write_stac_item
 from earthmind_jax.geo.write import write_mask_cog, write_probability_cog
 
 # What the JSON schemas of STAC 1.1.0 and the extensions require: name -> test of the value
@@ -45,6 +46,10 @@ PROPERTIES = {
     "processing:software": lambda v: v and all(isinstance(version, str) for version in v.values()),
 }
 ROLES = {"data", "metadata", "overview", "thumbnail", "visual", "date", "graphic"}
+
+
+def stac_item(*arguments, **options):
+    return stac.stac_item(*arguments, software={"earthmind_jax": "0"}, **options)
 
 
 def check(item):

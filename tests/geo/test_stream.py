@@ -56,7 +56,7 @@ def shapes_of(regions):
 
 
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("strip", [1, 2, 7, 64])
+@pytest.mark.parametrize("strip", [1, 7, 64])
 def test_strips_give_the_regions_of_the_whole(name, strip):
     mask = MASKS[name]
     layer = RNG.random(mask.shape)
@@ -115,17 +115,17 @@ def test_both_files_in_one_pass(tmp_path):
 
 
 def test_memory_is_that_of_a_strip(tmp_path):
-    """A mask of 6000 x 1500 with many regions: a few strips' worth of Python memory, not the mask's 9 MB (x 20)."""
+    """A mask of 3072 x 1500 with many regions: the memory of a strip and its outlines, not of all."""
     tile = np.kron(noise((32, 94), 0.3), np.ones((16, 16), bool))[:, :1500].astype(np.uint8)
-    with cog_writer(tmp_path / "m.tif", (6144, 1500), HERE, "EPSG:32632") as write:
-        for top in range(0, 6144, 512):
+    with cog_writer(tmp_path / "m.tif", (3072, 1500), HERE, "EPSG:32632") as write:
+        for top in range(0, 3072, 512):
             write(tile, top, 0)
     tracemalloc.start()
     count = sum(len(part.regions) for part in trace_file(tmp_path / "m.tif"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert count > 1000
-    assert peak < 40e6
+    assert count > 500
+    assert peak < 30e6
 
 
 def test_bad_files(tmp_path):
