@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,12 +33,14 @@ class Images:
       transform, crs: of the reference grid (the optical image, or the SAR image where it stands alone); ``None`` for
         plain pictures.
       notes: what was found out or decided while reading.
+      sources: sensor name -> the file it was read from.
     """
 
     pictures: dict[str, tuple[Picture, np.ndarray | None]]
     transform: Any = None
     crs: Any = None
     notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,7 +71,7 @@ class Images:
         transform = self.transform
         if transform is not None:
             transform = transform @ type(transform).translation(columns.start, rows.start)
-        return Images(pictures, transform, self.crs, self.notes)
+        return Images(pictures, transform, self.crs, self.notes, self.sources)
 
     @property
     def _reference(self) -> tuple[Picture, np.ndarray | None]:
@@ -148,7 +150,7 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
     files = {name: paths for name in SENSORS if (paths := record.paths(name))}
     try:
         dates = [
-            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors)
+            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors, training=True)
             for i in range(record.dates)
         ]
         _one_grid(dates, files)
@@ -223,7 +225,9 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
     return mask
 
 
-def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, told: Told = NOTHING) -> Images:
+def load_images(
+    sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, told: Told = NOTHING, *, training: bool = False
+) -> Images:
     """The images of ``optical`` and/or ``sar``, given as files or as arrays (8-bit pictures, or bands by name).
 
     A raster of another sensor than the model's gives the bands that stand for the model's own
@@ -233,6 +237,8 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
 
     Args:
       told: what the caller knows about the files; it wins over what would be detected.
+      training: without measuring how far the two lie apart (some 30 ms), and every image on the pixels that its masks
+        were drawn on, even where only control points or RPCs place them.
 
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
@@ -257,8 +263,9 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
             as_it_is = header.finished and told.is_picture(name)
             bands[name] = None if as_it_is else tuple(dict.fromkeys(wanted))
     notes = _of_other_colours(pictures, bands, sensors)
+    files = {name: str(source) for name, source in sources.items() if isinstance(source, str | Path)}
     if not rasters:
-        return Images(pictures, notes=notes)
+        return Images(pictures, notes=notes, sources=files)
     from earthmind_jax.geo.align import load_pair
 
     pair = load_pair(
@@ -267,6 +274,8 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
         optical_bands=bands.get("optical"),
         sar_bands=bands.get("sar"),
         **told.pair_options(),
+        report_shift=not training,
+        as_stored=training,
     )
     for name in rasters:
         raster = getattr(pair, name)
@@ -279,7 +288,11 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
     # The georeference belongs to the reference image.
     placed = reference.georeferenced and ("optical" in rasters or "optical" not in pictures)
     return Images(
-        pictures, pair.transform if placed else None, pair.crs if placed else None, (*map(str, pair.notes), *notes)
+        pictures,
+        pair.transform if placed else None,
+        pair.crs if placed else None,
+        (*map(str, pair.notes), *notes),
+        files,
     )
 
 

@@ -1,8 +1,4 @@
-"""Two sensors on one grid. The optical image is the reference; the SAR image is brought onto it.
-
-Speckle multiplies power: SAR is resampled in linear power and then turned back into dB, since an average of dB is
-biased (-0.5 dB at four looks). Validity travels along, and how much of the reference is covered is told.
-"""
+"""Two sensors on one grid. The optical image is the reference; the SAR image is brought onto it (see ``onto``)."""
 
 from __future__ import annotations
 
@@ -14,40 +10,29 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.contents import Wanted
-from earthmind_jax.geo.grid import Grid, project, require_map, to_pixel
+from earthmind_jax.geo.control import Control, map_grid, place_of
+from earthmind_jax.geo.cover import covering
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.onto import MIN_OVERLAP, Aligned, align
 from earthmind_jax.geo.quality import quality_note, quality_valid
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import (
-    FILL,
     Raster,
     open_raster,
     peek_bands,
     peek_sensor,
     read_raster,
-    require_georeference,
 )
+from earthmind_jax.geo.shift import residual_shift
 
-KINDS = ("sar_linear", "reflectance", "label")
-AVERAGE_FROM = 1.5  # pixels of the source in one of the reference, from which on they are averaged
-WARP_TOLERANCE = 0.01  # pixels; GDAL's own 0.125 would show in polygons
-MIN_OVERLAP = 0.1
+__all__ = ["MIN_OVERLAP", "Aligned", "Pair", "align", "check_header", "load_pair"]
 
-
-@dataclass(frozen=True, eq=False)
-class Aligned:
-    """``raster`` on the reference grid; ``overlap``, the part of the reference's valid pixels that it covers (0..1);
-    ``gsd_ratio``, the source's pixel size over the reference's."""
-
-    raster: Raster
-    overlap: float
-    gsd_ratio: float
+FINE_BANDS = ("B02", "B03", "B04", "B08")  # of Sentinel-2: 10 m; in the others its blocks have edges of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,60 +61,6 @@ class Pair:
         return next(raster.grid for raster in (self.optical, self.sar) if raster is not None)
 
 
-def align(
-    source: Raster | str | os.PathLike[str],
-    reference: Raster | Grid,
-    kind: str,
-    *,
-    sensor: str | None = None,
-    bands: Sequence[str] | Wanted | None = None,
-    min_overlap: float = MIN_OVERLAP,
-    **options: Any,
-) -> Aligned:
-    """Brings ``source`` onto the reference grid.
-
-    Args:
-      source: a raster, or a path, of which only the part that covers the reference is read.
-      kind: "sar_linear" (to dB, resampled as power), "reflectance" (calibrated where the sensor is known; bilinear, or
-        the average where pixels shrink in number) or "label" (nearest).
-      sensor, bands, options: for reading a path and calibrating a raw raster (see ``radiometry.calibrate``).
-
-    Raises:
-      UserError: no georeference, or less than ``min_overlap`` of the reference is covered; both images are named.
-    """
-    if kind not in KINDS:
-        raise UserError(f"There is no kind of alignment {kind!r}; it is one of {', '.join(KINDS)}.")
-    if isinstance(reference, Grid):
-        grid, expected = reference, np.ones(reference.shape, bool)
-        require_map(grid.transform, grid.crs, grid.name, "bringing two images onto one grid")
-    else:
-        grid, expected = reference.grid, reference.valid
-        require_georeference(reference, "bringing two images onto one grid")
-    if not isinstance(source, Raster):
-        source = _read_covering(source, grid, kind, sensor, bands)
-    require_georeference(source, "bringing two images onto one grid")
-    if kind == "sar_linear":
-        source = calibrate(source, _sar_sensor(source, sensor), **options)
-    elif kind == "reflectance" and source.unit == "raw" and (sensor or source.sensor):
-        source = calibrate(source, sensor, **options)
-    ratio = (source.gsd or 1.0) / (grid.gsd or 1.0)
-    if source.grid.matches(grid):
-        data, valid, how = source.data, source.valid, "same grid, nothing resampled"
-    else:
-        data, valid, how = _warp(source, grid, kind, ratio)
-    overlap = float((valid & expected).sum() / max(1, expected.sum()))
-    if overlap == 0:
-        raise _apart(source.grid, grid)
-    if overlap < min_overlap:
-        raise UserError(
-            f"{source.path or source.name} covers only {overlap:.1%} of {grid.name} and {min_overlap:.0%} is needed: "
-            f"the first covers {source.grid.extent()}, the second {grid.extent()}."
-        )
-    notes = [*source.notes, f"{how}; covers {overlap:.1%} of the reference, pixel size ratio {ratio:.2f}"]
-    aligned = replace(source, data=data, valid=valid, transform=grid.transform, crs=grid.crs, notes=notes, window=None)
-    return Aligned(aligned, overlap, ratio)
-
-
 def load_pair(
     optical_path: str | os.PathLike[str] | None = None,
     sar_path: str | os.PathLike[str] | None = None,
@@ -147,6 +78,10 @@ def load_pair(
     sar_scale: str | None = None,
     calibration: float | None = None,
     min_overlap: float = MIN_OVERLAP,
+    height: float | None = None,
+    dem: str | os.PathLike[str] | None = None,
+    report_shift: bool = True,
+    as_stored: bool = False,
 ) -> Pair:
     """Reads, calibrates and aligns a pair; the optical image (or its ``window``) is the reference.
 
@@ -154,26 +89,62 @@ def load_pair(
     ``calibration`` override what is detected, and ``optical_names`` and ``sar_names`` (of all bands of a file, in its
     order) what it says. Bands of another sensor stand for ``optical_bands`` and ``sar_bands`` that a file lacks
     (``counterparts``). ``scl`` is a scene classification or QA_PIXEL file: cloud, shadow and fill are invalid.
+
+    ``height`` and ``dem`` are of the ground, for images placed by RPCs. A reference that only ground control points or
+    RPCs place is brought onto a map grid of its own, of which ``window`` is then one; ``as_stored`` leaves its pixels
+    where they are, without a map. With ``report_shift`` the notes tell how far the two still lie apart, where that can
+    be seen; nothing is moved.
     """
     if optical_path is None and sar_path is None:
         raise UserError("Give an optical image, a SAR image, or both.")
+    ground = {"height": height, "dem": dem}
     sar_options = {"scale": sar_scale, "calibration": calibration}
     optical = sar = None
     if optical_path is not None:
         wanted = _wanted("optical", optical_bands, optical_names)
         sensor = _expected_sensor(optical_path, "optical", optical_sensor, optical_names)
-        raw = read_raster(optical_path, wanted, window, sensor=sensor)
-        optical = calibrate(raw, sensor, offset=offset, mtl=mtl)
+        options = {"offset": offset, "mtl": mtl}
+        optical = _reference(optical_path, "reflectance", sensor, wanted, window, ground, as_stored, options)
         optical = optical if scl is None else _clear(optical, scl)
     if sar_path is not None:
         wanted = _wanted("sar", sar_bands, sar_names)
         sensor = _expected_sensor(sar_path, "sar", sar_sensor, sar_names)
         if optical is None:
-            sar = calibrate(read_raster(sar_path, wanted, window, sensor=sensor), sensor, **sar_options)
+            sar = _reference(sar_path, "sar_linear", sensor, wanted, window, ground, as_stored, sar_options)
         else:
-            return _pair(optical, sar_path, sensor, wanted, min_overlap, sar_options)
+            return _pair(optical, sar_path, sensor, wanted, min_overlap, ground, sar_options, report_shift)
     only = optical if optical is not None else sar
     return Pair(optical, sar, only.transform, only.crs, 1.0, notes=list(only.notes))
+
+
+def _reference(
+    path: str | os.PathLike[str],
+    kind: str,
+    sensor: str | None,
+    bands: Wanted,
+    window: Window | None,
+    ground: dict[str, Any],
+    as_stored: bool,
+    options: dict[str, Any],
+) -> Raster:
+    """The image whose grid the other follows, calibrated."""
+    with open_raster(path) as dataset:
+        place = None if as_stored else place_of(dataset, **ground)
+    if not isinstance(place, Control):
+        return calibrate(read_raster(path, bands, window, sensor=sensor), sensor, **options)
+    whole = grid = map_grid(place)
+    if window is not None:
+        grid = whole.part(int(window.row_off), int(window.col_off), int(window.height), int(window.width))
+        if covering(grid, whole) is None:
+            size = f"{whole.height} x {whole.width}"
+            raise UserError(
+                f"{place.name} has {size} pixels on the map; the window {window} lies wholly outside of it."
+            )
+    raster = align(
+        path, grid, kind, sensor=sensor, bands=bands, min_overlap=0, scene=whole, **ground, **options
+    ).raster  # fmt: skip
+    note = f"brought onto a map grid of {whole.height} x {whole.width} pixels in {grid.crs.to_string()}"
+    return replace(raster, notes=[*raster.notes, note], window=window, scene_shape=whole.shape)
 
 
 def check_header(path: str | os.PathLike[str], kind: str, bands: Sequence[str] | None) -> None:
@@ -205,13 +176,16 @@ def _pair(
     sensor: str | None,
     bands: Wanted,
     min_overlap: float,
+    ground: dict[str, Any],
     options: dict[str, Any],
+    report_shift: bool,
 ) -> Pair:
     with open_raster(sar_path) as dataset:
-        placed = dataset.crs is not None
+        placed = place_of(dataset, **ground) is not None
         size = dataset.height, dataset.width
     if optical.georeferenced and placed:
-        aligned = align(sar_path, optical, "sar_linear", sensor=sensor, bands=bands, min_overlap=min_overlap, **options)
+        options = {**options, **ground, "min_overlap": min_overlap}
+        aligned = align(sar_path, optical, "sar_linear", sensor=sensor, bands=bands, **options)
         sar, overlap, ratio = aligned.raster, aligned.overlap, aligned.gsd_ratio
     else:
         scene = optical.scene_shape or optical.shape
@@ -228,7 +202,21 @@ def _pair(
     notes = [f"optical: {note}" for note in optical.notes] + [f"SAR: {note}" for note in sar.notes]
     if days is not None:
         notes.append(f"acquired {days:.1f} days apart")
+    if report_shift:
+        notes.append(_shift_note(optical, sar))
     return Pair(optical, sar, optical.transform, optical.crs, overlap, ratio, days, notes)
+
+
+def _shift_note(optical: Raster, sar: Raster) -> str:
+    """What phase correlation says about the rest of the way between the two."""
+    fine = [i for i, name in enumerate(optical.bands) if name in FINE_BANDS] or list(range(len(optical.bands)))
+    shift = residual_shift(optical.data[fine], optical.valid, sar.data, sar.valid)
+    if shift is None:
+        return "residual shift: cannot be told with confidence"
+    return (
+        f"residual shift: the SAR image lies {shift.rows:+.1f} rows and {shift.columns:+.1f} columns off the optical "
+        f"one (confidence {shift.confidence:.2f}); not corrected"
+    )
 
 
 def _expected_sensor(
@@ -251,93 +239,6 @@ def _expected_sensor(
     return "s1" if kind == "sar" else "rgb8" if rendering else None
 
 
-def _sar_sensor(source: Raster, told: str | None) -> str:
-    """The SAR sensor of a raster; an 8-bit picture or nameless bands are SAR where they are used as such."""
-    name = told or ("s1" if source.sensor in (None, "rgb8") else source.sensor)
-    if name not in SENSORS or SENSORS[name].kind != "sar":
-        raise UserError(
-            f"{source.path or source.name} is from {name}, which is no SAR sensor; align it as reflectance."
-        )
-    return name
-
-
-def _read_covering(
-    path: str | os.PathLike[str], grid: Grid, kind: str, sensor: str | None, bands: Sequence[str] | Wanted | None
-) -> Raster:
-    """Reads the window of a file that covers ``grid``, with a margin for the resampling kernel."""
-    labels = kind == "label"
-    with open_raster(path, labels) as dataset:
-        there = Grid(dataset.transform, dataset.crs, dataset.height, dataset.width, dataset.name)
-    if there.crs is None or grid.crs is None:
-        return read_raster(path, bands, sensor=sensor, labels=labels)
-    columns, rows = to_pixel(there.transform, *project(grid.crs, there.crs, *grid.outline()))
-    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
-        return read_raster(path, bands, sensor=sensor, labels=labels)
-    margin = 2 + int(np.ceil(2 * max(1.0, (grid.gsd or 1.0) / (there.gsd or 1.0))))
-    left, top = max(0, int(columns.min()) - margin), max(0, int(rows.min()) - margin)
-    right, bottom = min(there.width, int(columns.max()) + margin), min(there.height, int(rows.max()) + margin)
-    if left >= right or top >= bottom:
-        raise _apart(there, grid)
-    whole = (left, top, right, bottom) == (0, 0, there.width, there.height)
-    window = None if whole else Window(left, top, right - left, bottom - top)
-    return read_raster(path, bands, window, sensor=sensor, labels=labels)
-
-
-def _warp(source: Raster, grid: Grid, kind: str, ratio: float) -> tuple[np.ndarray, np.ndarray, str]:
-    """(data, valid, what was done). Invalid pixels take no part in the resampling."""
-    nearest = _reproject(source.valid[None].astype(np.uint8), source, grid, Resampling.nearest, None)[0] > 0
-    if kind == "label":
-        data = _reproject(source.data, source, grid, Resampling.nearest, None)
-        return np.where(nearest, data, 0).astype(data.dtype), nearest, "labels taken from the nearest pixel"
-    average = ratio * AVERAGE_FROM <= 1
-    method = Resampling.average if average else Resampling.bilinear
-    power = source.unit == "dB"
-    values = np.asarray(source.data, np.float32)
-    values = np.where(source.valid, 10 ** (values / 10) if power else values, np.nan).astype(np.float32)
-    data = _reproject(values, source, grid, method, np.nan)
-    valid = nearest & np.isfinite(data).all(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        data = 10 * np.log10(data) if power else data
-    valid &= np.isfinite(data).all(0)
-    data = np.where(valid, data, FILL.get(source.unit, 0.0)).astype(np.float32)
-    return data, valid, f"resampled by {method.name}" + (" in linear power" if power else "")
-
-
-def _reproject(values: np.ndarray, source: Raster, grid: Grid, method: Resampling, nodata: float | None) -> np.ndarray:
-    out = np.full((len(values), *grid.shape), 0 if nodata is None else nodata, values.dtype)
-    try:
-        reproject(
-            values,
-            out,
-            src_transform=source.transform,
-            src_crs=source.crs,
-            src_nodata=nodata,
-            dst_transform=grid.transform,
-            dst_crs=grid.crs,
-            dst_nodata=nodata,
-            resampling=method,
-            tolerance=WARP_TOLERANCE,
-        )
-    except (RasterioError, ValueError) as error:
-        raise _apart(source.grid, grid) from error
-    return out
-
-
-def _apart(source: Grid, reference: Grid) -> UserError:
-    return UserError(
-        f"{source.name} and {reference.name} do not overlap: the first covers {source.extent()}, "
-        f"the second {reference.extent()}."
-    )
-
-
 def _days_between(first: Raster, second: Raster) -> float | None:
-    times = []
-    for raster in (first, second):
-        tags = {key.lower(): str(value) for key, value in raster.tags.items()}
-        for key in ("datetime", "acquired", "acquisition_time", "sensing_time", "product_start_time"):
-            try:
-                times.append(np.datetime64(tags[key].rstrip("Zz").strip().replace(" ", "T"), "s"))
-                break
-            except (KeyError, ValueError):
-                continue
-    return None if len(times) < 2 else float(abs(times[0] - times[1]) / np.timedelta64(1, "D"))
+    times = [acquisition_time(raster.tags, raster.path) for raster in (first, second)]
+    return None if None in times else float(abs(times[0] - times[1]) / np.timedelta64(1, "D"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform as transform_points
@@ -14,6 +15,7 @@ from earthmind_jax.errors import UserError
 
 WGS84 = CRS.from_epsg(4326)
 EARTH_RADIUS = 6371008.8  # metres, mean
+WEB_MERCATOR_TURN = 2 * np.pi * 6378137.0  # metres around the world
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,35 @@ class Grid:
         """Ground sample distance in metres at the centre; None where the grid has no CRS."""
         return None if self.crs is None else ground_sample_distance(self.transform, self.crs, self.shape)
 
+    def part(self, row: int, column: int, height: int, width: int) -> Grid:
+        """The grid of a window of this one; it may reach beyond the edge."""
+        return replace(self, transform=self.transform @ Affine.translation(column, row), height=height, width=width)
+
+    def finer(self, rows: int, columns: int) -> Grid:
+        """The same ground with every pixel split into ``rows`` x ``columns``."""
+        transform = self.transform @ Affine.scale(1 / columns, 1 / rows)
+        return replace(self, transform=transform, height=self.height * rows, width=self.width * columns)
+
+    def to_pixel(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel coordinates (column, row) of map coordinates; where the map is the whole way around the world, those
+        nearest to the grid's centre: longitudes may count from -180, from 0, or across the antimeridian."""
+        turn = full_turn(self.crs)
+        if turn is not None:
+            x, y = np.asarray(x, float), np.asarray(y, float)
+            middle = to_map(self.transform, np.array(self.width / 2), np.array(self.height / 2))[0]
+            with np.errstate(invalid="ignore"):
+                x = x + turn * np.round((middle - x) / turn)
+        return to_pixel(self.transform, x, y)
+
+    @property
+    def turn(self) -> int:
+        """Columns of a full turn where the grid runs around the whole world, else 0: its edges are neighbours."""
+        turn = full_turn(self.crs)
+        if turn is None or self.transform.b or self.transform.d:
+            return 0
+        columns = turn / abs(self.transform.a)
+        return self.width if abs(columns - self.width) < 0.01 else 0
+
     def outline(self, per_side: int = 33) -> tuple[np.ndarray, np.ndarray]:
         """Map coordinates (x, y) of points along the outer edge."""
         step = np.linspace(0, 1, per_side)
@@ -53,6 +84,7 @@ class Grid:
         if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
             x, y = self.outline()
             return f"x {x.min():.0f} to {x.max():.0f}, y {y.min():.0f} to {y.max():.0f} in {self.crs.to_string()}"
+        longitudes = np.unwrap(longitudes, period=360)
         west, east, south, north = longitudes.min(), longitudes.max(), latitudes.min(), latitudes.max()
         return f"longitude {west:.4f} to {east:.4f}, latitude {south:.4f} to {north:.4f}"
 
@@ -63,6 +95,15 @@ class Grid:
         columns, rows = np.array([0, self.width, 0, self.width]), np.array([0, 0, self.height, self.height])
         there = to_pixel(self.transform, *to_map(other.transform, columns, rows))
         return bool(np.abs(np.stack(there) - np.stack([columns, rows])).max() <= tolerance)
+
+
+def full_turn(crs: CRS | None) -> float | None:
+    """How far x runs once around the world, where the CRS is one whose x does: degrees, or Web Mercator."""
+    if crs is None:
+        return None
+    if crs.is_geographic:
+        return 2 * np.pi / crs.units_factor[1]
+    return WEB_MERCATOR_TURN if crs.to_epsg() == 3857 else None
 
 
 def to_map(transform: Affine, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +143,23 @@ def require_map(transform: Affine, crs: CRS | str | None, name: str, purpose: st
         raise UserError(
             f"{name} has no georeference (CRS and transform); {purpose} needs one: give a GeoTIFF that has it."
         )
+    if not np.isfinite(transform[:6]).all() or transform.determinant == 0:
+        raise UserError(f"{name}: its transform {tuple(transform[:6])} gives pixels no size; correct the georeference.")
     try:
         return CRS.from_user_input(crs)
     except CRSError as error:
         raise UserError(f"{name}: {crs!r} is no known coordinate reference system.") from error
+
+
+def require_on_earth(grid: Grid) -> None:
+    """UserError where the middle of a grid is no place on Earth (coordinates out of range, or of another CRS)."""
+    x, y = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))
+    try:
+        longitude, latitude = (float(value[0]) for value in project(grid.crs, WGS84, x, y))
+    except (CRSError, CPLE_BaseError):
+        longitude = latitude = np.inf
+    if not (np.isfinite(longitude) and abs(longitude) <= 540 and abs(latitude) <= 90):
+        raise UserError(
+            f"{grid.name}: its centre, x {x[0]:.6g}, y {y[0]:.6g}, is no place on Earth in its CRS "
+            f"{grid.crs.to_string()[:60]}; correct its transform or its CRS."
+        )

@@ -1,44 +1,106 @@
-"""Masks as polygons, and back: GeoJSON as RFC 7946 wants it, in WGS84 longitude and latitude.
+"""Masks as polygons, and back: GeoJSON as RFC 7946 wants it, in WGS84 longitude and latitude, or the image's own CRS.
 
 Outer rings run counter-clockwise, holes clockwise; nothing crosses the antimeridian. Long straight pixel edges get
-extra points, since a straight line of the image's CRS is not one in longitude and latitude. Areas are measured in an
-equal-area projection, never in degrees.
+extra points in WGS84, since a straight line of the image's CRS is not one in longitude and latitude. Areas are measured
+in an equal-area projection, never in degrees.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.features import rasterize, shapes
+from rasterio.features import rasterize
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.antimeridian import geographic, geometry, signed_area
 from earthmind_jax.geo.grid import (
     EARTH_RADIUS,
     WGS84,
     Grid,
+    full_turn,
     ground_sample_distance,
     project,
     require_map,
+    require_on_earth,
     to_map,
     to_pixel,
 )
-from earthmind_jax.geo.regions import label_regions
+from earthmind_jax.geo.regions import Region, Ring, trace
 from earthmind_jax.geo.write import written_beside
 
 CHORD_ERROR = 0.02  # pixels that a polygon edge may leave the true line
-DECIMALS = 9  # of a degree: 0.1 mm
-
-Ring = np.ndarray  # [n 2] closed
+SCORE = "score"
 
 
-def polygons(
+@dataclass(frozen=True, eq=False)
+class Polygons:
+    """Regions traced once, as features in both coordinate systems.
+
+    Attributes:
+      regions: outlines in pixel coordinates of ``grid``.
+      attributes: of every feature, beside ``area_m2`` and the means over the region of the layers ``means``.
+    """
+
+    regions: Sequence[Region]
+    grid: Grid
+    attributes: Mapping[str, Any]
+    means: tuple[str, ...] = ()
+
+    def features(self) -> list[dict[str, Any]]:
+        """Features in the grid's own CRS, their corners exactly the pixels' (for ``geopackage``)."""
+        on_map = [
+            geometry([[np.stack(to_map(self.grid.transform, *ring.T), -1) for ring in rings] for rings in region.parts])
+            for region in self.regions
+        ]
+        return self._described(on_map)
+
+    def geojson(self) -> dict[str, Any]:
+        """A FeatureCollection in WGS84."""
+        dense = self._dense()
+        longitudes, latitudes = project(self.grid.crs, WGS84, *_points(dense))
+        if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
+            raise UserError(f"{self.grid.name}: the mask reaches places that are not on Earth in its CRS.")
+        placed = _regrouped(np.stack([longitudes, latitudes.clip(-90, 90)], -1), dense)
+        return {"type": "FeatureCollection", "features": self._described([geographic(parts) for parts in placed])}
+
+    def _dense(self) -> list[list[list[Ring]]]:
+        """Map coordinates of every ring, with points as close as a curved edge needs."""
+        step = _edge_length(self.grid)
+
+        def placed(ring: Ring) -> Ring:
+            return np.stack(to_map(self.grid.transform, *_densify(ring, step).T), -1)
+
+        return [[[placed(ring) for ring in rings] for rings in region.parts] for region in self.regions]
+
+    def _described(self, geometries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        features = []
+        for region, area, shape in zip(self.regions, self._areas(), geometries, strict=True):
+            means = {name: round(region.mean(name), 6) for name in self.means}
+            attributes = {**self.attributes, **means, "area_m2": round(area, 2)}
+            features.append({"type": "Feature", "properties": attributes, "geometry": shape})
+        return features
+
+    def _areas(self) -> list[float]:
+        """Square metres of every region."""
+        dense = self._dense()
+        flat = _regrouped(np.stack(project(self.grid.crs, _equal_area(self.grid), *_points(dense)), -1), dense)
+        areas = []
+        for parts in flat:
+            rings = [[abs(signed_area(ring)) for ring in rings] for rings in parts]
+            areas.append(sum(outer - sum(holes) for outer, *holes in rings))
+        return areas
+
+
+def trace_polygons(
     mask: np.ndarray,
     transform: Affine,
     crs: CRS | str | None,
@@ -47,67 +109,65 @@ def polygons(
     score: float | None = None,
     model: str = "",
     probability: np.ndarray | None = None,
+    layers: Mapping[str, np.ndarray] | None = None,
     min_pixels: int = 1,
     properties: Mapping[str, Any] | None = None,
     name: str = "The image",
-) -> dict[str, Any]:
-    """One feature for each 8-connected region of a mask [H W] (non-zero, not 255): a GeoJSON FeatureCollection.
+) -> Polygons:
+    """One polygon for each 8-connected region of a mask [H W] (non-zero, not 255).
 
     Args:
       score: of every region; where ``probability`` [H W] is given, its mean over the region instead.
+      layers: further attributes by name, each the mean of an array [H W] over the region (the weight of a sensor).
       min_pixels: smaller regions are left out.
       properties: further attributes of every feature, beside prompt, score, area_m2 and model.
 
     Raises:
-      UserError: the image has no georeference.
+      UserError: the image has no georeference, or none on Earth.
     """
-    crs = require_map(transform, crs, name, "a polygon map")
     mask = np.asarray(mask)
-    if mask.ndim != 2 or np.issubdtype(mask.dtype, np.floating):
+    if mask.ndim != 2 or 0 in mask.shape or np.issubdtype(mask.dtype, np.floating):
         raise UserError(f"Polygons are made from a mask [H W] of bool or classes, not from {mask.shape} {mask.dtype}.")
-    inside = (mask != 0) & (mask != 255) if mask.dtype == np.uint8 else mask.astype(bool)
-    label = label_regions(inside)
-    count = np.bincount(label.ravel())
-    scores = None
+    grid = Grid(transform, require_map(transform, crs, name, "a polygon map"), *mask.shape, name)
+    require_on_earth(grid)
+    means = dict(layers or {})
     if probability is not None:
-        scores = np.bincount(label.ravel(), np.asarray(probability, float).ravel()) / np.maximum(count, 1)
-    step, equal_area = _edge_length(transform, crs, mask.shape), _equal_area(transform, crs, mask.shape)
-    parts: dict[int, list[list[Ring]]] = {}
-    # 4-connected parts of an 8-connected region touch in points only: a valid MultiPolygon, never a ring through itself
-    for shape, value in shapes(label, mask=label > 0, connectivity=4):
-        if count[int(value)] >= min_pixels:
-            rings = [_densify(np.asarray(ring, float), step) for ring in shape["coordinates"]]
-            parts.setdefault(int(value), []).append([np.stack(to_map(transform, *ring.T), -1) for ring in rings])
-    features = []
-    for value in sorted(parts):
-        area = sum(_area(crs, equal_area, rings) for rings in parts[value])
-        attributes = {
-            "prompt": prompt,
-            "score": score if scores is None else round(float(scores[value]), 6),
-            "area_m2": round(area, 2),
-            "model": model,
-            **(properties or {}),
-        }
-        geographic = [
-            part
-            for rings in parts[value]
-            for part in _cut_at_antimeridian([np.stack(project(crs, WGS84, *ring.T), -1) for ring in rings])
-        ]
-        features.append({"type": "Feature", "properties": attributes, "geometry": _geometry(geographic)})
-    return {"type": "FeatureCollection", "features": features}
+        means = {SCORE: probability, **means}
+    for layer, values in means.items():
+        if np.shape(values) != mask.shape:
+            raise UserError(f"The layer {layer!r} is {np.shape(values)} but the mask is {mask.shape}; give one grid.")
+    regions = [region for region in trace(inside(mask), means) if region.pixels >= min_pixels]
+    return Polygons(regions, grid, described(prompt, score, model, properties), tuple(means))
+
+
+def polygons(mask: np.ndarray, transform: Affine, crs: CRS | str | None, **options: Any) -> dict[str, Any]:
+    """:func:`trace_polygons` as a GeoJSON FeatureCollection in WGS84."""
+    return trace_polygons(mask, transform, crs, **options).geojson()
+
+
+def described(prompt: str, score: float | None, model: str, properties: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The attributes that every feature of a mask has."""
+    return {"prompt": prompt, SCORE: score, "area_m2": None, "model": model, **(properties or {})}
+
+
+def inside(mask: np.ndarray) -> np.ndarray:
+    """bool [H W] of a mask as it is stored: 255 is no image."""
+    return (mask != 0) & (mask != 255) if mask.dtype == np.uint8 else mask.astype(bool)
 
 
 def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
     """uint8 [H W]: 1 at the pixels whose centre lies in a polygon of ``geojson`` (WGS84): ``polygons`` backwards."""
     crs = require_map(grid.transform, grid.crs, grid.name, "drawing polygons")
+    require_on_earth(grid)
     centre = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))[0]
+    turn = full_turn(crs)
     burnt = []
     for rings in _polygons_of(geojson):
         pixels = []
         for ring in rings:
             x, y = project(WGS84, crs, *np.asarray(ring, float)[:, :2].T)
-            if crs.is_geographic:  # the grid may count its longitudes beyond 180
-                x = x + 360 * np.round((centre - x.mean()) / 360)
+            if turn is not None:  # the grid may count its longitudes beyond 180
+                x = x + turn * np.round((centre - x.mean()) / turn)
             pixels.append(np.stack(to_pixel(grid.transform, x, y), -1).tolist())
         burnt.append(({"type": "Polygon", "coordinates": pixels}, 1))
     if not burnt:
@@ -119,6 +179,22 @@ def write_geojson(path: str | os.PathLike[str], collection: Mapping[str, Any]) -
     """Writes a FeatureCollection beside and renames it; WorkError where that fails."""
     with written_beside(path) as beside, open(beside, "w", encoding="utf-8") as file:
         json.dump(collection, file, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def geojson_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[Mapping[str, Any]]], None]]:
+    """Yields ``add(features)``: a FeatureCollection that need not fit into memory. Errors as :func:`write_geojson`."""
+    with written_beside(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        separator = '{"type": "FeatureCollection", "features": ['
+
+        def add(features: Iterable[Mapping[str, Any]]) -> None:
+            nonlocal separator
+            for feature in features:
+                file.write(separator + json.dumps(feature, ensure_ascii=False))
+                separator = ", "
+
+        yield add
+        file.write(("" if separator == ", " else separator) + "]}")
 
 
 def _polygons_of(geojson: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
@@ -140,14 +216,15 @@ def _polygons_of(geojson: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
         raise UserError(f"A mask is drawn from Polygon and MultiPolygon, not from {kind!r}.")
 
 
-def _edge_length(transform: Affine, crs: CRS, shape: tuple[int, int]) -> float:
+def _edge_length(grid: Grid) -> float:
     """Pixels of the longest edge that, as a straight line in longitude and latitude, stays within ``CHORD_ERROR``."""
-    x, y = to_map(transform, np.array([0, shape[1]]), np.array([0, shape[0]]))
-    latitude = np.abs(project(crs, WGS84, x, y)[1]).clip(0, 89).max()
-    bend = max(1.0, np.tan(np.radians(latitude)))  # meridians converge: sagitta = length^2 tan(latitude) / 8 R
-    return float(
-        max(1.0, np.sqrt(8 * EARTH_RADIUS * CHORD_ERROR / (ground_sample_distance(transform, crs, shape) * bend)))
-    )
+    columns, rows = np.meshgrid(np.linspace(0, grid.width, 9), np.linspace(0, grid.height, 9))
+    latitude = np.abs(project(grid.crs, WGS84, *to_map(grid.transform, columns.ravel(), rows.ravel()))[1])
+    gsd = ground_sample_distance(grid.transform, grid.crs, grid.shape)
+    between = np.degrees(max(grid.shape) / 16 * gsd / EARTH_RADIUS)  # from a place to the nearest one looked at
+    highest = min(float(latitude[np.isfinite(latitude)].max(initial=0)) + between, 89.99)
+    bend = max(1.0, np.tan(np.radians(highest)))  # meridians converge: sagitta = length^2 tan(latitude) / 8 R
+    return float(max(1.0, np.sqrt(8 * EARTH_RADIUS * CHORD_ERROR / (gsd * bend))))
 
 
 def _densify(ring: Ring, step: float) -> Ring:
@@ -158,72 +235,28 @@ def _densify(ring: Ring, step: float) -> Ring:
     return np.concatenate([*pieces, ring[:1]])
 
 
-def _equal_area(transform: Affine, crs: CRS, shape: tuple[int, int]) -> CRS:
+def _equal_area(grid: Grid) -> CRS:
     """Lambert azimuthal equal-area around the image's centre."""
-    x, y = to_map(transform, np.array([shape[1] / 2]), np.array([shape[0] / 2]))
-    longitude, latitude = (float(value[0]) for value in project(crs, WGS84, x, y))
+    x, y = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))
+    longitude, latitude = (float(value[0]) for value in project(grid.crs, WGS84, x, y))
     return CRS.from_proj4(f"+proj=laea +lat_0={latitude:.6f} +lon_0={longitude:.6f} +datum=WGS84 +units=m")
 
 
-def _area(crs: CRS, equal_area: CRS, rings: Iterable[Ring]) -> float:
-    """Square metres of one polygon: outer ring minus holes."""
-    areas = [abs(_signed_area(np.stack(project(crs, equal_area, *ring.T), -1))) for ring in rings]
-    return areas[0] - sum(areas[1:])
+def _points(regions: Iterable[Iterable[Iterable[Ring]]]) -> np.ndarray:
+    """All points of all rings, [2 n]: to be projected at once."""
+    rings = [ring for parts in regions for part in parts for ring in part]
+    return np.concatenate(rings).T if rings else np.zeros((2, 0))
 
 
-def _signed_area(ring: Ring) -> float:
-    """Positive where the ring runs counter-clockwise; measured from its first point, to keep digits."""
-    x, y = (ring - ring[0]).T
-    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
-
-
-def _geometry(parts: Sequence[Sequence[Ring]]) -> dict[str, Any]:
-    coordinates = []
-    for rings in parts:
-        turned = []
-        for i, ring in enumerate(rings):
-            outer = i == 0
-            turned.append((ring if (_signed_area(ring) > 0) == outer else ring[::-1]).round(DECIMALS).tolist())
-        coordinates.append(turned)
-    if len(coordinates) == 1:
-        return {"type": "Polygon", "coordinates": coordinates[0]}
-    return {"type": "MultiPolygon", "coordinates": coordinates}
-
-
-def _cut_at_antimeridian(rings: Sequence[Ring]) -> Iterator[list[Ring]]:
-    """The polygon (outer ring, holes) in pieces with longitudes -180..180; a pole inside gets its own edge."""
-    unwrapped = [_unwrap(ring) for ring in rings]
-    west, east = unwrapped[0][:, 0].min(), unwrapped[0][:, 0].max()
-    if len(unwrapped) > 1:
-        for ring in unwrapped[1:]:
-            ring[:, 0] += 360 * np.round(((west + east) / 2 - ring[:, 0].mean()) / 360)
-    first, last = int(np.floor((west + 180) / 360)), int(np.ceil((east + 180) / 360))
-    for turn in range(first, max(last, first + 1)):
-        low, high = 360 * turn - 180, 360 * turn + 180
-        cut = unwrapped
-        if west < low or east > high:
-            cut = [_clip(_clip(ring, low, 1), high, -1) for ring in unwrapped]
-        if len(cut[0]) >= 4:
-            yield [ring - [360 * turn, 0] for ring in cut if len(ring) >= 4]
-
-
-def _unwrap(ring: Ring) -> Ring:
-    """Continuous longitudes; a ring around a pole is closed over it."""
-    longitude = np.unwrap(ring[:, 0], period=360)
-    out = np.stack([longitude, ring[:, 1]], -1)
-    if abs(longitude[-1] - longitude[0]) > 180:
-        pole = 90.0 if ring[:, 1].mean() > 0 else -90.0
-        out = np.concatenate([out, [[longitude[-1], pole], [longitude[0], pole], out[0]]])
-    return out
-
-
-def _clip(ring: Ring, longitude: float, sign: int) -> Ring:
-    """The part of a closed ring east (sign 1) or west (-1) of a meridian (Sutherland and Hodgman 1974)."""
-    kept: list[np.ndarray] = []
-    for start, end in pairwise(ring):
-        before, after = sign * (start[0] - longitude), sign * (end[0] - longitude)
-        if before >= 0:
-            kept.append(start)
-        if (before > 0 > after) or (before < 0 < after):
-            kept.append(np.array([longitude, start[1] + (end[1] - start[1]) * before / (before - after)]))
-    return np.array([*kept, kept[0]]) if kept else np.zeros((0, 2))
+def _regrouped(points: np.ndarray, regions: Sequence[Sequence[Sequence[Ring]]]) -> list[list[list[Ring]]]:
+    """``points`` [n 2] in the order of :func:`_points`, as rings of parts of regions again."""
+    start = 0
+    grouped = []
+    for parts in regions:
+        grouped.append([])
+        for rings in parts:
+            grouped[-1].append([])
+            for ring in rings:
+                grouped[-1][-1].append(points[start : start + len(ring)])
+                start += len(ring)
+    return grouped

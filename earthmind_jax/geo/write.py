@@ -23,6 +23,7 @@ from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.grid import require_map
 
 BLOCK = 512  # pixels, side of a tile
+ROUNDING = 1e-4  # by which a probability may leave 0..1
 
 
 @contextlib.contextmanager
@@ -63,13 +64,20 @@ def cog_writer(
     nodata: float = 255,
     tags: Mapping[str, object] | None = None,
     band_name: str = "mask",
+    scale: float = 1.0,
+    average: bool | None = None,
 ) -> Iterator[Callable[[np.ndarray, int, int], None]]:
     """Writes one band block by block, then makes it a Cloud-Optimized GeoTIFF: for scenes that do not fit into memory.
 
     Yields ``write(block [h w], row, column)``. Pixels never written hold ``nodata``. Class values are brought into the
-    overviews by majority, probabilities by averaging. Errors as ``written_beside``; UserError without a georeference.
+    overviews by majority, probabilities by averaging (``average``; of floating point by default). ``scale`` is what a
+    stored number is to be multiplied by. Errors as ``written_beside``; UserError without a georeference.
     """
     crs = require_map(transform, crs, os.fspath(path), "a mask on the map")
+    if len(shape) != 2 or min(shape) < 1:
+        raise UserError(f"{os.fspath(path)}: a map of {' x '.join(map(str, shape))} pixels cannot be written.")
+    if average is None:
+        average = np.issubdtype(np.dtype(dtype), np.floating)
     with written_beside(path) as beside:
         plain = f"{beside}.plain.tif"
         with _created(plain, _profile(shape, 1, dtype, transform, crs, nodata) | {"SPARSE_OK": True}) as dataset:
@@ -82,6 +90,8 @@ def cog_writer(
 
             yield write
             dataset.set_band_description(1, band_name)
+            if scale != 1:
+                dataset.scales = (scale,)
             dataset.update_tags(**{key: str(value) for key, value in (tags or {}).items()})
         rasterio.shutil.copy(
             plain,
@@ -91,7 +101,7 @@ def cog_writer(
             predictor="YES",
             blocksize=BLOCK,
             bigtiff="IF_SAFER",
-            overview_resampling="AVERAGE" if np.issubdtype(np.dtype(dtype), np.floating) else "MODE",
+            overview_resampling="AVERAGE" if average else "MODE",
         )
         with _opened(plain) as dataset:
             _verify(beside, lambda window: dataset.read(window=window))
@@ -125,6 +135,36 @@ def write_mask_cog(
         path, mask.shape, transform, crs, dtype=str(pixels.dtype), nodata=nodata, tags=tags, band_name=band_name
     ) as write:
         for window in _blocks(mask.shape):
+            write(pixels[window.toslices()], window.row_off, window.col_off)
+
+
+def write_probability_cog(
+    path: str | os.PathLike[str],
+    probability: np.ndarray,
+    transform: Affine,
+    crs: CRS | str | None,
+    *,
+    valid: np.ndarray | None = None,
+    percent: bool = False,
+    tags: Mapping[str, object] | None = None,
+    band_name: str = "probability",
+) -> None:
+    """Writes a probability [H W] (0..1, NaN or not ``valid``: no image) as a Cloud-Optimized GeoTIFF.
+
+    float32, or with ``percent`` whole percent in uint8 with the scale 0.01; nodata 255, overviews averaged.
+    """
+    probability = np.asarray(probability, np.float32)
+    seen = np.isfinite(probability) if valid is None else np.isfinite(probability) & np.asarray(valid, bool)
+    if probability.ndim != 2 or (np.abs(probability[seen] - 0.5) > 0.5 + ROUNDING).any():
+        raise UserError(f"{os.fspath(path)}: a probability is [H W] of 0 to 1.")
+    pixels = np.where(seen, probability.clip(0, 1), np.float32(255))
+    dtype, scale = "float32", 1.0
+    if percent:
+        pixels, dtype, scale = np.where(seen, np.rint(100 * pixels), 255).astype(np.uint8), "uint8", 0.01
+    with cog_writer(
+        path, pixels.shape, transform, crs, dtype=dtype, tags=tags, band_name=band_name, scale=scale, average=True
+    ) as write:
+        for window in _blocks(pixels.shape):
             write(pixels[window.toslices()], window.row_off, window.col_off)
 
 

@@ -183,7 +183,7 @@ class EarthMind:
         pictures = {}
         for name, (picture, valid) in images.pictures.items():
             pictures[name] = sensor_frames(picture, valid, name, self.config.sensors)[0][0]
-        return Answer(question, text, masks, fusion, pictures, tuple(images.notes), self.name)
+        return Answer(question, text, masks, fusion, pictures, tuple(images.notes), self.name, dict(images.sources))
 
     def _check_region(self, region: np.ndarray | None, images: Images) -> None:
         if region is not None and region.shape != images.shape:

@@ -50,6 +50,7 @@ class Answer:
       fusion: weights (optical, SAR), float32 [h w 2] on a grid laid over the image; None with text alone.
       pictures: what the model saw of each sensor, uint8 [H W 3], for display.
       notes: what was assumed about the files.
+      sources: the file of each sensor, where it was one.
     """
 
     question: str
@@ -59,6 +60,7 @@ class Answer:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     model: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
 
     @property
     def sensor_shares(self) -> dict[str, float]:
@@ -83,7 +85,10 @@ class Answer:
         }
 
     def save(self, directory: str | Path, *, maps: bool = True) -> list[Path]:
-        """Write ``answer.json``, ``panel.png`` and for each mask a Cloud-Optimized GeoTIFF and GeoJSON (WGS84).
+        """Write ``answer.json``, ``panel.png`` and the maps.
+
+        Of each mask ``mask_1.tif`` and ``mask_1_probability.tif`` (Cloud-Optimized GeoTIFF) and ``mask_1.geojson``
+        (WGS84); of all together ``masks.gpkg`` (polygons in the image's CRS) and ``item.json`` (a STAC Item).
 
         Args:
           maps: write georeferenced masks; with False, plain PNG masks.
@@ -92,9 +97,6 @@ class Answer:
           UserError: maps are asked for and the image has no georeference.
           WorkError: the files could not be written.
         """
-        from earthmind_jax.geo.vector import polygons, write_geojson
-        from earthmind_jax.geo.write import write_mask_cog
-
         directory = Path(directory)
         if maps and any(m.crs is None for m in self.masks):
             raise UserError(
@@ -103,19 +105,12 @@ class Answer:
         written = []
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            for i, mask in enumerate(self.masks, 1):
-                if not maps:
-                    written.append(_write_png(directory / f"mask_{i}.png", mask.array))
-                    continue
-                tif, geojson = directory / f"mask_{i}.tif", directory / f"mask_{i}.geojson"
-                tags = {"prompt": self.question, "model": self.model, "score": round(mask.score, 4)}
-                write_mask_cog(tif, mask.array, mask.transform, mask.crs, valid=mask.valid, tags=tags)
-                collection = polygons(
-                    mask.array, mask.transform, mask.crs, prompt=self.question, score=mask.score, model=self.model,
-                    probability=mask.probability,
-                )  # fmt: skip
-                write_geojson(geojson, collection)
-                written += [tif, geojson]
+            if maps and self.masks:
+                from earthmind_jax.infer.maps import write_maps
+
+                written += write_maps(self, directory)
+            elif self.masks:
+                written += [_write_png(directory / f"mask_{i}.png", m.array) for i, m in enumerate(self.masks, 1)]
             if self.pictures:
                 from earthmind_jax.infer.panel import write_panel
 

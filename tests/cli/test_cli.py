@@ -74,7 +74,9 @@ def test_segment_writes_maps_that_land_on_the_input(
         assert mask.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
     assert json.loads((out / "mask_1.geojson").read_text())["type"] == "FeatureCollection"
     assert (out / "panel.png").read_bytes()[:4] == b"\x89PNG"
-    assert sorted(p.name for p in out.iterdir()) == ["answer.json", "mask_1.geojson", "mask_1.tif", "panel.png"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "answer.json", "item.json", "mask_1.geojson", "mask_1.tif", "mask_1_probability.tif", "masks.gpkg", "panel.png",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("sensor", ["optical", "sar"])

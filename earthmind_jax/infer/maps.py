@@ -1,0 +1,76 @@
+"""The masks of an answer as maps: rasters, polygons in two coordinate systems, and a STAC Item about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from earthmind_jax import __version__
+from earthmind_jax.geo.geopackage import write_geopackage
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.stac import stac_item, write_stac_item
+from earthmind_jax.geo.vector import Polygons, trace_polygons, write_geojson
+from earthmind_jax.geo.write import write_mask_cog, write_probability_cog
+from earthmind_jax.infer.result import Answer
+
+
+def write_maps(answer: Answer, directory: Path) -> list[Path]:
+    """Write the masks of an answer, at least one, into an existing directory; the names stand in ``Answer.save``.
+
+    Raises:
+      UserError: the masks have no place on Earth.
+      WorkError: a file could not be written.
+    """
+    first = answer.masks[0]
+    traced = [_traced(answer, number) for number in range(1, len(answer.masks) + 1)]
+    files: dict[str, Path] = {}
+    for i, (mask, polygons) in enumerate(zip(answer.masks, traced, strict=True), 1):
+        tags = {"prompt": answer.question, "model": answer.model, "score": round(mask.score, 4)}
+        place, kept = (mask.transform, mask.crs), {"valid": mask.valid, "tags": tags}
+        files[f"mask_{i}"] = directory / f"mask_{i}.tif"
+        write_mask_cog(files[f"mask_{i}"], mask.array, *place, **kept)
+        files[f"probability_{i}"] = directory / f"mask_{i}_probability.tif"
+        write_probability_cog(files[f"probability_{i}"], mask.probability, *place, **kept)
+        files[f"polygons_{i}"] = directory / f"mask_{i}.geojson"
+        write_geojson(files[f"polygons_{i}"], polygons.geojson())
+    files["polygons"] = directory / "masks.gpkg"
+    features = [feature for polygons in traced for feature in polygons.features()]
+    write_geopackage(files["polygons"], features, first.crs)
+    item = stac_item(
+        directory.resolve().name or "answer",
+        Grid(first.transform, first.crs, *first.array.shape),
+        files,
+        directory,
+        software={"earthmind_jax": __version__},
+        inputs=answer.sources,
+        notes=answer.notes,
+        properties={
+            "earthmind:question": answer.question,
+            "earthmind:answer": answer.text,
+            "earthmind:model": answer.model,
+            "earthmind:sensor_shares": answer.sensor_shares,
+        },
+    )
+    write_stac_item(directory / "item.json", item)
+    return [*files.values(), directory / "item.json"]
+
+
+def _traced(answer: Answer, number: int) -> Polygons:
+    """The polygons of one mask, each with the mean weight of the sensors over it."""
+    mask = answer.masks[number - 1]
+    weights = {}
+    if answer.fusion is not None:
+        for i, name in enumerate(("optical_weight", "sar_weight")):
+            weights[name] = _at_pixels(answer.fusion[..., i], mask.array.shape)
+    return trace_polygons(
+        mask.array, mask.transform, mask.crs, prompt=answer.question, model=answer.model,
+        probability=mask.probability, layers=weights, properties={"mask": number},
+    )  # fmt: skip
+
+
+def _at_pixels(weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A grid laid over the image, [h w], at the pixels [H W], nearest."""
+    rows = np.arange(shape[0]) * weights.shape[0] // shape[0]
+    columns = np.arange(shape[1]) * weights.shape[1] // shape[1]
+    return weights[rows[:, None], columns[None, :]]

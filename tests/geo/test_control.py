@@ -1,0 +1,278 @@
+"""Images placed by ground control points or RPCs: their pixels land where the control says, and how well is told."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+from rasterio.rpc import RPC
+from rasterio.transform import from_origin
+
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.align import align, load_pair
+from earthmind_jax.geo.control import place_of
+from earthmind_jax.geo.grid import WGS84, Grid, project, to_map
+from earthmind_jax.geo.raster import read_raster
+
+UTM = CRS.from_epsg(32632)
+HEIGHT, WIDTH = 300, 260
+METRES = 111320.0
+LONGITUDE, LATITUDE = 9.2, 45.1  # of the image's centre
+
+
+def swath(columns, rows):
+    """Longitude and latitude of a made-up right-looking swath: turned by 12 degrees, and bent by some pixels."""
+    u, v = (columns - WIDTH / 2) * 10, (rows - HEIGHT / 2) * 10
+    u = u + 3e-6 * u * v + 2e-8 * v**2 * abs(v) ** 0.5
+    angle = np.radians(12)
+    east, north = np.cos(angle) * u + np.sin(angle) * v, np.sin(angle) * u - np.cos(angle) * v
+    return LONGITUDE + east / (METRES * np.cos(np.radians(LATITUDE))), LATITUDE + north / METRES
+
+
+def lattice(per_side=9, wrong=0.0):
+    points = []
+    for row in np.linspace(0, HEIGHT, per_side):
+        for column in np.linspace(0, WIDTH, per_side):
+            x, y = swath(column, row)
+            points.append(GroundControlPoint(row=row, col=column, x=x, y=y, z=0.0))
+    if wrong:
+        rng = np.random.default_rng(0)
+        for point in points:
+            point.x += rng.normal(0, wrong)
+    return points
+
+
+def ground(longitude, latitude):
+    """-20..-8 dB, a function of the place alone: waves of some 600 m."""
+    x, y = (longitude - LONGITUDE) * METRES, (latitude - LATITUDE) * METRES
+    return -14 + 3 * np.sin(x / 90) + 3 * np.cos(y / 110)
+
+
+def written(path, gcps=None, rpcs=None, centres=swath, **profile):
+    columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+    longitude, latitude = centres(columns, rows)
+    power = 10 ** (ground(longitude, latitude) / 10)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=2, height=HEIGHT, width=WIDTH, dtype="float32", **profile
+    ) as dataset:
+        dataset.write(np.stack([power, power / 4]).astype(np.float32))
+        dataset.update_tags(scale="linear")
+        if gcps:
+            dataset.gcps = gcps, WGS84
+        if rpcs:
+            dataset.rpcs = rpcs
+    return path
+
+
+def reference(side=80, size=10):
+    x, y = (float(v[0]) for v in project(WGS84, UTM, np.array([LONGITUDE]), np.array([LATITUDE])))
+    return Grid(from_origin(x - side * size / 2, y + side * size / 2, size, size), UTM, side, side, "the reference")
+
+
+def inner(valid):
+    """Without the pixels at the image's edge, where half of the kernel has nothing to hold."""
+    near = [np.roll(np.roll(valid, row, 0), column, 1) for row in (-2, 0, 2) for column in (-2, 0, 2)]
+    kept = np.logical_and.reduce(near)
+    kept[:2], kept[-2:], kept[:, :2], kept[:, -2:] = False, False, False, False
+    return kept
+
+
+def truth(grid):
+    columns, rows = np.meshgrid(np.arange(grid.width) + 0.5, np.arange(grid.height) + 0.5)
+    longitude, latitude = project(grid.crs, WGS84, *to_map(grid.transform, columns.ravel(), rows.ravel()))
+    return ground(longitude, latitude).reshape(grid.shape)
+
+
+def test_control_points_place_the_image(tmp_path):
+    """81 points, thin-plate spline: 0.1 pixels; a wave of 60 pixels changes by 0.3 dB a pixel at its steepest."""
+    path = written(tmp_path / "grd.tif", lattice())
+    with rasterio.open(path) as dataset:
+        place = place_of(dataset)
+        columns, rows = np.meshgrid(np.linspace(5, WIDTH - 5, 23), np.linspace(5, HEIGHT - 5, 27))
+        found = place.to_pixel(*swath(columns, rows))
+    assert np.hypot(found[0] - columns, found[1] - rows).max() < 0.1
+    aligned = align(path, reference(), "sar_linear", sensor="s1")
+    assert aligned.overlap == 1
+    assert np.abs(aligned.raster.data[0] - truth(reference())).max() < 0.05
+    assert aligned.gsd_ratio == pytest.approx(1, rel=0.05)
+    note = next(note for note in aligned.raster.notes if "81 ground control points" in note)
+    assert "terrain is not corrected" in note
+    assert float(re.search(r"left out and found again to (\S+) pixels", note)[1]) < 0.5
+
+
+def test_a_window_of_it_is_part_of_the_whole(tmp_path):
+    path = written(tmp_path / "grd.tif", lattice())
+    whole = align(path, reference(), "sar_linear", sensor="s1").raster
+    part = align(path, reference().part(31, 12, 20, 40), "sar_linear", sensor="s1", scene=reference()).raster
+    np.testing.assert_allclose(part.data, whole.data[:, 31:51, 12:52], atol=2e-3)
+
+
+def test_few_points_are_a_polynomial(tmp_path):
+    corners = [p for p in lattice(3) if p.row in (0, HEIGHT) and p.col in (0, WIDTH)]
+    aligned = align(written(tmp_path / "a.tif", corners), reference(), "sar_linear", sensor="s1")
+    note = next(note for note in aligned.raster.notes if "4 ground control points" in note)
+    assert "polynomial, residual to" in note
+    assert float(re.search(r"residual to (\S+) pixels", note)[1]) < 3
+
+
+def test_points_that_contradict_each_other(tmp_path):
+    path = written(tmp_path / "bad.tif", lattice(wrong=0.02))
+    with pytest.raises(UserError, match=r"bad\.tif: its 81 ground control points contradict each other"):
+        align(path, reference(), "sar_linear", sensor="s1")
+
+
+def test_points_on_one_line(tmp_path):
+    path = written(tmp_path / "line.tif", [GroundControlPoint(row=r, col=r, x=9 + r / 1e4, y=45) for r in range(5)])
+    with pytest.raises(UserError, match=r"line\.tif: its (5 )?ground control points"):
+        align(path, reference(), "sar_linear", sensor="s1")
+
+
+def test_pair_with_a_raw_product(tmp_path, make_tif):
+    """An optical image on a map, SAR with control points only: a pair. The other way round there is no map grid."""
+    grid = reference()
+    numbers = np.random.default_rng(0).integers(50, 3000, (12, *grid.shape)).astype("uint16")
+    s2 = make_tif("s2.tif", numbers, crs=UTM, transform=grid.transform)
+    s1 = written(tmp_path / "grd.tif", lattice())
+    pair = load_pair(s2, s1)
+    assert pair.overlap == 1
+    assert np.abs(pair.sar.data[0] - truth(grid)).max() < 0.05
+    assert any("81 ground control points" in note for note in pair.notes)
+    assert not any("only ground control points" in note for note in pair.notes)
+    with pytest.raises(UserError, match=r"grd\.tif has ground control points but no map grid"):
+        align(read_raster(s1), grid, "sar_linear", sensor="s1")  # pixels in memory; as a file it is placed
+    with pytest.raises(UserError, match="ground control points but no map grid"):
+        align(s2, read_raster(s1), "reflectance")
+
+
+def test_far_away(tmp_path):
+    grid = reference()
+    far = Grid(grid.transform @ Affine.translation(5000, 5000), UTM, 40, 40, "far")
+    with pytest.raises(UserError, match=r"grd\.tif and far do not overlap: the first covers x 9\.\d+ to"):
+        align(written(tmp_path / "grd.tif", lattice()), far, "sar_linear", sensor="s1")
+
+
+LEAN = 0.2  # pixels down for each metre of height
+
+
+def leaning():
+    """RPCs of a north-up view of 10 m pixels that leans: sample 0 and line 0 are the centre of the first pixel."""
+    lon_scale, lat_scale, height_scale = 0.05, 0.04, 500.0
+    columns = lon_scale * METRES * np.cos(np.radians(LATITUDE)) / 10
+    rows = lat_scale * METRES / 10
+    terms = np.zeros((4, 20))
+    terms[0, 2], terms[0, 3] = -rows / 1000, LEAN * height_scale / 1000  # line: latitude, height
+    terms[2, 1] = columns / 1000  # sample: longitude
+    terms[1, 0] = terms[3, 0] = 1
+    return RPC(
+        err_bias=None, err_rand=None, height_off=200.0, height_scale=height_scale, lat_off=LATITUDE,
+        lat_scale=lat_scale, long_off=LONGITUDE, long_scale=lon_scale, line_off=HEIGHT / 2 - 0.5, line_scale=1000.0,
+        samp_off=WIDTH / 2 - 0.5, samp_scale=1000.0, line_num_coeff=terms[0].tolist(),
+        line_den_coeff=terms[1].tolist(), samp_num_coeff=terms[2].tolist(), samp_den_coeff=terms[3].tolist(),
+    )  # fmt: skip
+
+
+def flat_at(height):
+    """What the view above sees of flat ground at a height: (columns, rows) -> longitude, latitude."""
+
+    def centres(columns, rows):
+        rows = rows - LEAN * (height - 200)
+        longitude = LONGITUDE + (columns - WIDTH / 2) * 10 / (METRES * np.cos(np.radians(LATITUDE)))
+        return longitude, LATITUDE - (rows - HEIGHT / 2) * 10 / METRES
+
+    return centres
+
+
+def error_of(aligned):
+    return np.abs(aligned.raster.data[0] - truth(reference()))[aligned.raster.valid].max()
+
+
+def test_rpc_at_a_constant_height(tmp_path):
+    """Ground at 200 m, the middle of the RPCs' range: right as it is. At 260 m: 12 pixels off, unless it is told."""
+    middle = align(written(tmp_path / "a.tif", rpcs=leaning(), centres=flat_at(200)), reference(), "sar_linear")
+    assert error_of(middle) < 0.05
+    assert any("constant height of 200 m (the middle of their range)" in note for note in middle.raster.notes)
+    high = written(tmp_path / "b.tif", rpcs=leaning(), centres=flat_at(260))
+    assert error_of(align(high, reference(), "sar_linear")) > 2
+    told = align(high, reference(), "sar_linear", height=260)
+    assert error_of(told) < 0.05
+    assert any("260 m (as told)" in note for note in told.raster.notes)
+
+
+def test_rpc_with_an_elevation_model(tmp_path, make_tif):
+    """A step of 60 m in the ground: wrong on one side with one height, right everywhere with the model."""
+    edge = LONGITUDE
+    elevation = np.full((1, 200, 200), 200, np.float32)
+    elevation[..., 100:] = 260
+    dem = make_tif("dem.tif", elevation, crs="EPSG:4326", transform=from_origin(edge - 0.1, LATITUDE + 0.1, 1e-3, 1e-3))
+
+    def centres(columns, rows):
+        low, high = flat_at(200)(columns, rows), flat_at(260)(columns, rows)
+        return low[0], np.where(low[0] < edge, low[1], high[1])
+
+    path = written(tmp_path / "a.tif", rpcs=leaning(), centres=centres)
+    aligned = align(path, reference(), "sar_linear", dem=dem)
+    off = np.abs(aligned.raster.data[0] - truth(reference()))
+    away = np.abs(np.arange(80) - 40) > 12  # GDAL interpolates the model between its cells of 100 m
+    assert off[:, away].max() < 0.1
+    flat = align(path, reference(), "sar_linear")
+    assert np.abs(flat.raster.data[0] - truth(reference()))[:, 60:].max() > 2
+    assert any("dem.tif" in note for note in aligned.raster.notes)
+    with pytest.raises(UserError, match=r"no\.tif does not exist; give the elevation model"):
+        align(path, reference(), "sar_linear", dem=tmp_path / "no.tif")
+    text = tmp_path / "text.tif"
+    text.write_text("no raster")
+    with pytest.raises(UserError, match=r"text\.tif cannot be opened as an elevation model"):
+        align(path, reference(), "sar_linear", dem=text)
+
+
+@pytest.mark.parametrize("kind", ["gcps", "rpcs"])
+def test_alone_it_is_brought_onto_a_map_grid(tmp_path, kind):
+    """UTM of its centre, pixels of its own size; a window is a window of that grid."""
+    if kind == "gcps":
+        path = written(tmp_path / "a.tif", lattice())
+    else:
+        path = written(tmp_path / "a.tif", rpcs=leaning(), centres=flat_at(200))
+    pair = load_pair(sar_path=path, sar_sensor="s1")
+    assert pair.crs == UTM
+    assert pair.grid.gsd == pytest.approx(10, rel=0.05)
+    assert any("brought onto a map grid" in note for note in pair.notes)
+    off = np.abs(pair.sar.data[0] - truth(pair.grid))[inner(pair.sar.valid)]
+    assert off.max() < 0.05
+    assert pair.sar.valid.sum() * pair.grid.gsd**2 == pytest.approx(HEIGHT * WIDTH * 100, rel=0.03)
+    part = load_pair(sar_path=path, sar_sensor="s1", window=rasterio.windows.Window(40, 60, 50, 70))
+    np.testing.assert_allclose(part.sar.data, pair.sar.data[:, 60:130, 40:90], atol=2e-3)
+    assert part.transform.almost_equals(pair.transform @ Affine.translation(40, 60))
+    stored = load_pair(sar_path=path, sar_sensor="s1", as_stored=True)
+    assert stored.shape == (HEIGHT, WIDTH)
+    assert stored.crs is None
+
+
+def test_an_optical_image_with_rpcs_is_a_reference(tmp_path, make_tif):
+    """Very high resolution as it is sold: RPCs only; with SAR on a map, both land on the made grid."""
+    path = tmp_path / "vhr.tif"
+    columns, rows = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
+    seen = ground(*flat_at(200)(columns, rows))
+    with rasterio.open(
+        path, "w", driver="GTiff", count=3, height=HEIGHT, width=WIDTH, dtype="uint8", photometric="RGB"
+    ) as dataset:
+        dataset.write(np.stack([(seen + 20) * 20] * 3).astype(np.uint8))
+        dataset.rpcs = leaning()
+    grid = reference(200)
+    db = truth(grid)
+    s1 = make_tif("s1.tif", np.stack([db, db - 6]).astype(np.float32), crs=UTM, transform=grid.transform)
+    pair = load_pair(path, s1)
+    assert pair.crs == UTM
+    both = inner(pair.optical.valid & pair.sar.valid)
+    assert both.mean() > 0.3
+    assert np.abs(pair.optical.data[0] / 20 - 20 - pair.sar.data[0])[both].max() < 0.15  # of 8-bit steps of 0.05
+
+
+def test_a_window_outside_of_the_made_grid(tmp_path):
+    path = written(tmp_path / "a.tif", lattice())
+    with pytest.raises(UserError, match=r"a\.tif .* lies wholly outside"):
+        load_pair(sar_path=path, sar_sensor="s1", window=rasterio.windows.Window(4000, 60, 50, 70))
