@@ -64,7 +64,7 @@ def words(value: Any, field: str) -> str:
     """The same of the value of a field."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or any("\ud800" <= c <= "\udfff" for c in value):
         raise UserError(f"field '{field}' must be text, not {shown(value)}.")
     return value.strip()
 
@@ -75,6 +75,12 @@ def whole(entry: dict[str, Any], field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"field '{field}' must be a whole number, not {shown(value)}.")
     return value
+
+
+def identity(entry: Any, field: str = "id") -> int | str | None:
+    """What an entry is told by, in a field that may hold anything; None where it is neither a number nor text."""
+    value = entry.get(field) if isinstance(entry, dict) else None
+    return value if isinstance(value, int | str) else None
 
 
 def sequence(entry: dict[str, Any], field: str) -> list[Any]:
@@ -110,6 +116,8 @@ def picture(root: Path, place: str, name: str, endings: Sequence[str] = ()) -> s
     Raises:
       UserError: there is none, or the name leads out of the folder.
     """
+    if len(name) > 1000:
+        raise UserError(f"the file name {shown(name)} is too long.")
     inner = PurePosixPath(name)
     if inner.is_absolute() or ".." in inner.parts or not inner.name:
         raise UserError(f"the file name {shown(name)} leads out of the data set.")

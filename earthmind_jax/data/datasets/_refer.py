@@ -6,17 +6,25 @@ masks; evaluation takes the field ``sent`` and asks "Please segment ... in this 
 
 from __future__ import annotations
 
-import io
-import pickle
-import pickletools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from earthmind_jax.data.datasets import _json
-from earthmind_jax.data.datasets._entry import broken, line, mapping, polygons, sequence, shown, size, text, whole
+from earthmind_jax.data.datasets import _json, _pickle
+from earthmind_jax.data.datasets._entry import (
+    broken,
+    identity,
+    line,
+    mapping,
+    polygons,
+    sequence,
+    shown,
+    size,
+    text,
+    whole,
+)
 from earthmind_jax.data.masks import decode_rle, encode_rle
 from earthmind_jax.data.prompts import SEGMENTATION_ANSWERS
 from earthmind_jax.data.records import Line
@@ -26,88 +34,6 @@ SPLITS = ("train", "val", "test")
 QUESTION = "Please segment {} in this image."
 """Asked about a phrase, without the full stop at its end as in the published training."""
 ANSWER = SEGMENTATION_ANSWERS[0]
-
-_PLAIN = frozenset(
-    [
-        "PROTO",
-        "FRAME",
-        "STOP",
-        "MARK",
-        "POP",
-        "POP_MARK",
-        "DUP",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "FLOAT",
-        "BINFLOAT",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "UNICODE",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "EMPTY_LIST",
-        "APPEND",
-        "APPENDS",
-        "LIST",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "EMPTY_DICT",
-        "DICT",
-        "SETITEM",
-        "SETITEMS",
-        "PUT",
-        "BINPUT",
-        "LONG_BINPUT",
-        "GET",
-        "BINGET",
-        "LONG_BINGET",
-        "MEMOIZE",
-    ]
-)
-"""Instructions of a pickle that make None, numbers, text, lists, tuples and dicts, and nothing else."""
-
-
-class _Plain(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
-def load_pickle(path: Path) -> Any:
-    """A pickle that holds plain values only. Any other is refused before it is run, for a pickle is a program.
-
-    Raises:
-      UserError: it cannot be read, is damaged, or holds anything but lists, tuples, dicts, text and numbers.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    try:
-        for instruction, value, _ in pickletools.genops(data):
-            if instruction.name not in _PLAIN:
-                raise UserError(
-                    f"'{path}' is refused: it holds more than lists, dicts, text and numbers (the instruction "
-                    f"{instruction.name}), and could run code. Take it from its publisher anew."
-                )
-            # The memo is an array that grows to the largest place named.
-            if instruction.name in ("PUT", "LONG_BINPUT") and int(value) > len(data):
-                raise pickle.UnpicklingError("a place that is out of range")
-        return _Plain(io.BytesIO(data), encoding="utf-8", errors="replace").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
-        raise UserError(f"'{path}' is not a pickle that can be read ({error}); copy it again.") from error
 
 
 def read(
@@ -122,18 +48,10 @@ def read(
         optical image, or the SAR image where it stands alone.
       prefix: what the records' ids begin with.
     """
-    wanted, wrong = _select(load_pickle(refs), split, refs)
+    wanted, wrong = _select(_pickle.load(refs), split, refs)
     yield from wrong
-    names = {
-        category["id"]: category.get("name")
-        for category in _json.items(instances, "categories")
-        if isinstance(category, dict) and isinstance(category.get("id"), int | str)
-    }
-    images = {
-        image["id"]: image
-        for image in _json.items(instances, "images")
-        if isinstance(image, dict) and isinstance(image.get("id"), int | str)
-    }
+    categories = {identity(category) for category in _json.items(instances, "categories")}
+    images = {key: image for image in _json.items(instances, "images") if (key := identity(image)) is not None}
     done: set[int] = set()
     for number, annotation in enumerate(_json.items(instances, "annotations")):
         where = f"{instances} annotation {number + 1}"
@@ -145,7 +63,7 @@ def read(
         for ref in wanted.pop(annotation["id"], ()):
             done.add(annotation["id"])
             where, key = f"{refs} ref {ref['ref_id']}", f"{prefix}{ref['ref_id']}"
-            yield from _expressions(root, ref, where, key, annotation, images, names, files)
+            yield from _expressions(root, ref, where, key, annotation, images, categories, files)
     for missing in wanted.values():
         for ref in missing:
             yield broken(f"{refs} ref {ref['ref_id']}", f"there is no annotation {ref['ann_id']} in '{instances}'.")
@@ -179,16 +97,16 @@ def _expressions(
     name: str,
     annotation: dict[str, Any],
     images: dict[Any, dict[str, Any]],
-    names: dict[Any, Any],
+    categories: set[int | str | None],
     files: Callable[[str], dict[str, str]],
 ) -> Iterator[Line]:
     """A line for each sentence of an expression."""
 
     def values(sentence: Any, number: int) -> dict[str, Any]:
-        image = images.get(annotation.get("image_id"))
+        image = images.get(identity(annotation, "image_id"))
         if image is None:
             raise UserError(f"there is no image {shown(annotation.get('image_id'))} in the instances.")
-        if names and annotation.get("category_id") not in names:
+        if categories and identity(annotation, "category_id") not in categories:
             raise UserError(
                 f"the category {shown(annotation.get('category_id'))} is none of the instances' categories."
             )

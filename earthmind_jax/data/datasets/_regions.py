@@ -15,6 +15,7 @@ from earthmind_jax.data.datasets import _json, _llava
 from earthmind_jax.data.datasets._entry import (
     PICTURES,
     broken,
+    identity,
     line,
     mapping,
     picture,
@@ -79,10 +80,11 @@ def _coco(root: Path, name: str, path: Path, place: str) -> Iterator[Line]:
     """One region for each image: the annotation of the image's own id, and the caption of the image."""
     images: dict[Any, dict[str, Any]] = {}
     for number, image in enumerate(_json.items(path, "images"), 1):
-        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str) or image["id"] in images:
+        key = identity(image)
+        if key is None or key in images:
             yield broken(f"{path} image {number}", f"it must be an object with an 'id' of its own, not {shown(image)}.")
-            continue
-        images[image["id"]] = image
+        else:
+            images[key] = image
 
     def values(image: dict[str, Any], annotation: dict[str, Any]) -> dict[str, Any]:
         file = picture(root, place, text(image, "file_name"), PICTURES)
@@ -91,7 +93,7 @@ def _coco(root: Path, name: str, path: Path, place: str) -> Iterator[Line]:
         return {"id": f"{name}/{image['id']}", "optical": file, "turns": [turn]}
 
     for annotation in _json.items(path, "annotations"):
-        image = images.pop(annotation.get("id"), None) if isinstance(annotation, dict) else None
+        image = images.pop(identity(annotation), None)
         if image is not None:
             yield line(f"{path} image {image['id']}", root, partial(values, image, annotation))
     for key in images:

@@ -8,7 +8,7 @@ from typing import Any
 
 from earthmind_jax.config import nearest
 from earthmind_jax.data.datasets import _json
-from earthmind_jax.data.datasets._entry import PICTURES, broken, line, mapping, picture, pictures, text, unique
+from earthmind_jax.data.datasets._entry import PICTURES, broken, line, mapping, picture, pictures, shown, text, unique
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
@@ -54,7 +54,7 @@ def from_questions(root: Path, path: Path, place: str, classes: Mapping[str, str
         name = (told if isinstance(told, str) and "/" in told else text(entry, "image")).split("/")[0]
         by_case = {key.lower(): key for key in classes}
         if name.lower() not in by_case:
-            raise UserError(f"'{name}' is none of the classes.{nearest(name, classes)}")
+            raise UserError(f"{shown(name)} is none of the classes.{nearest(name, classes)}")
         turn = {"question": text(entry, "text"), "answer": classes[by_case[name.lower()]]}
         return {"id": f"geochat/{text(entry, 'image')}", "optical": image, "turns": [turn]}
 
