@@ -87,7 +87,8 @@ def _multispectral(root: Path) -> Iterator[Line]:
         bands = {file.stem.rpartition("_")[2]: str(file.relative_to(root)) for file in files}
         return {
             "id": f"ms_scene_classification/{number}",
-            "optical": {"bands": bands},
+            # The published preparation stretches counts of 0 to 3000: reflectance without an offset.
+            "optical": {"bands": bands, "sensor": "s2_l1c" if "B10" in bands else "s2_l2a", "offset": 0},
             "sar": sar,
             "turns": [_turn(entry, True)],
         }

@@ -108,6 +108,8 @@ _PARTS = {
     "sarnew": _expressions("Refer_Segm/sarnew", _pair("Refer_Segm/sarnew")),
     "pairs": _conversations("pair_data/train/final_all.json", _pair("pair_data/train", "/img")),
 }
+_ALONE = ("sarnew", "pairs")
+"""Parts that are published by themselves, too (in EarthMind-Bench, and as FusionEO)."""
 _TESTS = {
     **{f"{name}_test": _expressions(*given, split="test") for name, given in _RES.items()},
     "rsvg_test": _regions("region_caption/rsvg_test.json", _RSVG),
@@ -130,7 +132,7 @@ DATASET = Dataset(
     title="EarthMind-data",
     splits=("train", *_PARTS, *_TESTS),
     read=_read,
-    found=lambda root: any((root / part.file).is_file() for name, part in _PARTS.items() if name != "sarnew"),
+    found=lambda root: any((root / part.file).is_file() for name, part in _PARTS.items() if name not in _ALONE),
     layout=", ".join(part.file for part in _PARTS.values()),
     licence="not stated; each part under the terms of the set that it is from",
     source="https://huggingface.co/datasets/sy1998/EarthMind-data",

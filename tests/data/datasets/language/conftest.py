@@ -285,6 +285,10 @@ def earthmind_data(root: Path) -> None:
     refer(pairs, [pairs / "rgb/1.jpg", pairs / "rgb/2.jpg"])
     paint(pairs / "sar/1.png", 40, 60, channels=1)
     paint(pairs / "sar/2.png", 33, 50, channels=1)
+
+
+def pairs(root: Path) -> None:
+    """The part of EarthMind-data that is published as a set of its own, too."""
     write_json(root / "pair_data/train/final_all.json", talks("000123.png"))
     paint(root / "pair_data/train/rgb/img/000123.png", 32, 45)
     paint(root / "pair_data/train/sar/img/000123.png", 32, 45, channels=1)
@@ -341,13 +345,19 @@ BUILDERS = {
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes the data set of a name, and gives its directory."""
+def build(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the data set of a name, and ``more`` into it, and gives its directory."""
 
-    def made(name: str) -> Path:
+    def made(name: str, *more: Callable[[Path], None]) -> Path:
         root = tmp_path / name
         root.mkdir()
-        BUILDERS[name](root)
+        for write in (BUILDERS[name], *more):
+            write(root)
         return root
 
     return made
+
+
+@pytest.fixture
+def write_pairs() -> Callable[[Path], None]:
+    return pairs

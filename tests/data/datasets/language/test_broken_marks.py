@@ -7,7 +7,7 @@ from breaking import check_line, editing, removing, setting, writing
 from PIL import Image
 
 INSTANCES, REFS = "rrsisd/instances.json", "rrsisd/refs(unc).p"
-OSPREY, PAIRS = "region_caption/rsvg_train.json", "pair_data/train/final_all.json"
+OSPREY, TALKS = "region_caption/rsvg_train.json", "earthgptvqa/annotations/train.json"
 DETECTION = "data/json/detection/HRSID.json"
 COUNTING = "json/object_counting_all_unmatched.json"
 
@@ -111,32 +111,32 @@ CASES = {
     "mask file missing": ("risbench", "train", removing("mask/7.png"), r"line 2: there is no file '.*mask/7.png"),
     "unknown speaker": (
         "earthmind_data",
-        "pairs",
-        setting(PAIRS, 0, "conversations", 1, "from", to="system"),
+        "earthgpt_vqa",
+        setting(TALKS, 0, "conversations", 1, "from", to="system"),
         r"entry 1: conversations\[1\] must be from",
     ),
     "conversation without a question": (
         "earthmind_data",
-        "pairs",
-        setting(PAIRS, 0, "conversations", to=[{"from": "gpt", "value": "Yes"}]),
+        "earthgpt_vqa",
+        setting(TALKS, 0, "conversations", to=[{"from": "gpt", "value": "Yes"}]),
         r"entry 1: the conversation has no question",
     ),
     "answer without a question": (
         "earthmind_data",
-        "pairs",
-        setting(PAIRS, 0, "conversations", 3, "from", to="gpt"),
+        "earthgpt_vqa",
+        setting(TALKS, 0, "conversations", 3, "from", to="gpt"),
         r"conversations\[3\] is an answer that no question",
     ),
     "half of a pair": (
         "earthmind_data",
-        "pairs",
-        removing("pair_data/train/sar/img/000123.png"),
-        r"entry 1: there is no file '.*sar/img/000123.png",
+        "sarnew",
+        removing("Refer_Segm/sarnew/sar/1.png"),
+        r"ref 7: there is no file '.*sarnew/sar/1.jpg'",
     ),
     "mask that no one gave": (
         "earthmind_data",
-        "pairs",
-        setting(PAIRS, 0, "conversations", 2, "value", to="It is [SEG]."),
+        "earthgpt_vqa",
+        setting(TALKS, 0, "conversations", 2, "value", to="It is [SEG]."),
         r"entry 1: .*has 1 \[SEG\] but there are 0 masks",
     ),
     "captions and regions differ": (

@@ -24,7 +24,7 @@ SPLITS = {
     "dior_rsvg": {"train": 2, "val": 1, "test": 1, "train_regions": 2, "val_regions": 1, "test_regions": 1},
     "earthmind_bench": {"choices": 10, "open": 4, "object_counting": 2, "navigation": 1, "segmentation": 3},
     "earthmind_data": {
-        "train": 15, "rrsisd": 3, "refsegrs": 3, "earthgpt_vqa": 2, "ms_vqa": 1, "rsvg": 2, "sarnew": 3, "pairs": 1,
+        "train": 14, "rrsisd": 3, "refsegrs": 3, "earthgpt_vqa": 2, "ms_vqa": 1, "rsvg": 2, "sarnew": 3,
         "rrsisd_test": 3, "refsegrs_test": 3, "rsvg_test": 1,
     },
     "mmrs_1m": {"train": 4, "caption": 1, "rsvg": 2, "detection": 1, "rsvg_boxes": 2, "detection_boxes": 1},
@@ -176,8 +176,8 @@ def test_text_is_as_published(build):
     ]
 
 
-def test_conversations_of_several_turns_and_without_images(build):
-    root = build("earthmind_data")
+def test_conversations_of_several_turns_and_without_images(build, write_pairs):
+    root = build("earthmind_data", write_pairs)
     first, second = records(root, "earthmind_data", "earthgpt_vqa")
     assert [turn.question for turn in first.turns] == ["<image>\nIst hier ein Fluß?", "Where?"]
     assert [turn.answer for turn in first.turns] == ["Yes", "In the north."]
@@ -185,6 +185,7 @@ def test_conversations_of_several_turns_and_without_images(build):
     assert second.turns[0].question == "What is SAR?"
     (frames,) = records(root, "earthmind_data", "ms_vqa")
     assert [path.name for path in frames.paths("optical")] == ["rgb_1.png", "rgb_2.png", "rgb_10.png"]
+    assert len(records(root, "earthmind_data", "train")) == 1 + SPLITS["earthmind_data"]["train"]
     (pair,) = records(root, "earthmind_data", "pairs")
     assert (pair.optical, pair.sar) == ("pair_data/train/rgb/img/000123.png", "pair_data/train/sar/img/000123.png")
     captions, asked = records(root, "earthmind_data", "rsvg")
