@@ -29,7 +29,10 @@ DATASET = Dataset(
     splits=("all", "geochat"),
     read=_read,
     found=lambda root: (root / "aid.jsonl").is_file() or _scenes.place_of(root, CLASSES, *_PARENTS) is not None,
-    layout="{Airport, BareLand, ...}/*.jpg; geochat: also aid.jsonl",
-    licence="for research; images of Google Earth under its terms",
+    layout="""
+        Airport/airport_1.jpg, BareLand/bareland_1.jpg, ...   a folder for each class
+        aid.jsonl                                             the split "geochat": questions of GeoChat-Bench
+    """,
+    licence="not stated; images of Google Earth under its terms",
     source="https://captain-whu.github.io/AID/; aid.jsonl: https://huggingface.co/datasets/MBZUAI/GeoChat-Bench",
 )

@@ -91,7 +91,11 @@ DATASET = Dataset(
         and any((root / home / f"{split}.txt").is_file() for split in _SPLITS)
         for home in _HOMES
     ),
-    layout="{train,val,test}.txt, Annotations/*.xml, JPEGImages/*.jpg; *_regions: box to words, others: words to box",
-    licence="for research; images of DIOR under its terms",
+    layout="""
+        train.txt, val.txt, test.txt                 numbers of objects, counted over all files
+        Annotations/00001.xml, JPEGImages/00001.jpg, ...
+        The splits of regions ask for the words, the others for the box.
+    """,
+    licence="not stated; images of DIOR under its terms",
     source="https://github.com/ZhanYang-nwpu/RSVG-pytorch (Zhan et al., RSVG, TGRS 2023)",
 )

@@ -120,7 +120,11 @@ DATASET = Dataset(
     splits=("choices", "open", *_CHOICES, *_OPEN, "ms_scene_classification", "segmentation"),
     read=_read,
     found=_found,
-    layout="json/*_unmatched.json, test/{rgb,sar}/img/*.png, ms_sar/{ms,sar}/img/*, Refer_Segm/sarnew",
+    layout="""
+        json/{object_counting_all,...}_unmatched.json, test/{rgb,sar}/img/*.png
+        Refer_Segm/sarnew/{refs(unc).p,instances.json,rgb/,sar/}
+        ms_sar/ms_scene_classification_qa.json, ms_sar/ms/img/*_B01.tif, ..., ms_sar/sar/img/*.png
+    """,
     licence="not stated",
     source="https://huggingface.co/datasets/sy1998/EarthMind-Bench (Shu et al., EarthMind, arXiv 2506.01667)",
 )

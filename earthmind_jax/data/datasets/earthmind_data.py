@@ -123,7 +123,9 @@ def _read(root: Path, split: str) -> Iterator[Line]:
         return
     there = {name: part for name, part in _PARTS.items() if (root / part.file).is_file()}
     if not there:
-        raise UserError(f"'{root}' has none of the files of EarthMind-data: {DATASET.layout}.")
+        raise UserError(
+            f"'{root}' has none of EarthMind-data's parts, such as '{root / next(iter(_PARTS.values())).file}'."
+        )
     for name, part in there.items():
         yield from part.lines(root, name, root / part.file)
 
@@ -133,7 +135,17 @@ DATASET = Dataset(
     splits=("train", *_PARTS, *_TESTS),
     read=_read,
     found=lambda root: any((root / part.file).is_file() for name, part in _PARTS.items() if name not in _ALONE),
-    layout=", ".join(part.file for part in _PARTS.values()),
+    layout="""
+        Refer_Segm/{rrsisd,refsegrs,risbench}/{refs(unc).p,instances.json,images/}, vrsbench_seg/ likewise
+        Refer_Segm/sarnew/{refs(unc).p,instances.json,rgb/,sar/}
+        vrsbenchvqa/annotations/vqatrain.json, vrsbenchvqa/Images_train/
+        earthgptvqa/annotations/train.json, earthgptvqa/images/
+        geochatdata/{GeoChatvqa,GeoChatregion_train_cleaned}.json, GeoChat_finetuning/final_images_llava/
+        multi-spectrum/ms_train.json, multi-spectrum/rgb_images/
+        region_caption/rsvg_{train,test}.json, region_caption/rsvg/images/
+        pair_data/train/final_all.json, pair_data/train/{rgb,sar}/img/
+        The split "train" is all parts that are there.
+    """,
     licence="not stated; each part under the terms of the set that it is from",
     source="https://huggingface.co/datasets/sy1998/EarthMind-data",
 )

@@ -113,8 +113,11 @@ DATASET = Dataset(
     found=lambda root: any(
         (root / notes / task).is_dir() for notes in _NOTES for task in (*_TASKS, "VQA", "RSVG", "Detection")
     ),
-    layout="data/json/{classification,caption,VQA,RSVG,detection}/**/*.json, and the images that they name; "
-    "*_boxes: boxes as masks",
-    licence="for research; each image under the terms of the set that it is from",
+    layout="""
+        data/json/{classification,caption,VQA,RSVG,detection}/**/*.json
+        data/...                                     the images that they name
+        In the splits of boxes the boxes of answers are masks.
+    """,
+    licence="not stated; each image under the terms of the set that it is from",
     source="https://github.com/wivizhang/EarthGPT (Zhang et al., EarthGPT, TGRS 2024)",
 )

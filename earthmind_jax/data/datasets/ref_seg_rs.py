@@ -22,7 +22,10 @@ DATASET = Dataset(
     found=lambda root: (
         (root / "masks").is_dir() and any((root / f"output_phrase_{split}.txt").is_file() for split in _SPLITS)
     ),
-    layout="output_phrase_{train,val,test}.txt, images/*.tif, masks/*.tif",
+    layout="""
+        output_phrase_{train,val,test}.txt           1361 paved road
+        images/1361.tif, masks/1361.tif, ...
+    """,
     licence="CC BY 4.0",
     source="https://huggingface.co/datasets/JessicaYuan/RefSegRS (Yuan et al., RRSIS, TGRS 2024)",
 )

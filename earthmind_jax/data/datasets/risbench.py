@@ -29,7 +29,10 @@ DATASET = Dataset(
         for home in _HOMES
         for split in _SPLITS
     ),
-    layout="output_phrase_{train,val,test}.txt, img_rgb/*, mask/*",
+    layout="""
+        output_phrase_{train,val,test}.txt           00001.png the large ship ...
+        img_rgb/00001.png, mask/00001.png, ...
+    """,
     licence="CC BY 4.0",
     source="https://github.com/HIT-SIRS/CroBIM (Dong et al., arXiv 2410.08613)",
 )

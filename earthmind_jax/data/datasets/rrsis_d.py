@@ -23,7 +23,10 @@ DATASET = Dataset(
     splits=_refer.SPLITS,
     read=_read,
     found=lambda root: (root / "rrsisd/refs(unc).p").is_file() or (root / "images/rrsisd").is_dir(),
-    layout="rrsisd/{refs(unc).p, instances.json}, images/rrsisd/JPEGImages/*.jpg",
-    licence="for research; images of DIOR and masks under its terms",
+    layout="""
+        rrsisd/refs(unc).p, rrsisd/instances.json
+        images/rrsisd/JPEGImages/00001.jpg, ...
+    """,
+    licence="not stated; images of DIOR under its terms",
     source="https://github.com/Lsan2401/RMSIN (Liu et al., Rotated Multi-Scale Interaction Network, CVPR 2024)",
 )

@@ -54,7 +54,11 @@ DATASET = Dataset(
         (root / "hrben.jsonl").is_file()
         or any((root / f"USGS_split_{s}_questions.json").is_file() for s in ("train", "val", "test", "test_phili"))
     ),
-    layout="USGS_split_{train,val,test,test_phili}_{questions,answers}.json, Data/*.tif; hrben.jsonl",
+    layout="""
+        USGS_split_{train,val,test,test_phili}_{questions,answers}.json
+        Data/0.tif, ...
+        hrben.jsonl      the split "hrben": questions of GeoChat-Bench about test_phili
+    """,
     licence="CC BY 4.0; images of the USGS are public domain",
     source="https://zenodo.org/records/6344367; hrben.jsonl: https://huggingface.co/datasets/MBZUAI/GeoChat-Bench",
 )

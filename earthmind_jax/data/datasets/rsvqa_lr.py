@@ -20,7 +20,10 @@ DATASET = Dataset(
     splits=_SPLITS,
     read=_read,
     found=lambda root: any((root / f"LR_split_{split}_questions.json").is_file() for split in _SPLITS),
-    layout="LR_split_{train,val,test}_{questions,answers}.json, Images_LR/*.tif",
+    layout="""
+        LR_split_{train,val,test}_{questions,answers}.json
+        Images_LR/0.tif, ...
+    """,
     licence="CC BY 4.0; contains modified Copernicus Sentinel data",
     source="https://zenodo.org/records/6344334",
 )

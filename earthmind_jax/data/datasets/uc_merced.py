@@ -28,7 +28,10 @@ DATASET = Dataset(
     splits=("all", "geochat"),
     read=_read,
     found=lambda root: (root / "UCmerced.jsonl").is_file() or _scenes.place_of(root, CLASSES, *_PARENTS) is not None,
-    layout="Images/{agricultural, airplane, ...}/*.tif; geochat: also UCmerced.jsonl",
+    layout="""
+        Images/agricultural/agricultural00.tif, ...   a folder for each class
+        UCmerced.jsonl                                the split "geochat": questions of GeoChat-Bench
+    """,
     licence="images of the USGS are public domain",
     source="http://weegee.vision.ucmerced.edu/datasets/landuse.html; "
     "UCmerced.jsonl: https://huggingface.co/datasets/MBZUAI/GeoChat-Bench",

@@ -130,8 +130,11 @@ DATASET = Dataset(
     splits=("train", *_EVALUATION, "train_boxes", "val_boxes"),
     read=_read,
     found=lambda root: any((root / name).exists() for name in _NAMES),
-    layout="VRSBench_train.json, VRSBench_EVAL_{vqa,Cap,referring}.json, Images_{train,val}/*.png; "
-    "*_boxes: Annotations_{train,val}/*.json",
+    layout="""
+        VRSBench_train.json, Images_train/*.png
+        VRSBench_EVAL_{vqa,Cap,referring}.json, Images_val/*.png
+        Annotations_{train,val}/*.json               the splits of boxes: boxes as masks
+    """,
     licence="annotations CC BY 4.0; images of DOTA for academic use only, and of DIOR",
     source="https://huggingface.co/datasets/xiang709/VRSBench (Li et al., NeurIPS 2024)",
 )
