@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import posixpath
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from earthmind_jax.data.read import picture_header
-from earthmind_jax.data.records import Line, parse_record, problems
+from earthmind_jax.data.records import Line, parse_record
 from earthmind_jax.errors import UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
@@ -18,17 +20,17 @@ PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 DRAW_BOX = "Mark the bounding box of this object: {}"
 """Asks for a box as a mask, so that box-shaped masks are not learned as the answer to segmentation questions."""
 
+_HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text can
+
 shown = reprlib.repr  # values of a data set's files may be of any size
 
 
 def line(where: str, root: Path, make: Callable[[], dict[str, Any]]) -> Line:
     """The line of an entry; ``make`` gives the plain values of its record, or says in a UserError what is wrong."""
     try:
-        values = make()
+        return Line(where, parse_record(make(), where, root))
     except UserError as error:
-        return Line(where, None, (f": {error}",))
-    found = tuple(f": {problem}" for problem in problems(values))
-    return Line(where, None if found else parse_record(values, where, root), found)
+        return broken(where, str(error).removeprefix(f"{where}: "))
 
 
 def broken(where: str, what: str) -> Line:
@@ -64,7 +66,7 @@ def words(value: Any, field: str) -> str:
     """The same of the value of a field."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value.strip() or any("\ud800" <= c <= "\udfff" for c in value):
+    if not isinstance(value, str) or not value.strip() or _HALVES.search(value):
         raise UserError(f"field '{field}' must be text, not {shown(value)}.")
     return value.strip()
 
@@ -118,23 +120,25 @@ def picture(root: Path, place: str, name: str, endings: Sequence[str] = ()) -> s
     """
     if len(name) > 1000:
         raise UserError(f"the file name {shown(name)} is too long.")
-    inner = PurePosixPath(name)
-    if inner.is_absolute() or ".." in inner.parts or not inner.name:
+    full = posixpath.normpath(posixpath.join(place, name))  # text, not Path: some sets have a million entries
+    if name.startswith("/") or ".." in name.split("/") or not posixpath.basename(name):
         raise UserError(f"the file name {shown(name)} leads out of the data set.")
-    for candidate in _spellings(PurePosixPath(place) / inner, endings):
-        if os.path.isfile(root / candidate):  # unlike Path.is_file, false for a name that no file can have
-            return str(candidate)
-    raise UserError(f"there is no file '{root / place / inner}'.")
+    for candidate in _spellings(full, endings):
+        if os.path.isfile(os.path.join(root, candidate)):  # unlike Path.is_file, false for a name that no file can have
+            return candidate
+    raise UserError(f"there is no file '{root / full}'.")
 
 
-def _spellings(path: PurePosixPath, endings: Sequence[str]) -> Iterator[PurePosixPath]:
+def _spellings(path: str, endings: Sequence[str]) -> Iterator[str]:
     """A path, and the same with each of the endings in place of that of a picture, in capitals, too."""
     yield path
-    known = path.suffix.lower() in PICTURES
-    stem = path.with_suffix("") if known else path
-    for ending in ((path.suffix,) if known else ()) + tuple(endings):
-        yield stem.with_name(stem.name + ending.lower())
-        yield stem.with_name(stem.name + ending.upper())
+    stem, own = posixpath.splitext(path)
+    if own.lower() not in PICTURES:
+        stem, own = path, ""
+    for ending in (own, *endings):
+        if ending:
+            yield stem + ending.lower()
+            yield stem + ending.upper()
 
 
 def pictures(place: Path) -> list[str]:
