@@ -22,7 +22,9 @@ DRAW_BOX = "Mark the bounding box of this object: {}"
 
 _HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text can
 
-shown = reprlib.repr  # values of a data set's files may be of any size
+_SHORT = reprlib.Repr()  # values of a data set's files may be of any size and depth
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+shown = _SHORT.repr
 
 
 def line(where: str, root: Path, make: Callable[[], dict[str, Any]]) -> Line:

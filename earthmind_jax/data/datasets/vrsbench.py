@@ -1,7 +1,8 @@
 """VRSBench: 29,614 images of 512 x 512 pixels (DOTA, DIOR) with captions, questions and expressions with boxes.
 
 Facts: lx709/VRSBench ``prepare_eval_all.ipynb`` (the evaluation files, and the annotations they come from). A box in
-words is ``{<x1><y1><x2><y2>}``, whole percent of the image's width and height.
+words is ``{<x1><y1><x2><y2>}``, whole percent of the image's width and height. In the training file many of them reach
+beyond 100, where an object is cut by the image's edge; these entries are told as broken.
 """
 
 from __future__ import annotations

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
 import support
+from breaking import edit, setting
 
 from configs import tiny
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data import datasets
+from earthmind_jax.data.datasets import _pickle
 from earthmind_jax.data.encode import encode_sample
+from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.read import load_record
 from earthmind_jax.data.records import parse_record, record_values
 
 CFG = support.model()
 DATA = dataclasses.replace(tiny.get_config().data, turns=8, masks_per_sample=8)
 
+OUTLINE = [5, 8, 24, 8, 24, 19, 5, 19]
 SPLITS = {
     "aid": {"all": 3, "geochat": 2},
     "dior_rsvg": {"train": 2, "val": 1, "test": 1, "train_regions": 2, "val_regions": 1, "test_regions": 1},
@@ -191,3 +196,37 @@ def test_conversations_of_several_turns_and_without_images(build, write_pairs):
     captions, asked = records(root, "earthmind_data", "rsvg")
     assert [turn.answer for turn in captions.turns] == ["the first ship", "ein zweites Schiff größer"]
     assert asked.turns[0].question == "What is {region}?"
+
+
+def test_specks_of_an_outline_are_left_out(build):
+    root = build("rrsis_d")
+    setting("rrsisd/instances.json", "annotations", 1, "segmentation", 0, to=[9, 9, 10, 9])(root)
+    edit(root, "rrsisd/instances.json", lambda values: values["annotations"][1]["segmentation"].append(OUTLINE))
+    mask = load_record(records(root, "rrsis_d", "train")[-1], SensorConfig()).turns[0].masks[0]
+    np.testing.assert_array_equal(mask, block((40, 60)))
+
+
+def test_the_union_of_several_run_length_codes(build):
+    root = build("rrsis_d")
+    whole = block((33, 50))
+    left, right = whole.copy(), whole.copy()
+    left[:, 15:] = right[:, :15] = False
+    parts = [encode_rle(left), encode_rle(right)]
+    setting("rrsisd/instances.json", "annotations", 0, "segmentation", to=parts)(root)
+    first = records(root, "rrsis_d", "train")[0]
+    np.testing.assert_array_equal(load_record(first, SensorConfig()).turns[0].masks[0], whole)
+    setting("rrsisd/instances.json", "annotations", 0, "segmentation", to=parts[:1])(root)
+    first = records(root, "rrsis_d", "train")[0]
+    np.testing.assert_array_equal(load_record(first, SensorConfig()).turns[0].masks[0], left)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_pickles_of_every_protocol_are_read(tmp_path, protocol):
+    values = [{"id": 70000, "big": -(2**40), "é": ("ü", 1.5, None, True), "same": ["x"] * 3, "none": [], "e": {}}] * 300
+    (tmp_path / "p").write_bytes(pickle.dumps(values, protocol))
+    assert _pickle.load(tmp_path / "p") == values
+
+
+def test_text_of_an_old_python_is_read_as_utf_8(tmp_path):
+    (tmp_path / "p").write_bytes(b"\x80\x02]U\x04\xc3\xbc\xff!a.")
+    assert _pickle.load(tmp_path / "p") == ["ü\ufffd!"]
