@@ -6,8 +6,10 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import time
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from earthmind_jax.config import SensorConfig
 from earthmind_jax.data import datasets
 from earthmind_jax.data.check import line_problems
 from earthmind_jax.data.datasets import _json
+from earthmind_jax.data.masks import decode
 from earthmind_jax.errors import UserError
 
 
@@ -161,6 +164,29 @@ def test_pictures_that_are_cut_are_found_by_the_check(build):
         told = [p for one in datasets.read(root, name, split) for p in line_problems(one, SensorConfig(), pixels=True)]
         assert told
         assert all(file in one for one in told), told
+
+
+def png_of(side):
+    """The file of a picture that is said to be huge and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("file", ["img_rgb/7.png", "mask/7.png"])
+def test_pictures_that_claim_to_be_huge_are_told(build, file):
+    root = build("risbench")
+    writing(file, png_of(100_000))(root)
+    lines = list(datasets.read(root, "risbench", "train"))
+    assert [bool(line.problems) for line in lines] == [False, True, False]
+    assert file in lines[1].problems[0]
+    assert "cannot be read" in lines[1].problems[0]
+    with pytest.raises(UserError, match="cannot be read as a mask"):
+        decode(file, (4, 4), root)
 
 
 def test_the_entries_before_a_damage_are_given(build):
