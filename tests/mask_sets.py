@@ -170,6 +170,7 @@ def mmrs_1m(root: Path) -> None:
     paint(root / "data/caption/UCM/1.tif", 60, 30)  # padded by 15 columns left and right
     ships = "There are <p>two ships</p>[0.25,0.5,0.5,0.75;0.5,0.25,1.0,0.75] and <p>a pier</p>[0.0,0.25,0.25,0.5]."
     write_json(root / "data/json/detection/HRSID.json", [entry("data/detection/HRSID/P1.jpg", "Detect all.", ships)])
+    write_json(root / "data/json/detection/total.json", [])
     write_json(root / "data/json/caption/UCM.json", [entry("caption/UCM/1.tif", "Décris la scène.", "A field.")])
     asked = "What is in [0.25,0.5,0.5,1.0]?"
     write_json(

@@ -105,11 +105,12 @@ def rsvqa_hrben(root: Path) -> None:
     rsvqa(root, "USGS", "Data", ("train", "test_phili"))
     suffix = "\nAnswer the question using a single word or phrase."
     row = {"question_id": 2, "image": "12.tif", "category": "comp", "text": "More roads than lakes?" + suffix}
-    write_lines(root / "hrben.jsonl", row)
+    write_lines(root / "hrben.jsonl", row, row | {"question_id": 0, "image": "3.tif"})
 
 
 def rsvqa_lr(root: Path) -> None:
     rsvqa(root, "LR", "Images_LR", ("train", "val", "test"))
+    write_lines(root / "lrben.jsonl", {"question_id": 2, "image": "12.tif", "category": "comp", "text": "More roads?"})
 
 
 def vrsbench(root: Path) -> None:

@@ -1,4 +1,5 @@
-"""RSVQA in its published layout: ``{prefix}_split_{split}_{questions,answers}.json`` and one TIFF for each image.
+"""RSVQA in its published layout, ``{prefix}_split_{split}_{questions,answers}.json`` and one TIFF for each image; and
+what GeoChat-Bench asks of it.
 
 Facts: Lobry et al., RSVQA: Visual Question Answering for Remote Sensing Data, 2020; its files at
 https://zenodo.org/records/6344367 (high resolution) and https://zenodo.org/records/6344334 (low resolution). An entry
@@ -14,6 +15,7 @@ from typing import Any
 
 from earthmind_jax.data.datasets import _json
 from earthmind_jax.data.datasets._entry import (
+    broken,
     folder,
     line,
     mapping,
@@ -52,6 +54,36 @@ def read(root: Path, split: str, prefix: str, places: tuple[str, ...]) -> Iterat
                 yield line(f"{path} question {key}", root, partial(values, entry, answers.take(key)))
             elif not isinstance(key, int):
                 yield line(f"{path} entry {number}", root, partial(values, entry, None))
+
+    return unique(found())
+
+
+def read_bench(root: Path, name: str, answers: str, places: tuple[str, ...]) -> Iterator[Line]:
+    """A line for each line of GeoChat-Bench's ``{name}.jsonl``: question_id, image, category, text.
+
+    The file has no answers; they are those of the file ``answers``, by question, and none where that is not there.
+    """
+    place, path = folder(root, *places), require_file(root / f"{name}.jsonl")
+    told = Answers(root / answers) if (root / answers).is_file() else None
+
+    def values(entry: Any, answer: str | None) -> dict[str, Any]:
+        key = whole(mapping(entry), "question_id")
+        if answer is None and told is not None:
+            raise UserError(f"there is no answer to the question in '{told.path}'.")
+        image = picture(root, place, text(entry, "image"), (".tif", ".tiff", ".png"))
+        return {"id": f"{name}/{key}", "optical": image, "turns": [{"question": text(entry, "text"), "answer": answer}]}
+
+    def found() -> Iterator[Line]:
+        for number, raw in _json.lines(path):
+            where = f"{path} line {number}"
+            try:
+                entry = _json.parse(raw)
+            except UserError as error:
+                yield broken(where, str(error))
+                continue
+            key = entry.get("question_id") if isinstance(entry, dict) else None
+            answer = told.take(key) if told is not None and isinstance(key, int) else None
+            yield line(where, root, partial(values, entry, answer))
 
     return unique(found())
 

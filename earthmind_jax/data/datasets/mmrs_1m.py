@@ -30,7 +30,8 @@ def _notes(root: Path, task: str) -> list[Path]:
     """The files of a task, sorted; the names of the folders differ in capitals between releases."""
     place = root / folder(root, *_NOTES)
     homes = [p for p in place.iterdir() if p.is_dir() and p.name.lower() == task]
-    return sorted(path for home in homes for path in home.rglob("*.json"))
+    # A file of all entries of the others is no part of its own.
+    return sorted(path for home in homes for path in home.rglob("*.json") if "total" not in path.stem.lower())
 
 
 def _read(root: Path, split: str) -> Iterator[Line]:

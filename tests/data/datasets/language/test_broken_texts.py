@@ -87,6 +87,18 @@ CASES = {
         setting("LR_split_train_questions.json", "questions", 0, to=7),
         r"entry 1: the entry must be an object",
     ),
+    "question of a benchmark without an answer": (
+        "rsvqa_hrben",
+        "hrben",
+        setting("USGS_split_test_phili_answers.json", "answers", 0, "active", to=False),
+        r"line 1: there is no answer",
+    ),
+    "line of a benchmark that is no JSON": (
+        "rsvqa_lr",
+        "lrben",
+        cutting("lrben.jsonl"),
+        r"line 1: is not JSON",
+    ),
     "same question twice": (
         "rsvqa_hrben",
         "train",

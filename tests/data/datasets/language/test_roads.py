@@ -36,8 +36,8 @@ SPLITS = {
     "ref_seg_rs": {"train": 3, "val": 1, "test": 1},
     "risbench": {"train": 3, "val": 1, "test": 1},
     "rrsis_d": {"train": 3, "val": 0, "test": 3},
-    "rsvqa_hrben": {"train": 3, "test_phili": 3, "hrben": 1},
-    "rsvqa_lr": {"train": 3, "val": 3, "test": 3},
+    "rsvqa_hrben": {"train": 3, "test_phili": 3, "hrben": 2},
+    "rsvqa_lr": {"train": 3, "val": 3, "test": 3, "lrben": 1},
     "uc_merced": {"all": 3, "geochat": 2},
     "vrsbench": {"train": 3, "vqa": 2, "caption": 2, "referring": 2, "val_boxes": 1},
 }  # fmt: skip
