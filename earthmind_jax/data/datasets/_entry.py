@@ -143,12 +143,21 @@ def _spellings(path: str, endings: Sequence[str]) -> Iterator[str]:
             yield stem + ending.upper()
 
 
-def pictures(place: Path) -> list[str]:
-    """Names of the picture files in a folder, sorted."""
+def listed(place: Path) -> list[str]:
+    """Names in a folder that are not hidden, sorted; UserError where one is no text, so that nothing could name it."""
     try:
-        return sorted(p.name for p in place.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+        names = sorted(name for name in os.listdir(place) if not name.startswith("."))
     except OSError as error:
         raise UserError(f"The folder '{place}' cannot be read: {error.strerror or error}.") from error
+    for name in names:
+        if _HALVES.search(name):
+            raise UserError(f"'{place}' has a file whose name is not UTF-8, {shown(name)}; rename or remove it.")
+    return names
+
+
+def pictures(place: Path) -> list[str]:
+    """Names of the picture files in a folder, sorted."""
+    return [name for name in listed(place) if name.lower().endswith(PICTURES)]
 
 
 def size(root: Path, name: str, declared: tuple[Any, Any] | None = None) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from earthmind_jax.data.datasets._entry import line, picture, require_file, size
 from earthmind_jax.data.datasets._refer import ANSWER, QUESTION
 from earthmind_jax.data.records import Line
@@ -31,7 +33,11 @@ def read(root: Path, home: str, split: str, places: tuple[str, str], endings: tu
         if not phrase.strip():
             raise UserError(f"it must be the name of a picture and words about it, not '{name}'.")
         image, mask = (picture(root, place, name, endings) for place in (images, masks))
-        size(root, mask, size(root, image))
+        shape, marked = size(root, image), _mask_size(root / mask)
+        if shape != marked:
+            raise UserError(
+                f"the mask '{root / mask}' is {marked[0]} x {marked[1]} but its image {shape[0]} x {shape[1]}."
+            )
         turn = {"question": QUESTION.format(phrase.strip().removesuffix(".")), "answer": ANSWER, "mask": mask}
         return {"id": f"{split}/{number}", "optical": image, "turns": [turn]}
 
@@ -39,3 +45,17 @@ def read(root: Path, home: str, split: str, places: tuple[str, str], endings: tu
         for number, raw in enumerate(file, 1):
             if raw.strip():
                 yield line(f"{path} line {number}", root, lambda r=raw, n=number: values(r, n))
+
+
+def _mask_size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a mask file, whose numbers may be of any kind that a mask can have."""
+    if path.suffix.lower() in (".tif", ".tiff"):
+        from earthmind_jax.geo.raster import open_raster
+
+        with open_raster(path, labels=True) as dataset:
+            return dataset.height, dataset.width
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"'{path}' cannot be read as a mask ({error}).") from error

@@ -8,11 +8,20 @@ from typing import Any
 
 from earthmind_jax.config import nearest
 from earthmind_jax.data.datasets import _json
-from earthmind_jax.data.datasets._entry import PICTURES, broken, line, mapping, picture, pictures, shown, text, unique
+from earthmind_jax.data.datasets._entry import (
+    PICTURES,
+    broken,
+    line,
+    listed,
+    mapping,
+    picture,
+    pictures,
+    shown,
+    text,
+    unique,
+)
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
-
-_IGNORED = (".", "__")
 
 
 def from_folders(root: Path, place: str, classes: Mapping[str, str]) -> Iterator[Line]:
@@ -23,7 +32,7 @@ def from_folders(root: Path, place: str, classes: Mapping[str, str]) -> Iterator
     Args:
       classes: the name of a class's folder -> the class in words.
     """
-    names = sorted(p.name for p in (root / place).iterdir() if p.is_dir() and not p.name.startswith(_IGNORED))
+    names = [name for name in listed(root / place) if (root / place / name).is_dir() and name != "__MACOSX"]
     question = ask(classes)
     for name in names:
         if name not in classes:

@@ -106,7 +106,7 @@ CASES = {
         "risbench",
         "train",
         lambda r: Image.new("L", (60, 41)).save(r / "mask/1361.png"),
-        r"line 1: .*is 41 x 60 but the annotation says 40 x 60",
+        r"line 1: the mask .*mask/1361.png' is 41 x 60 but its image 40 x 60",
     ),
     "mask file missing": ("risbench", "train", removing("mask/7.png"), r"line 2: there is no file '.*mask/7.png"),
     "unknown speaker": (

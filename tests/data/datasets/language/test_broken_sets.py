@@ -115,6 +115,12 @@ CASES = {
         lambda r: [shutil.rmtree(p) for p in r.iterdir() if p.is_dir()],
         "no folder for each",
     ),
+    "name that is no text": (
+        "aid",
+        "all",
+        lambda r: open(os.fsencode(r) + b"/Airport/stra\xdfe.jpg", "wb").close(),
+        r"Airport' has a file whose name is not UTF-8, 'stra\\udcdfe.jpg'",
+    ),
     "no questions": ("uc_merced", "geochat", removing("UCmerced.jsonl"), "no file .*UCmerced.jsonl"),
     "no task": ("mmrs_1m", "vqa", lambda r: None, "no JSON file in the folder of vqa"),
     "no part": ("earthmind_data", "risbench", lambda r: None, r"no file .*risbench/refs\(unc\).p"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import support
 from breaking import edit, setting
+from PIL import Image
 
 from configs import tiny
 from earthmind_jax.config import SensorConfig
@@ -230,3 +231,13 @@ def test_plain_pickles_of_every_protocol_are_read(tmp_path, protocol):
 def test_text_of_an_old_python_is_read_as_utf_8(tmp_path):
     (tmp_path / "p").write_bytes(b"\x80\x02]U\x04\xc3\xbc\xff!a.")
     assert _pickle.load(tmp_path / "p") == ["ü\ufffd!"]
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "I;16", "RGB"])
+def test_masks_of_any_kind_of_picture(build, mode):
+    root = build("risbench")
+    mask = block((40, 60))
+    picture = Image.fromarray(mask.astype(np.uint16)) if mode == "I;16" else Image.fromarray(mask).convert(mode)
+    picture.save(root / "mask/1361.png")
+    sample = load_record(records(root, "risbench", "train")[0], SensorConfig())
+    np.testing.assert_array_equal(sample.turns[0].masks[0], mask)
