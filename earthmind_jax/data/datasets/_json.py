@@ -12,6 +12,7 @@ from earthmind_jax.errors import UserError
 CHUNK = 1 << 20  # characters
 LARGEST = 1 << 28  # characters of one entry
 _CUT = 32  # an error this close to the end of what is read may only mean that more is to come
+_HUGE = "it has a number of thousands of digits, or thousands of brackets within each other"
 _DECODER = json.JSONDecoder()
 
 
@@ -67,8 +68,8 @@ def parse(text: bytes) -> Any:
         raise UserError("is not JSON: the text is not UTF-8.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"is not JSON: {error.msg} (character {error.pos + 1}).") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        raise UserError(f"is not JSON that can be read: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON that can be read: {_HUGE}.") from error
 
 
 class _Text:
@@ -122,8 +123,8 @@ class _Text:
                 open_end = error.pos >= len(self.text) - _CUT or error.msg.startswith("Unterminated")
                 if self.ended or not open_end:
                     self.fail(error.msg, error.pos)
-            except (ValueError, RecursionError) as error:
-                self.fail(str(error))
+            except (ValueError, RecursionError):
+                self.fail(_HUGE)
             else:
                 if end < len(self.text) or self.ended:  # a number could go on
                     self.at = end

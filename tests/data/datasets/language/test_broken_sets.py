@@ -52,8 +52,8 @@ CASES = {
         "follows the list",
     ),
     "text that is not UTF-8": ("vrsbench", "train", writing(TRAIN, b'[{"image": "\xff"}]'), "not UTF-8"),
-    "brackets without end": ("vrsbench", "train", writing(TRAIN, b"[" * 200_000), "is not JSON"),
-    "number without end": ("vrsbench", "train", writing(TRAIN, b'[{"id": ' + b"9" * 50_000 + b"}]"), "is not JSON"),
+    "brackets without end": ("vrsbench", "train", writing(TRAIN, b"[" * 200_000), "brackets within"),
+    "number without end": ("vrsbench", "train", writing(TRAIN, b'[{"id": ' + b"9" * 50_000 + b"}]"), "of digits"),
     "folder of images missing": (
         "vrsbench",
         "vqa",
