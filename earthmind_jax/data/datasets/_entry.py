@@ -111,6 +111,15 @@ def require_file(path: Path) -> Path:
     return path
 
 
+def inside(place: str, name: str) -> str:
+    """The path of what an entry names within a folder; UserError where the name leads out of it."""
+    if len(name) > 1000:
+        raise UserError(f"the file name {shown(name)} is too long.")
+    if name.startswith("/") or ".." in name.split("/") or not posixpath.basename(name):
+        raise UserError(f"the file name {shown(name)} leads out of the data set.")
+    return posixpath.normpath(posixpath.join(place, name))  # text, not Path: some sets have a million entries
+
+
 def picture(root: Path, place: str, name: str, endings: Sequence[str] = ()) -> str:
     """Path, from ``root``, of a picture that an entry names within the folder ``place``.
 
@@ -120,11 +129,7 @@ def picture(root: Path, place: str, name: str, endings: Sequence[str] = ()) -> s
     Raises:
       UserError: there is none, or the name leads out of the folder.
     """
-    if len(name) > 1000:
-        raise UserError(f"the file name {shown(name)} is too long.")
-    full = posixpath.normpath(posixpath.join(place, name))  # text, not Path: some sets have a million entries
-    if name.startswith("/") or ".." in name.split("/") or not posixpath.basename(name):
-        raise UserError(f"the file name {shown(name)} leads out of the data set.")
+    full = inside(place, name)
     for candidate in _spellings(full, endings):
         if os.path.isfile(os.path.join(root, candidate)):  # unlike Path.is_file, false for a name that no file can have
             return candidate

@@ -144,9 +144,8 @@ def mask(annotation: dict[str, Any], shape: tuple[int, int]) -> Any:
     if isinstance(found, list) and all(isinstance(value, int | float) for value in found):
         found = [found]
     if isinstance(found, list) and all(isinstance(part, list) for part in found):
-        enclosing = [
-            part for part in found if len(part) >= 6
-        ]  # outlines traced from masks have specks of a point or two
+        # Outlines that are traced from masks have specks of a point or two, which enclose nothing.
+        enclosing = [part for part in found if len(part) >= 6]
         return polygons(enclosing or found, shape)
     codes = found if isinstance(found, list) else [found]
     for code in codes:

@@ -6,6 +6,7 @@ that are not there are left out of ``train``; the repeats of the published mixtu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.data.datasets import Dataset, _json, _llava, _refer
-from earthmind_jax.data.datasets._entry import PICTURES, line, mapping, picture, require_file, text
+from earthmind_jax.data.datasets._entry import PICTURES, inside, line, listed, mapping, picture, require_file, text
 from earthmind_jax.data.datasets._regions import captions
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
@@ -42,16 +43,12 @@ def _frames(place: str) -> Images:
     """``x/y.png`` stands for the frames ``rgb_*.png`` of the folder ``x/y``, taken in the order of their numbers."""
 
     def images(root: Path, name: str) -> dict[str, Any]:
-        inner = Path(name).with_suffix("").as_posix()
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise UserError(f"the file name '{name}' leads out of the data set.")
-        found = sorted(
-            (p.name for p in (root / place / inner).glob("rgb_*") if p.suffix.lower() == ".png"),
-            key=lambda n: (len(n), n),
-        )
+        home = inside(place, name.removesuffix(".png"))
+        names = listed(root / home) if os.path.isdir(root / home) else []
+        found = [file for file in names if file.startswith("rgb_") and file.lower().endswith(".png")]
         if not found:
-            raise UserError(f"there is no frame '{root / place / inner / 'rgb_*.png'}'.")
-        frames = [f"{place}/{inner}/{file}" for file in found]
+            raise UserError(f"there is no frame '{root / home}/rgb_*.png'.")
+        frames = [f"{home}/{file}" for file in sorted(found, key=lambda file: (len(file), file))]
         return {"optical": frames if len(frames) > 1 else frames[0]}
 
     return images

@@ -163,6 +163,12 @@ CASES = {
         setting("multi-spectrum/ms_train.json", 0, "image", to="S2A_y/p.png"),
         r"entry 1: there is no frame",
     ),
+    "frames of an overlong name": (
+        "earthmind_data",
+        "ms_vqa",
+        setting("multi-spectrum/ms_train.json", 0, "image", to="S2A_x/" + "p" * 300 + ".png"),
+        r"entry 1: there is no frame",
+    ),
     "answer that is no option": (
         "earthmind_bench",
         "choices",
