@@ -59,7 +59,7 @@ def _read(path: Path, where: str) -> np.ndarray:
             return np.where(raster.valid, raster.data[0], 0)
         with Image.open(path) as image:
             return np.asarray(image.convert("L") if image.mode not in ("1", "L", "I", "I;16", "P") else image)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: '{path}' cannot be read as a mask ({error}).") from error
 
 

@@ -341,7 +341,7 @@ def _open_picture(path: Path) -> Iterator[Image.Image]:
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"'{path}' is not an 8-bit picture; save measurements as GeoTIFF with named bands.")
             yield image
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"'{path}' cannot be read as a picture ({error}).") from error
 
 

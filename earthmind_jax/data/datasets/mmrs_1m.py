@@ -1,0 +1,124 @@
+"""MMRS-1M (EarthGPT): over a million conversations about optical, SAR and infrared images, in the layout of LLaVA.
+
+A box in words is ``[x1,y1,x2,y2]``, or several ``[...;...]``, as fractions of the image after it has been padded to a
+square, centred (the README of wivizhang/EarthGPT). Here they are fractions of the image itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from earthmind_jax.data.datasets import Dataset, _json, _llava
+from earthmind_jax.data.datasets._entry import PICTURES, box, folder, line, mapping, picture, size, text
+from earthmind_jax.data.records import Line
+from earthmind_jax.errors import UserError
+
+_TASKS = ("classification", "caption", "vqa", "rsvg", "detection")
+_NOTES = ("data/json", "json")
+_SAR = re.compile(r"hrsid|hrisd|ssdd|sar[-_ ]?(?:ship|v2)|(?:^|[/_-])sar(?:[/_.-]|$)", re.IGNORECASE)
+_NUMBER = r"\s*-?\d+(?:\.\d+)?(?:e-?\d+)?\s*"
+_BOX = rf"(?:{_NUMBER},){{3}}{_NUMBER}"
+_BOXES = re.compile(rf"\[({_BOX}(?:;{_BOX})*);?\]")
+_ROUNDING = 0.01  # of the square's side: what the decimals of a published box may put it out of the image
+
+
+def _notes(root: Path, task: str) -> list[Path]:
+    """The files of a task, sorted; the names of the folders differ in capitals between releases."""
+    place = root / folder(root, *_NOTES)
+    homes = [p for p in place.iterdir() if p.is_dir() and p.name.lower() == task]
+    # A file of all entries of the others is no part of its own.
+    return sorted(path for home in homes for path in home.rglob("*.json") if "total" not in path.stem.lower())
+
+
+def _read(root: Path, split: str) -> Iterator[Line]:
+    task, _, drawn = split.partition("_")
+    tasks = _TASKS if task == "train" else (task,)
+    files = [path for task in tasks for path in _notes(root, task)]
+    if not files:
+        raise UserError(f"'{root / folder(root, *_NOTES)}' has no JSON file in the folder of {' or '.join(tasks)}.")
+    for path in files:
+        for number, entry in enumerate(_json.items(path)):
+            make = partial(_values, root, path, entry, number, bool(drawn))
+            yield line(f"{path} entry {number + 1}", root, make)
+
+
+def _values(root: Path, path: Path, entry: Any, number: int, drawn: bool) -> dict[str, Any]:
+    name = mapping(entry).get("image")
+    key = f"{path.parent.name}/{path.stem}/{number}"
+    if name is None:
+        return {"id": key, "turns": _llava.turns(entry.get("conversations"), 0)}
+    name = text(entry, "image")
+    try:
+        image = picture(root, ".", name, PICTURES)
+    except UserError:
+        image = picture(root, ".", name.removeprefix("data/") if name.startswith("data/") else f"data/{name}", PICTURES)
+    sensor = "sar" if _SAR.search(f"{path.name}/{name}") else "optical"
+    turns = _llava.turns(entry.get("conversations"))
+    if any(_BOXES.search(f"{turn['question']}\n{turn['answer'] or ''}") for turn in turns):
+        shape = size(root, image)
+        turns = [_turn(turn, shape, drawn) for turn in turns]
+    return {"id": key, sensor: image, "turns": turns}
+
+
+def _turn(turn: dict[str, Any], shape: tuple[int, int], drawn: bool) -> dict[str, Any]:
+    """A turn with its boxes brought onto the image: one that is asked about is its region, all others are fractions of
+    the image, or masks where the answer's are to be ``drawn``."""
+    masks: list[Any] = []
+
+    def fractions(found: re.Match[str]) -> str:
+        return f"[{';'.join(_fractions(outline, shape) for outline in _outlines(found[1], shape))}]"
+
+    def mask(found: re.Match[str]) -> str:
+        masks.append(_outlines(found[1], shape))
+        return " [SEG]"
+
+    made = dict(turn)
+    asked = _BOXES.findall(turn["question"])
+    if len(asked) == 1 and ";" not in asked[0]:
+        made |= {"question": _BOXES.sub("{region}", turn["question"]), "region": _outlines(asked[0], shape)}
+    else:
+        made["question"] = _BOXES.sub(fractions, turn["question"])
+    if turn["answer"] is not None:
+        made["answer"] = _BOXES.sub(mask if drawn else fractions, turn["answer"])
+    return made | ({"masks": masks} if masks else {})
+
+
+def _outlines(words: str, shape: tuple[int, int]) -> list[list[float]]:
+    """Polygons of boxes ``x1,y1,x2,y2;...`` that are fractions of the padded square; UserError where one is none."""
+    height, width = shape
+    side = max(shape)
+    left, top = (side - width) // 2, (side - height) // 2
+    made = []
+    for one in words.split(";"):
+        x1, y1, x2, y2 = (float(value) * side for value in one.split(","))
+        edges = [x1 - left, y1 - top, x2 - left, y2 - top]
+        inside = [min(max(v, 0.0), float(most)) for v, most in zip(edges, (width, height) * 2, strict=True)]
+        near = all(abs(a - b) <= side * _ROUNDING for a, b in zip(edges, inside, strict=True))
+        made += box(inside if near else edges, shape)
+    return made
+
+
+def _fractions(outline: list[float], shape: tuple[int, int]) -> str:
+    x1, y1, _, _, x2, y2 = outline[:6]
+    return ",".join(f"{v / s:.3f}" for v, s in zip((x1, y1, x2, y2), (shape[1], shape[0]) * 2, strict=True))
+
+
+DATASET = Dataset(
+    title="MMRS-1M",
+    splits=("train", *_TASKS, "rsvg_boxes", "detection_boxes"),
+    read=_read,
+    found=lambda root: any(
+        (root / notes / task).is_dir() for notes in _NOTES for task in (*_TASKS, "VQA", "RSVG", "Detection")
+    ),
+    layout="""
+        data/json/{classification,caption,VQA,RSVG,detection}/**/*.json
+        data/...                                     the images that they name
+        In the splits of boxes the boxes of answers are masks.
+    """,
+    licence="not stated; each image under the terms of the set that it is from",
+    source="https://github.com/wivizhang/EarthGPT (Zhang et al., EarthGPT, TGRS 2024)",
+)
