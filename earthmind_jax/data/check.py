@@ -12,9 +12,10 @@ import numpy as np
 
 from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
 from earthmind_jax.data.buckets import TRAINING, TRAINING_WINDOW, Buckets, Shape, bucketed
+from earthmind_jax.data.images import Image
 from earthmind_jax.data.layout import MOST_DATES, measure, record_views, tiling
 from earthmind_jax.data.pipeline import training_buckets
-from earthmind_jax.data.read import check_marks, load_record, picture_header
+from earthmind_jax.data.read import check_marks, image_header, load_record, picture_header
 from earthmind_jax.data.records import SENSORS, Line, Record, read_lines
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import padding_share
@@ -126,24 +127,30 @@ def file_problems(record: Record, sensors: SensorConfig) -> Iterator[str]:
     """What is wrong with the files of a record, by their headers, and with its masks and regions."""
     shapes = {}
     for name in SENSORS:
-        paths = record.paths(name)
-        for i, path in enumerate(paths):
-            field = f"field '{name}[{i}]': " if len(paths) > 1 else f"field '{name}': "
-            wrong = list(_attempt(lambda path=path, name=name: _check_image(path, name, sensors), field))
+        images = record.images(name)
+        for i, image in enumerate(images):
+            field = f"field '{name}[{i}]': " if len(images) > 1 else f"field '{name}': "
+            wrong = list(_attempt(lambda image=image, name=name: _check_image(image, name, sensors), field))
             yield from wrong
             if wrong:
                 continue
-            shape = picture_header(str(path))[0]
+            shape = image_header(image, name, sensors)[0]
             if shapes.setdefault(name, shape) != shape and (name == "optical" or "optical" not in shapes):
                 first = " x ".join(map(str, shapes[name]))
-                yield f"{field}'{path}' is {shape[0]} x {shape[1]} pixels but the first date {first}."
+                yield f"{field}'{image.name}' is {shape[0]} x {shape[1]} pixels but the first date {first}."
     reference = shapes.get("optical" if record.optical is not None else "sar")
     for i, turn in enumerate(record.turns):
         for what, check in check_marks(turn, reference, record.root, i):
             yield from _attempt(check, f"field '{what}': ")
 
 
-def _check_image(path: Path, name: str, sensors: SensorConfig) -> None:
+def _check_image(image: Image, name: str, sensors: SensorConfig) -> None:
+    if not image.plain:
+        from earthmind_jax.data import imagery
+
+        imagery.check(image, name, sensors)
+        return
+    path = image.paths[0]
     _, eight_bit, raster = picture_header(str(path))
     if raster and not (eight_bit and name == "sar"):
         from earthmind_jax.geo.align import check_header
