@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import numpy as np
 
 from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
 from earthmind_jax.data.buckets import TRAINING, TRAINING_WINDOW, Buckets, Shape, bucketed
+from earthmind_jax.data.datasets import lines as read_any
 from earthmind_jax.data.images import Image
 from earthmind_jax.data.layout import MOST_DATES, measure, record_views, tiling
 from earthmind_jax.data.pipeline import training_buckets
 from earthmind_jax.data.read import check_marks, image_header, load_record, picture_header
-from earthmind_jax.data.records import SENSORS, Line, Record, read_lines
+from earthmind_jax.data.records import SENSORS, Line, Record
+from earthmind_jax.data.sources import Packed
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import padding_share
 from earthmind_jax.errors import UserError
@@ -60,15 +62,18 @@ def check_records(
     data: DataConfig,
     tokenizer: Tokenizer | None = None,
     *,
+    dataset: str = "",
+    split: str = "",
     pixels: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Every line of a record file checked and counted.
+    """Every line of a record file, or of a data set in a directory, checked and counted.
 
     Images are opened as far as their headers, masks and regions are read.
 
     Args:
       tokenizer: measures the conversations, too; those too long for ``data.text_length`` are problems.
+      dataset, split: name and split of a data set; recognised, and its first split, where they are empty.
       pixels: read every image as training would.
       progress: called after each line.
 
@@ -79,7 +84,7 @@ def check_records(
     totals: Counter[str] = Counter()
     kinds: dict[str, Counter[Any]] = {"sensors": Counter(), "dates": Counter(), "tiles": Counter()}
     shapes: list[Shape] = []
-    for line in read_lines(path):
+    for line in read_any(path, dataset, split):
         lines += 1
         wrong = list(line_problems(line, cfg.sensors, pixels=pixels))
         if line.record is not None and not wrong:
@@ -101,7 +106,7 @@ def check_records(
         kinds["tiles"][count] += 1
         shapes += [] if shape is None else [shape]
     if not lines:
-        raise UserError(f"The record file '{path}' has no records.")
+        raise UserError(f"{_called(path)} has no records.")
     counts = {
         "lines": lines,
         **{name: totals[name] for name in ("turns", "masks", "regions")},
@@ -148,6 +153,9 @@ def _check_image(image: Image, name: str, sensors: SensorConfig) -> None:
     if not image.plain:
         from earthmind_jax.data import imagery
 
+        for path in image.paths:  # those of bands that this model does not use, too
+            if not path.is_file():
+                raise UserError(f"there is no file '{path}'.")
         imagery.check(image, name, sensors)
         return
     path = image.paths[0]
@@ -203,26 +211,56 @@ def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | No
     return tokens, padding
 
 
-def usable(path: str | Path, sensors: SensorConfig, report: Callable[[str], None]) -> list[Record]:
+def usable(
+    path: str | Path, sensors: SensorConfig, report: Callable[[str], None], *, dataset: str = "", split: str = ""
+) -> Sequence[Record] | Packed:
     """The records of the good lines; what is wrong with each other line goes to ``report``.
 
     Raises:
       UserError: no line is left.
     """
-    records, broken = [], 0
-    for line in read_lines(path):
-        wrong = list(line_problems(line, sensors))
-        if line.record is not None and not wrong:
-            records.append(line.record)
-            continue
-        broken += 1
-        for problem in wrong:
-            report(f"skipped: {problem}")
+    broken = 0
+
+    def good() -> Iterator[Record]:
+        nonlocal broken
+        for line in read_any(path, dataset, split):
+            wrong = list(line_problems(line, sensors))
+            broken += bool(wrong)
+            for problem in wrong:
+                report(f"skipped: {problem}")
+            if line.record is not None and not wrong:
+                yield line.record
+
+    records = _held(path, good())
     if broken:
         report(f"skipped {broken} broken lines of '{path}', {len(records)} are left.")
-    if not records:
-        raise UserError(f"The record file '{path}' has no good line; see: earthmind data check {path}")
+    if not len(records):
+        raise UserError(f"{_called(path)} has no good line; see: earthmind data check {path}")
     return records
+
+
+def sound(path: str | Path, *, dataset: str = "", split: str = "") -> Sequence[Record] | Packed:
+    """The records of a file, or of a data set in a directory; UserError names the first broken line or missing file."""
+
+    def records() -> Iterator[Record]:
+        for line in read_any(path, dataset, split):
+            if line.record is None:
+                raise UserError(f"{line.where}{line.problems[0]}")
+            require_files([line.record])
+            yield line.record
+
+    held = _held(path, records())
+    if not len(held):
+        raise UserError(f"{_called(path)} has no records.")
+    return held
+
+
+def _held(path: str | Path, records: Iterator[Record]) -> Sequence[Record] | Packed:
+    return Packed(records) if Path(path).is_dir() else list(records)
+
+
+def _called(path: str | Path) -> str:
+    return f"The data set '{path}'" if Path(path).is_dir() else f"The record file '{path}'"
 
 
 def require_files(records: Iterable[Record]) -> None:

@@ -310,10 +310,13 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Write records, one line each. The file appears when it is complete."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record_values(record), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record_values(record), ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def record_values(record: Record) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def test_wrong_files(tmp_path, counts, hdf5):
     wrong = {
         "has 4 channels but 'bands' names 3": optical,
         "has no band 'B04'": optical | {"bands": ["B02", "B03", "B05", None]},
-        "o9.tif does not exist": optical | {"file": "o9.tif"},
+        "o9.tif": optical | {"file": "o9.tif"},
         "two.tif has 2 channels": {"bands": {"B02": "two.tif", "B03": "x.tif", "B04": "x.tif"}},
         "without a georeference": {"bands": {"B02": "other.tif", "B03": "x.tif", "B04": "x.tif"}, "sensor": "s2_l2a"},
         "there is no row 5": ROW | {"row": 5},
