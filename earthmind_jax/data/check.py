@@ -246,12 +246,12 @@ def sound(path: str | Path, *, dataset: str = "", split: str = "") -> Sequence[R
         for line in read_any(path, dataset, split):
             if line.record is None:
                 raise UserError(f"{line.where}{line.problems[0]}")
-            require_files([line.record])
             yield line.record
 
     held = _held(path, records())
     if not len(held):
         raise UserError(f"{_called(path)} has no records.")
+    require_files(held)
     return held
 
 
@@ -263,7 +263,7 @@ def _called(path: str | Path) -> str:
     return f"The data set '{path}'" if Path(path).is_dir() else f"The record file '{path}'"
 
 
-def require_files(records: Iterable[Record]) -> None:
+def require_files(records: Iterable[Record] | Packed) -> None:
     """UserError naming the first image that is not there."""
     for record in records:
         for name in SENSORS:

@@ -191,6 +191,11 @@ def _line(text: bytes, where: str, root: Path) -> Line:
         return Line(where, None, (" is not JSON: the text is not UTF-8.",))
     except json.JSONDecodeError as error:
         return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
+    return make_line(values, where, root)
+
+
+def make_line(values: Any, where: str, root: Path = Path()) -> Line:
+    """The line that plain JSON values make: a record, or what is wrong with them."""
     found = tuple(f": {problem}" for problem in problems(values))
     return Line(where, None if found else _record(values, where, root), found)
 
