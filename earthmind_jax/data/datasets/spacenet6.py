@@ -29,6 +29,7 @@ PLACES = {
 }
 SAR_RANGE = [10.0, 60.0]
 OPTICAL_RANGE = [0.0, 2047.0]  # 11-bit counts of PS-RGBNIR
+AREAS = ("Polygon", "MultiPolygon")
 SIDES = {"0": "north", "1": "south"}
 _NAME = re.compile(r"(SN6_.*_)SAR-Intensity_(\d+_\d+)_(tile_\d+)\.tif", re.IGNORECASE)
 
@@ -104,15 +105,24 @@ def _footprints(path: Path, image: Path) -> tuple[int, Any]:
     shapes = [shape for shape in shapes if shape]
     if not shapes:
         return 0, None
+    for shape in shapes:
+        if not _is_area(shape):
+            raise UserError(f"'{path}' has a geometry that is no polygon: {str(shape)[:80]}.")
     with open_raster(image) as dataset:
         size, transform = (dataset.height, dataset.width), dataset.transform
-    try:
-        mask = rasterize(((shape, 1) for shape in shapes), out_shape=size, transform=transform, dtype="uint8")
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"'{path}' has a geometry that is no polygon ({error}).") from error
+    mask = rasterize(((shape, 1) for shape in shapes), out_shape=size, transform=transform, dtype="uint8")
     if not mask.any():
         raise UserError(f"'{path}' has {len(shapes)} buildings, but none lies on '{image}'; do they belong together?")
     return len(shapes), encode_rle(mask)
+
+
+def _is_area(geometry: Any) -> bool:
+    from rasterio.features import is_valid_geom
+
+    try:
+        return geometry["type"] in AREAS and is_valid_geom(geometry)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        return False
 
 
 DATASET = Dataset(
