@@ -37,8 +37,11 @@ class Triples:
         return subfolder(folder, *self.sar) is not None and subfolder(folder, *self.optical, *self.labels) is not None
 
     def read(self, root: Path, folder: Path) -> Iterator[Line]:
-        """A line for each SAR image, in the order of their names. Where the publishers keep the others back their folder
-        is missing: the optical image is left out, the question has no answer."""
+        """A line for each SAR image, in the order of their names.
+
+        Where the publishers keep the others back their folder is missing: the optical image is left out, the question
+        has no answer.
+        """
         sar = subfolder(folder, *self.sar)
         if sar is None:
             raise UserError(f"'{folder}' has no folder {' or '.join(self.sar)}, which {self.title} keeps its SAR in.")

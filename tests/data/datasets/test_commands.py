@@ -41,7 +41,7 @@ def test_check_takes_a_directory(tmp_path, capsys):
     (tmp_path / "optical" / "NH49E001013.tif").unlink()
     code, out, err = support.run(capsys, "data", "check", tmp_path)
     assert code == 2
-    assert err.startswith(f"error: 1 of 1 lines of '{tmp_path}' are broken: {tmp_path}")
+    assert err.strip().startswith(f"error: 1 of 1 lines of '{tmp_path}' are broken: {tmp_path}")
     assert "Traceback" not in out + err
     code, _, err = support.run(capsys, "data", "check", tmp_path / "nowhere")
     assert code == 2
