@@ -17,7 +17,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.backscatter import to_db
 from earthmind_jax.geo.raster import Raster
 
-OPEN = 8  # files kept open
+OPEN = 16  # arrays kept open
 
 
 def dataset(path: str | os.PathLike[str], name: str) -> Any:
@@ -25,24 +25,24 @@ def dataset(path: str | os.PathLike[str], name: str) -> Any:
     path = os.fspath(path)
     try:
         stat = os.stat(path)
-        file = _open(path, stat.st_mtime_ns, stat.st_size, os.getpid())
+        return _open(path, name, stat.st_mtime_ns, stat.st_size, os.getpid())
     except FileNotFoundError:
         raise UserError(f"there is no file '{path}'.") from None
     except OSError as error:
         raise UserError(f"'{path}' cannot be opened as HDF5, is it complete? ({error})") from error
-    found = file.get(name)
-    if found is None or not hasattr(found, "shape"):
-        there = ", ".join(sorted(file)) or "none"
-        raise UserError(f"'{path}' has no array '{name}'; those there: {there}.")
-    return found
 
 
 @lru_cache(maxsize=OPEN)
-def _open(path: str, time: int, size: int, process: int) -> Any:
+def _open(path: str, name: str, time: int, size: int, process: int) -> Any:
     """A handle is good for one process and one state of the file, hence the other arguments."""
     import h5py
 
-    return h5py.File(path, "r", locking=False)
+    file = h5py.File(path, "r", locking=False)
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        there = ", ".join(sorted(file)) or "none"
+        raise UserError(f"'{path}' has no array '{name}'; those there: {there}.")
+    return found
 
 
 def shape(image: Image) -> tuple[int, int]:

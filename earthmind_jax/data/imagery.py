@@ -41,7 +41,6 @@ def wanted_bands(kind: str, sensors: SensorConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sensors.optical_bands if kind == "optical" else sensors.sar_bands))
 
 
-@lru_cache(maxsize=2**16)
 def header(image: Image, wanted: tuple[str, ...]) -> Header:
     """Of a described image, of which the bands ``wanted`` are read; UserError where its files do not open."""
     if image.array is not None:
