@@ -18,6 +18,7 @@ calibration: they become a picture, ``low`` black and ``high`` white, of the one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _FIELDS = {
     "bands": ("bands", "sensor", *CALIBRATION, *_ANY),
     "array": ("array", "dataset", "row", "bands", "axes", "unit", *_ANY),
 }
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 Written = str | Mapping[str, Any]
 """An image as it stands in a record."""
@@ -109,7 +112,7 @@ def parse(written: Written, root: Path) -> Image:
 
 def problems(written: Any, name: str) -> Iterator[str]:
     """What is wrong with an image as it stands in a record, one sentence for each field; ``name`` is the image's."""
-    if isinstance(written, str) and written:
+    if is_text(written):
         return
     if not isinstance(written, Mapping):
         yield (
@@ -133,7 +136,7 @@ def _file_problems(written: Mapping[str, Any], name: str, form: str) -> Iterator
     texts = {"file": ("file",), "array": ("array", "dataset")}.get(form, ())
     for key in texts:
         value = written.get(key)
-        if not (isinstance(value, str) and value):
+        if not is_text(value):
             yield f"field '{name}.{key}' must be text, not {value!r}."
     row = written.get("row")
     if form == "array" and not (isinstance(row, int) and not isinstance(row, bool) and row >= 0):
@@ -147,7 +150,7 @@ def _band_problems(written: Mapping[str, Any], name: str, form: str) -> Iterator
     bands = written.get("bands")
     if form == "bands":
         files = bands.items() if isinstance(bands, Mapping) else ()
-        if not files or not all(isinstance(v, str) and v and k for k, v in files):
+        if not files or not all(is_text(v) and k for k, v in files):
             yield f"field '{name}.bands' must be an object of band names and their files, not {bands!r}."
         return
     if bands is None and form == "file":
@@ -202,6 +205,11 @@ def _sensor_problems(written: Mapping[str, Any], sensor: Any, name: str) -> Iter
     for key in CALIBRATION:
         if written.get(key) is not None and key not in SENSORS[sensor].options:
             yield f"field '{name}.{key}' means nothing for {SENSORS[sensor].title}."
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text that can be written: not empty, without the halves of characters that JSON may hold."""
+    return isinstance(value, str) and bool(value) and not _HALVES.search(value)
 
 
 def _is_number(value: Any) -> bool:

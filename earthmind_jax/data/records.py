@@ -228,7 +228,7 @@ def problems(values: Any) -> Iterator[str]:
         return
     yield from _unknown(values, "the record", ("id", *SENSORS, "turns"))
     name = values.get("id")
-    if not (_is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
+    if not (images.is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
         yield f"field 'id' must be text, not {name!r}."
     counts = {}
     for sensor in SENSORS:
@@ -261,10 +261,10 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
         yield f"{name} must be an object, not {turn!r}."
         return
     yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region"))
-    if not _is_text(turn.get("question")):
+    if not images.is_text(turn.get("question")):
         yield f"field '{name}.question' must be text, not {turn.get('question')!r}."
     answer = turn.get("answer")
-    if not (_is_text(answer) or answer is None):
+    if not (images.is_text(answer) or answer is None):
         yield f"field '{name}.answer' must be text, not {answer!r}."
         answer = None
     elif answer is None and not last:
@@ -305,10 +305,6 @@ def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iter
     for key in values:
         if key not in fields:
             yield f"{name} has the unknown field '{key}'.{nearest(key, fields)}"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:

@@ -173,3 +173,9 @@ def test_the_command(folder, capsys):
     assert code == 2
     code, _, err = support.run(capsys, "data", "check", folder / "absent.jsonl")
     assert (code, len(err.strip().splitlines())) == (2, 1)
+
+
+def test_half_a_character_is_told(folder):
+    path = folder / "r.jsonl"
+    path.write_text('{"id": "\\ud800", "turns": [{"question": "a\\udfff", "answer": "\\ud83d\\ude00"}]}\n')
+    assert len(check_records(path, CFG, DATA).problems) == 2  # a pair of halves is one character

@@ -195,7 +195,7 @@ def test_dates_of_every_form(tmp_path, counts, hdf5):
 
 def test_a_plain_path_beside_a_described_one(tmp_path, counts, hdf5):
     raster(tmp_path / "o.tif", counts, descriptions=("B02", "B03", "B04", "B08"))
-    raster(tmp_path / "grey.tif", np.full((1, 9, 9), 128, np.uint8))
+    raster(tmp_path / "grey.tif", np.full((1, 9, 9), 128, np.uint8), None)
     sar = {"file": "s.tif", "bands": ["VV", "VH"], "scale": "amplitude", "sensor": "s1"}
     raster(tmp_path / "s.tif", np.full((2, SIDE * 2, SIDE * 2), 0.5, np.float32), 5.0)
     given = record(tmp_path, optical="o.tif", sar=sar)
@@ -273,6 +273,7 @@ FORMS = (
     ({"sar": SAR_ROW | {"axes": "WHC"}}, "field 'sar.axes' must be one of"),
     ({"sar": SAR_ROW | {"dataset": 3}}, "field 'sar.dataset' must be text"),
     ({"sar": {k: v for k, v in SAR_ROW.items() if k != "bands"}}, "field 'sar.bands' must be a list"),
+    ({"sar": {"file": "\ud800.tif"}}, "field 'sar.file' must be text"),
     ({"sar": ["a.tif", {"file": 3}]}, "field 'sar[1].file' must be text"),
     ({"sar": [["a.tif"]]}, "field 'sar[0]' must be text (a path), an object"),
 )

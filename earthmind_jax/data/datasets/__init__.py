@@ -78,7 +78,14 @@ def read(root: str | Path, name: str | None = None, split: str | None = None) ->
         raise UserError(f"There is no directory '{root}'; give the folder that holds {dataset.title}.")
     split = split or dataset.splits[0]
     one_of(f"split of {dataset.title}", split, dataset.splits)
-    return dataset.read(Path(root), split)
+    return _readable(dataset.read(Path(root), split), root)
+
+
+def _readable(found: Iterator[Line], root: str | Path) -> Iterator[Line]:
+    try:
+        yield from found
+    except OSError as error:
+        raise UserError(f"'{root}' cannot be read: {error}.") from error
 
 
 def lines(path: str | Path, name: str = "", split: str = "") -> Iterator[Line]:

@@ -49,7 +49,7 @@ def _line(root: Path, path: Path) -> Line:
 
     try:
         boxes = [_box(text, number) for number, text in enumerate(read_names(path.with_suffix(".txt")), 1)]
-        (height, width), _, _ = picture_header(str(path)) if boxes else ((1, 1), True, False)
+        height, width = picture_header(str(path))[0] if boxes else (1, 1)
     except UserError as error:
         return Line(f"{path}", None, (f": {error}",))
     words = [[round(100 * side) for side in box] + [0] for box in boxes]
