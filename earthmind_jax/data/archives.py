@@ -7,6 +7,7 @@ the archive is left then.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import shutil
@@ -71,6 +72,8 @@ def unpack(archive: Path, progress: Callable[[int], None] = lambda size: None) -
     except DAMAGED as error:
         raise UserError(f"'{archive}' is damaged, cut short or encrypted ({error}); get it again.") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a place before the beginning of the file
+            raise UserError(f"'{archive}' is damaged; get it again.") from error
         raise WorkError(f"'{archive}' could not be unpacked ({error}); nothing of it was kept.") from error
 
 

@@ -150,12 +150,12 @@ def _band_problems(written: Mapping[str, Any], name: str, form: str) -> Iterator
     bands = written.get("bands")
     if form == "bands":
         files = bands.items() if isinstance(bands, Mapping) else ()
-        if not files or not all(is_text(v) and k for k, v in files):
+        if not files or not all(is_text(v) and is_text(k) for k, v in files):
             yield f"field '{name}.bands' must be an object of band names and their files, not {bands!r}."
         return
     if bands is None and form == "file":
         return
-    if not isinstance(bands, list) or not all(band is None or (isinstance(band, str) and band) for band in bands):
+    if not isinstance(bands, list) or not all(band is None or is_text(band) for band in bands):
         yield f"field '{name}.bands' must be a list of names, null for a channel that is not used, not {bands!r}."
         return
     used = [band for band in bands if band is not None]

@@ -191,6 +191,8 @@ def _line(text: bytes, where: str, root: Path) -> Line:
         return Line(where, None, (" is not JSON: the text is not UTF-8.",))
     except json.JSONDecodeError as error:
         return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
+    if b"\\ud" in text.lower() and not images.is_text(json.dumps(values, ensure_ascii=False)):
+        return Line(where, None, (" holds half of a character, one of \\ud800 to \\udfff without its partner.",))
     return make_line(values, where, root)
 
 

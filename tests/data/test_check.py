@@ -177,5 +177,11 @@ def test_the_command(folder, capsys):
 
 def test_half_a_character_is_told(folder):
     path = folder / "r.jsonl"
-    path.write_text('{"id": "\\ud800", "turns": [{"question": "a\\udfff", "answer": "\\ud83d\\ude00"}]}\n')
-    assert len(check_records(path, CFG, DATA).problems) == 2  # a pair of halves is one character
+    turns = '"turns": [{"question": "a", "answer": "\\ud83d\\ude00"}]'  # a pair of halves is one character
+    path.write_text(f'{{"id": "\\uD800", {turns}}}\n{{"id": 2, {turns}}}\n{{"id": 3, "\\udfff": 1, {turns}}}\n')
+    report = check_records(path, CFG, DATA)
+    assert [problem.partition(" holds half of a character")[0] for problem in report.problems] == [
+        f"{path} line 1",
+        f"{path} line 3",
+    ]
+    assert report.broken == 2

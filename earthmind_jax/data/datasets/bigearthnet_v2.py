@@ -50,7 +50,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(ROWS, columns=COLUMNS):
                 yield from batch.to_pylist()
     except (arrow.ArrowException, OSError) as error:
-        raise UserError(f"'{path}' cannot be read as a parquet table, is it complete? ({error})") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"'{path}' cannot be read as a parquet table, is it complete? ({reason})") from error
 
 
 def _line(root: Path, there: list[str], row: dict[str, Any]) -> Line:
