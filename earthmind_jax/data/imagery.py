@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from affine import Affine
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data import arrays
@@ -60,23 +60,19 @@ def check(image: Image, kind: str, sensors: SensorConfig) -> None:
     """What :func:`load` would refuse by the headers of its files: UserError."""
     wanted = wanted_bands(kind, sensors)
     made = header(image, wanted)
-    if image.bands is not None:
-        names = _names([band for band in image.bands if band is not None], image.sensor)
-        if image.file is not None:
-            with open_raster(image.file) as dataset:
-                _count(image, dataset.count)
-    elif image.file is not None and not made.finished:
-        if image.sensor is None:
-            check_header(image.file, kind, wanted)
-        else:
-            peek_bands(image.file, wanted, image.sensor)
-        return
-    else:
-        names = _names([name for name, _ in image.files], image.sensor)
+    told = [name for name, _ in image.files] or [band for band in image.bands or () if band is not None]
+    if image.file is not None:
+        with open_raster(image.file) as dataset:
+            _count(image, dataset.count)
+            channels = sum(kind != ColorInterp.alpha for kind in dataset.colorinterp)
     if made.finished:
-        _check_channels(image, len(names))
+        _check_channels(image, len(told) or channels)
+    elif told:
+        select(wanted, _names(told, image.sensor), image.name)
+    elif image.sensor is not None:
+        peek_bands(image.paths[0], wanted, image.sensor)
     else:
-        select(wanted, names, image.name)
+        check_header(image.paths[0], kind, wanted)
 
 
 def load(images: Mapping[str, Image], sensors: SensorConfig) -> dict[str, Raster]:
@@ -93,7 +89,7 @@ def load(images: Mapping[str, Image], sensors: SensorConfig) -> dict[str, Raster
     if optical.georeferenced and sar.georeferenced:
         aligned = align(sar, optical, "sar_linear").raster
         return {"optical": optical, "sar": aligned}
-    placed = all(r.georeferenced or r.unit != "display" for r in made.values())
+    placed = all(r.georeferenced or r.unit != "display" or images[kind].plain for kind, r in made.items())
     if placed and optical.shape != sar.shape:
         sizes = [f"{image.name} ({' x '.join(map(str, made[kind].shape))})" for kind, image in images.items()]
         raise UserError(f"{' and '.join(sizes)} cannot be brought together without a georeference; give both one size.")

@@ -164,6 +164,49 @@ def test_stretched_to_a_picture(tmp_path):
     assert not sample.sar[..., 2].any()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_picture_of_all_channels(tmp_path, channels, dtype):
+    data = np.random.default_rng(3).integers(0, 255, (channels, 16, 20)).astype(dtype)
+    raster(tmp_path / "x.tif", data, None)
+    given = record(tmp_path, optical={"file": "x.tif", "stretch": [0, 255]}, sar={"file": "x.tif", "stretch": [0, 510]})
+    assert list(file_problems(given, CFG.sensors)) == []
+    sample = load_record(given, CFG.sensors)
+    full = np.concatenate([np.repeat(data, 3, 0) if channels == 1 else data, np.zeros_like(data[:1])])[:3]
+    np.testing.assert_array_equal(np.moveaxis(sample.optical, -1, 0), full)
+    np.testing.assert_allclose(np.moveaxis(sample.sar, -1, 0), full / 2, atol=0.51)
+
+
+def test_what_is_measured_is_what_is_read(tmp_path, hdf5, counts):
+    """Sizes from headers agree with those of the pixels, whatever the two images of a pair are."""
+    raster(tmp_path / "map.tif", counts, 10.0)
+    raster(tmp_path / "flat.tif", counts, None)
+    raster(tmp_path / "eight.tif", np.full((3, 40, 60), 9, np.uint8), None)
+    raster(tmp_path / "power.tif", np.full((2, 48, 48), 0.1, np.float32), 5.0)
+    raster(tmp_path / "power_flat.tif", np.full((2, 70, 20), 0.1, np.float32), None)
+    Image.fromarray(np.zeros((30, 10, 3), np.uint8)).save(tmp_path / "p.png")
+    bands = {"bands": ["B02", "B03", "B04", None], "sensor": "s2_l2a"}
+    polarised = {"bands": ["VV", "VH"], "sensor": "s1", "scale": "linear"}
+    optical = [{"file": "map.tif", **bands}, {"file": "flat.tif", **bands}, "eight.tif", "p.png", ROW]
+    sar = [{"file": "power.tif", **polarised}, {"file": "power_flat.tif", **polarised}, "p.png", SAR_ROW]
+    sar += [{"file": "power.tif", "stretch": [0, 1]}, {"file": "power_flat.tif", "stretch": [0, 1]}]
+    read, refused = 0, []
+    for one in optical:
+        for other in sar:
+            given = record(tmp_path, optical=one, sar=other)
+            measured = measure(given, CFG, DATA, support.tokenizer(), training_buckets(DATA))
+            try:
+                sample = load_record(given, CFG.sensors)
+            except UserError as error:
+                refused.append(str(error))
+                continue
+            read += 1
+            assert measured.shape == encoded(sample).shape, (one, other)
+            assert measured.grid == encoded(sample).grid
+    assert read > 15
+    assert all("the same size" in told or "give both one size" in told for told in refused)
+
+
 def test_a_told_band_in_an_alpha_channel_masks_nothing(tmp_path):
     data = np.random.default_rng(3).integers(1, 255, (4, 16, 20)).astype(np.uint8)
     data[3, :8] = 0
