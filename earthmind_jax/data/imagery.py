@@ -225,9 +225,10 @@ def _calibrated(raster: Raster, image: Image, kind: str) -> Raster:
 
 
 def _measured(image: Image) -> bool:
-    """Whether the record tells that the numbers are a measurement, though they may be 8-bit."""
-    told = image.sensor is not None and not SENSORS[image.sensor].is_8bit
-    return told or bool(image.told)
+    """Whether the record tells that the numbers are a measurement, though they may be 8-bit: of SAR that takes the
+    scale, since 8-bit SAR of any sensor is a rendering else."""
+    entry = SENSORS.get(image.sensor or "")
+    return bool(image.told) or (entry is not None and entry.kind == "optical" and not entry.is_8bit)
 
 
 def _without(raster: Raster, image: Image) -> Raster:

@@ -202,6 +202,9 @@ def _sensor_problems(written: Mapping[str, Any], sensor: Any, name: str) -> Iter
         near = nearest(str(sensor), SENSORS)
         yield f"field '{name}.sensor' is unknown: {sensor!r}.{near} Choices: {', '.join(SENSORS)}."
         return
+    kind = name.partition("[")[0]
+    if kind in ("optical", "sar") and SENSORS[sensor].kind != kind:
+        yield f"field '{name}.sensor' is {SENSORS[sensor].title}, which is no {kind} sensor; swap or correct it."
     for key in CALIBRATION:
         if written.get(key) is not None and key not in SENSORS[sensor].options:
             yield f"field '{name}.{key}' means nothing for {SENSORS[sensor].title}."

@@ -302,6 +302,8 @@ FORMS = (
     ({"optical": {"bands": {}}}, "field 'optical.bands' must be an object"),
     ({"optical": {"bands": {"B04": 3}}}, "field 'optical.bands' must be an object"),
     ({"sar": {"file": "x.tif", "sensor": "s9"}}, "field 'sar.sensor' is unknown: 's9'. Did you mean"),
+    ({"sar": {"file": "x.tif", "sensor": "s2_l2a"}}, "'sar.sensor' is Sentinel-2 Level-2A, which is no sar sensor"),
+    ({"optical": ["a.tif", {"file": "x.tif", "sensor": "s1"}]}, "field 'optical[1].sensor' is Sentinel-1, which is no"),
     ({"sar": {"file": "x.tif", "sensor": ["s1"]}}, "field 'sar.sensor' is unknown"),
     ({"sar": {"file": "x.tif", "sensor": "s1", "offset": -1000}}, "field 'sar.offset' means nothing for Sentinel-1"),
     ({"sar": {"file": "x.tif", "offset": "a"}}, "field 'sar.offset' must be a number"),
