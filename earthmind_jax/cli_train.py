@@ -45,7 +45,8 @@ def train(
     Args:
         config: Python file with a function get_config() returning a RunConfig, or the stages of a curriculum.
         out: run directory (a checkpoint that ask and segment accept); of a curriculum, one for each stage below it.
-        data: record file, one JSON object per line; without it data.sources of the configuration, or simulated scenes.
+        data: record file, one JSON object per line, or directory of a published data set (its first split; see "data
+            list"); without it data.sources of the configuration, or simulated scenes.
         data_root: directory that the paths of data.sources start from; without it that of the configuration file.
         skip_broken: leave out the broken lines of record files, naming each; without it the first one stops the run.
         tokenizer: Hugging Face tokenizer directory; a small one is trained on the data where none is named.

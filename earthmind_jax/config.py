@@ -383,10 +383,12 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One part of a training mixture: a record file or simulated scenes. Shares follow the weights, or where no source
-    has one, the numbers of samples times ``repeat``."""
+    """One part of a training mixture: a record file, a published data set or simulated scenes. Shares follow the
+    weights, or where no source has one, the numbers of samples times ``repeat``."""
 
-    path: str = ""  # record file, from the directory of the configuration file (or --data-root)
+    path: str = ""  # record file, or directory of a data set, from that of the configuration file (or --data-root)
+    dataset: str = ""  # name of the data set (earthmind data list); recognised where empty
+    split: str = ""  # of the data set; its first where empty
     simulated: int = 0  # number of scenes
     weight: float | None = None
     repeat: int = 1  # counts as so many copies
@@ -398,6 +400,7 @@ class SourceConfig:
             f"A source needs a path or a number of simulated scenes, and not both: path '{self.path}', "
             f"simulated {self.simulated}.",
         )
+        require(bool(self.path) or not (self.dataset or self.split), "A source with a dataset or split needs its path.")
         require(self.weight is None or self.weight > 0, f"The weight of a source must be positive, not {self.weight}.")
         require(self.repeat > 0, f"repeat of a source must be positive, not {self.repeat}.")
         require(self.weight is None or self.repeat == 1, "A source has a weight or is repeated, not both.")
@@ -405,7 +408,7 @@ class SourceConfig:
     @property
     def title(self) -> str:
         """What reports call it."""
-        return self.name or self.path.replace("\\", "/").rpartition("/")[2].partition(".")[0] or "simulated"
+        return self.name or self.path.replace("\\", "/").rstrip("/").rpartition("/")[2].partition(".")[0] or "simulated"
 
 
 @dataclass(frozen=True, kw_only=True)

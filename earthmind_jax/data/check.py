@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import numpy as np
 
 from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
 from earthmind_jax.data.buckets import TRAINING, TRAINING_WINDOW, Buckets, Shape, bucketed
+from earthmind_jax.data.datasets import lines as read_any
+from earthmind_jax.data.images import Image
 from earthmind_jax.data.layout import MOST_DATES, measure, record_views, tiling
 from earthmind_jax.data.pipeline import training_buckets
-from earthmind_jax.data.read import check_marks, load_record, picture_header
-from earthmind_jax.data.records import SENSORS, Line, Record, read_lines
+from earthmind_jax.data.read import check_marks, image_header, load_record, picture_header
+from earthmind_jax.data.records import SENSORS, Line, Record
+from earthmind_jax.data.sources import Packed
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import padding_share
 from earthmind_jax.errors import UserError
@@ -59,15 +62,18 @@ def check_records(
     data: DataConfig,
     tokenizer: Tokenizer | None = None,
     *,
+    dataset: str = "",
+    split: str = "",
     pixels: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Every line of a record file checked and counted.
+    """Every line of a record file, or of a data set in a directory, checked and counted.
 
     Images are opened as far as their headers, masks and regions are read.
 
     Args:
       tokenizer: measures the conversations, too; those too long for ``data.text_length`` are problems.
+      dataset, split: name and split of a data set; recognised, and its first split, where they are empty.
       pixels: read every image as training would.
       progress: called after each line.
 
@@ -78,7 +84,7 @@ def check_records(
     totals: Counter[str] = Counter()
     kinds: dict[str, Counter[Any]] = {"sensors": Counter(), "dates": Counter(), "tiles": Counter()}
     shapes: list[Shape] = []
-    for line in read_lines(path):
+    for line in read_any(path, dataset, split):
         lines += 1
         wrong = list(line_problems(line, cfg.sensors, pixels=pixels))
         if line.record is not None and not wrong:
@@ -100,7 +106,7 @@ def check_records(
         kinds["tiles"][count] += 1
         shapes += [] if shape is None else [shape]
     if not lines:
-        raise UserError(f"The record file '{path}' has no records.")
+        raise UserError(f"{_called(path)} has no records.")
     counts = {
         "lines": lines,
         **{name: totals[name] for name in ("turns", "masks", "regions")},
@@ -126,24 +132,33 @@ def file_problems(record: Record, sensors: SensorConfig) -> Iterator[str]:
     """What is wrong with the files of a record, by their headers, and with its masks and regions."""
     shapes = {}
     for name in SENSORS:
-        paths = record.paths(name)
-        for i, path in enumerate(paths):
-            field = f"field '{name}[{i}]': " if len(paths) > 1 else f"field '{name}': "
-            wrong = list(_attempt(lambda path=path, name=name: _check_image(path, name, sensors), field))
+        images = record.images(name)
+        for i, image in enumerate(images):
+            field = f"field '{name}[{i}]': " if len(images) > 1 else f"field '{name}': "
+            wrong = list(_attempt(lambda image=image, name=name: _check_image(image, name, sensors), field))
             yield from wrong
             if wrong:
                 continue
-            shape = picture_header(str(path)).shape
+            shape = image_header(image, name, sensors)[0]
             if shapes.setdefault(name, shape) != shape and (name == "optical" or "optical" not in shapes):
                 first = " x ".join(map(str, shapes[name]))
-                yield f"{field}'{path}' is {shape[0]} x {shape[1]} pixels but the first date {first}."
+                yield f"{field}'{image.name}' is {shape[0]} x {shape[1]} pixels but the first date {first}."
     reference = shapes.get("optical" if record.optical is not None else "sar")
     for i, turn in enumerate(record.turns):
         for what, check in check_marks(turn, reference, record.root, i):
             yield from _attempt(check, f"field '{what}': ")
 
 
-def _check_image(path: Path, name: str, sensors: SensorConfig) -> None:
+def _check_image(image: Image, name: str, sensors: SensorConfig) -> None:
+    if not image.plain:
+        from earthmind_jax.data import imagery
+
+        for path in image.paths:  # those of bands that this model does not use, too
+            if not path.is_file():
+                raise UserError(f"there is no file '{path}'.")
+        imagery.check(image, name, sensors)
+        return
+    path = image.paths[0]
     header = picture_header(str(path))
     if header.is_raster(name):
         from earthmind_jax.geo.align import check_header
@@ -196,29 +211,59 @@ def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | No
     return tokens, padding
 
 
-def usable(path: str | Path, sensors: SensorConfig, report: Callable[[str], None]) -> list[Record]:
+def usable(
+    path: str | Path, sensors: SensorConfig, report: Callable[[str], None], *, dataset: str = "", split: str = ""
+) -> Sequence[Record] | Packed:
     """The records of the good lines; what is wrong with each other line goes to ``report``.
 
     Raises:
       UserError: no line is left.
     """
-    records, broken = [], 0
-    for line in read_lines(path):
-        wrong = list(line_problems(line, sensors))
-        if line.record is not None and not wrong:
-            records.append(line.record)
-            continue
-        broken += 1
-        for problem in wrong:
-            report(f"skipped: {problem}")
+    broken = 0
+
+    def good() -> Iterator[Record]:
+        nonlocal broken
+        for line in read_any(path, dataset, split):
+            wrong = list(line_problems(line, sensors))
+            broken += bool(wrong)
+            for problem in wrong:
+                report(f"skipped: {problem}")
+            if line.record is not None and not wrong:
+                yield line.record
+
+    records = _held(path, good())
     if broken:
         report(f"skipped {broken} broken lines of '{path}', {len(records)} are left.")
-    if not records:
-        raise UserError(f"The record file '{path}' has no good line; see: earthmind data check {path}")
+    if not len(records):
+        raise UserError(f"{_called(path)} has no good line; see: earthmind data check {path}")
     return records
 
 
-def require_files(records: Iterable[Record]) -> None:
+def sound(path: str | Path, *, dataset: str = "", split: str = "") -> Sequence[Record] | Packed:
+    """The records of a file, or of a data set in a directory; UserError names the first broken line or missing file."""
+
+    def records() -> Iterator[Record]:
+        for line in read_any(path, dataset, split):
+            if line.record is None:
+                raise UserError(f"{line.where}{line.problems[0]}")
+            yield line.record
+
+    held = _held(path, records())
+    if not len(held):
+        raise UserError(f"{_called(path)} has no records.")
+    require_files(held)
+    return held
+
+
+def _held(path: str | Path, records: Iterator[Record]) -> Sequence[Record] | Packed:
+    return Packed(records) if Path(path).is_dir() else list(records)
+
+
+def _called(path: str | Path) -> str:
+    return f"The data set '{path}'" if Path(path).is_dir() else f"The record file '{path}'"
+
+
+def require_files(records: Iterable[Record] | Packed) -> None:
     """UserError naming the first image that is not there."""
     for record in records:
         for name in SENSORS:

@@ -78,7 +78,7 @@ def record_views(record: Record, config: SensorConfig) -> dict[str, View]:
     """The sensors of a record, from the headers of its files."""
     return {
         name: View(shape, 1 if finished else frames_of({}, name, config), dates)
-        for name, (shape, finished, dates) in picture_sizes(record).items()
+        for name, (shape, finished, dates) in picture_sizes(record, config).items()
     }
 
 

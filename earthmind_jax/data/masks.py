@@ -1,4 +1,7 @@
-"""Masks as they are written in records: a file, a COCO run-length code, or polygons; decoded to bool [height width]."""
+"""Masks as they are written in records: a file, a value of a label file, a COCO run-length code, or polygons.
+
+They are decoded to bool [height width].
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ def decode(spec: Any, shape: tuple[int, int], root: Path = Path(), where: str = 
     """A mask from its written form.
 
     Args:
-      spec: a path (picture, ``.npy`` or GeoTIFF; nonzero is the object), a COCO run-length code
+      spec: a path (picture, ``.npy`` or GeoTIFF; nonzero is the object), ``{"file": path, "value": label or list of
+        labels}``, a COCO run-length code
         ``{"size": [h, w], "counts": list or compressed string}``, or polygons ``[[x1, y1, x2, y2, ...], ...]`` in
         pixels (their union), or an array.
       shape: height and width of the image that the polygons refer to.
@@ -33,6 +37,8 @@ def decode(spec: Any, shape: tuple[int, int], root: Path = Path(), where: str = 
         mask = spec
     elif isinstance(spec, str):
         mask = _read(root / spec, where)
+    elif isinstance(spec, dict) and "file" in spec:
+        mask = _labelled(spec, root, where)
     elif isinstance(spec, dict):
         mask = decode_rle(spec, where)
     elif isinstance(spec, list):
@@ -44,6 +50,16 @@ def decode(spec: Any, shape: tuple[int, int], root: Path = Path(), where: str = 
     if mask.ndim != 2:
         raise UserError(f"{where} must have height and width, not the shape {mask.shape}.")
     return mask != 0
+
+
+def _labelled(spec: dict[str, Any], root: Path, where: str) -> np.ndarray:
+    """The pixels of a label image that have one of the values."""
+    value = spec.get("value")
+    values = value if isinstance(value, list) else [value]
+    if not isinstance(spec["file"], str) or not values or not all(type(v) is int for v in values) or len(spec) > 2:
+        raise UserError(f"{where}: a label mask is 'file' and 'value', a whole number or a list of some, not {spec!r}.")
+    labels = _read(root / spec["file"], where)
+    return np.isin(labels[0] if labels.ndim == 3 and labels.shape[0] == 1 else labels, values)
 
 
 def _read(path: Path, where: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.images import Image as Described
 from earthmind_jax.data.masks import decode
 from earthmind_jax.data.records import SENSORS, Dated, Picture, Record, RecordTurn, Sample, Turn
 from earthmind_jax.errors import UserError
@@ -86,21 +87,33 @@ def picture_shape(picture: Picture) -> tuple[int, int]:
     return array.shape[0], array.shape[1]
 
 
-def picture_sizes(record: Record) -> dict[str, tuple[tuple[int, int], bool, int]]:
+def picture_sizes(record: Record, sensors: SensorConfig) -> dict[str, tuple[tuple[int, int], bool, int]]:
     """Of each sensor of a record: rows and columns, whether it is a finished picture, and the dates; from headers.
 
     Raises:
       UserError: naming the file that is missing or cannot be opened.
     """
-    files = {name: paths for name in SENSORS if (paths := record.paths(name))}
-    first = {name: picture_header(str(paths[0])) for name, paths in files.items()}
-    rasters = [name for name, header in first.items() if header.is_raster(name)]
+    dated = {name: images for name in SENSORS if (images := record.images(name))}
+    first = {name: image_header(images[0], name, sensors) for name, images in dated.items()}
+    placed = [name for name, (_, _, placed) in first.items() if placed]
     sizes = {}
-    for name, header in first.items():
-        # A SAR raster is brought onto the grid of an optical one.
-        on = "optical" if name in rasters and "optical" in rasters else name
-        sizes[name] = (first[on].shape, header.finished, len(files[name]))
+    for name, (shape, finished, _) in first.items():
+        # A SAR image with a place is brought onto the grid of an optical one.
+        on = "optical" if name in placed and "optical" in placed else name
+        sizes[name] = (first[on][0] if on != name else shape, finished, len(dated[name]))
     return sizes
+
+
+def image_header(image: Described, name: str, sensors: SensorConfig) -> tuple[tuple[int, int], bool, bool]:
+    """(rows and columns, whether it is a finished picture, whether it is brought onto a partner's grid or the partner
+    onto its) of an ``optical`` or ``sar`` image."""
+    if image.plain:
+        header = picture_header(str(image.file))
+        return header.shape, header.finished, header.is_raster(name)
+    from earthmind_jax.data import imagery
+
+    made = imagery.header(image, imagery.wanted_bands(name, sensors))
+    return made.shape, made.finished, made.placed
 
 
 class Header(NamedTuple):
@@ -147,13 +160,13 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
     Raises:
       UserError: naming the record's line, and the file or field.
     """
-    files = {name: paths for name in SENSORS if (paths := record.paths(name))}
+    given = {name: images for name in SENSORS if (images := record.images(name))}
     try:
         dates = [
-            load_images({name: paths[min(i, len(paths) - 1)] for name, paths in files.items()}, sensors, training=True)
+            _load_date({name: images[min(i, len(images) - 1)] for name, images in given.items()}, sensors)
             for i in range(record.dates)
         ]
-        _one_grid(dates, files)
+        _one_grid(dates, given)
         shape = dates[0].shape if dates else (1, 1)
         turns = tuple(
             Turn(
@@ -166,22 +179,45 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
         )
     except UserError as error:
         raise UserError(f"{record.where or f'Record {record.id!r}'}: {error}") from error
-    given: dict[str, Any] = {}
-    for name, paths in files.items():
-        pictures, valid = zip(*(images.pictures[name] for images in dates[: len(paths)]), strict=True)
-        given |= (
+    arrays: dict[str, Any] = {}
+    for name, described in given.items():
+        pictures, valid = zip(*(images.pictures[name] for images in dates[: len(described)]), strict=True)
+        arrays |= (
             {name: pictures, f"{name}_valid": valid}
-            if len(paths) > 1
+            if len(described) > 1
             else {name: pictures[0], f"{name}_valid": valid[0]}
         )
-    return Sample(record.id, turns, **given)
+    return Sample(record.id, turns, **arrays)
 
 
-def _one_grid(dates: Sequence[Images], files: Mapping[str, tuple[Path, ...]]) -> None:
+def _load_date(given: Mapping[str, Described], sensors: SensorConfig) -> Images:
+    """The images of one date: plain paths as :func:`load_images` takes them, described ones as they tell."""
+    if all(image.plain for image in given.values()):
+        return load_images({n: i.file for n, i in given.items() if i.file}, sensors, training=True)
+    from earthmind_jax.data import imagery
+
+    # A plain picture has no place that could matter to the other image.
+    finished = {n: i.file for n, i in given.items() if i.plain and i.file and not image_header(i, n, sensors)[2]}
+    made = imagery.load({name: image for name, image in given.items() if name not in finished}, sensors)
+    pictures = dict(load_images(finished, sensors).pictures)
+    pictures |= {name: (imagery.as_picture(raster), raster.valid) for name, raster in made.items()}
+    reference = made.get("optical" if "optical" in given else "sar")
+    placed = reference is not None and reference.georeferenced
+    return Images(
+        pictures,
+        reference.transform if placed else None,
+        reference.crs if placed else None,
+        tuple(note for raster in made.values() for note in raster.notes),
+    )
+
+
+def _one_grid(dates: Sequence[Images], given: Mapping[str, tuple[Described, ...]]) -> None:
     for i, images in enumerate(dates[1:], 1):
         if (images.shape, images.transform, images.crs) != (dates[0].shape, dates[0].transform, dates[0].crs):
-            name = "optical" if len(files.get("optical", ())) > i else "sar"
-            raise UserError(f"'{files[name][i]}' lies on another grid than the first date; bring all dates onto one.")
+            name = "optical" if len(given.get("optical", ())) > i else "sar"
+            raise UserError(
+                f"'{given[name][i].name}' lies on another grid than the first date; bring all dates onto one."
+            )
 
 
 def check_marks(

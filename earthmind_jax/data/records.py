@@ -7,8 +7,9 @@ A line of a record file::
 
 ======================  ===================================================================================
 ``id``                  text or a whole number
-``optical``, ``sar``    a path, relative to the record file; or a list of paths, one for each date; may be missing
-                        or null, both for a conversation without an image
+``optical``, ``sar``    a path, relative to the record file, or an object that describes an image
+                        (:mod:`earthmind_jax.data.images`); or a list of these, one for each date; may be missing or
+                        null, both for a conversation without an image
 ``turns``               a list of at least one turn, each an object of:
 ``question``            text; ``<image>`` in the first says where the image goes (before it where not written)
 ``answer``              text, or null in the last turn, for the model to answer; each ``[SEG]`` is a mask
@@ -16,10 +17,11 @@ A line of a record file::
 ``region``              the part that the question asks about; ``{region}`` in the question becomes its name
 ======================  ===================================================================================
 
-A mask or region is a path (picture, ``.npy``, GeoTIFF; nonzero is the object), a COCO run-length code, or polygons in
-pixels, on the grid of the optical image, or of the SAR image where it stands alone. With several dates a mask holds on
-all of them, or is ``{"dates": [mask of the first date, null, ...]}``, null where it is not known; the first five dates
-reach the model, and a region lies on the last of those.
+A mask or region is a path (picture, ``.npy``, GeoTIFF; nonzero is the object), ``{"file": path, "value": 3}`` (a value
+of a label image, or a list of some), a COCO run-length code, or polygons in pixels, on the grid of the optical image,
+or of the SAR image where it stands alone. With several dates a mask holds on all of them, or is ``{"dates": [mask of
+the first date, null, ...]}``, null where it is not known; the first five dates reach the model, and a region lies on
+the last of those.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from earthmind_jax.config import nearest
+from earthmind_jax.data import images
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
@@ -121,20 +124,27 @@ class Record:
 
     id: str
     turns: tuple[RecordTurn, ...]
-    optical: str | tuple[str, ...] | None = None
-    sar: str | tuple[str, ...] | None = None
+    optical: images.Written | tuple[images.Written, ...] | None = None
+    sar: images.Written | tuple[images.Written, ...] | None = None
     root: Path = field(default=Path(), compare=False)
     where: str = field(default="", compare=False)
 
+    def images(self, sensor: str) -> tuple[images.Image, ...]:
+        """The images of ``optical`` or ``sar``, one for each date."""
+        return tuple(images.parse(written, self.root) for written in self._written(sensor))
+
     def paths(self, sensor: str) -> tuple[Path, ...]:
-        """The files of ``optical`` or ``sar``, one for each date."""
-        names = getattr(self, sensor)
-        return tuple(self.root / name for name in ((names,) if isinstance(names, str) else names or ()))
+        """The files of ``optical`` or ``sar``, those of one date after those of another."""
+        return tuple(path for image in self.images(sensor) for path in image.paths)
 
     @property
     def dates(self) -> int:
         """Images of the sensor that has most; 0 without any."""
-        return max(len(self.paths(sensor)) for sensor in SENSORS)
+        return max(len(self._written(sensor)) for sensor in SENSORS)
+
+    def _written(self, sensor: str) -> tuple[images.Written, ...]:
+        given = getattr(self, sensor)
+        return () if given is None else given if isinstance(given, tuple) else (given,)
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,13 @@ def _line(text: bytes, where: str, root: Path) -> Line:
         return Line(where, None, (" is not JSON: the text is not UTF-8.",))
     except json.JSONDecodeError as error:
         return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
+    if b"\\ud" in text.lower() and not images.is_text(json.dumps(values, ensure_ascii=False)):
+        return Line(where, None, (" holds half of a character, one of \\ud800 to \\udfff without its partner.",))
+    return make_line(values, where, root)
+
+
+def make_line(values: Any, where: str, root: Path = Path()) -> Line:
+    """The line that plain JSON values make: a record, or what is wrong with them."""
     found = tuple(f": {problem}" for problem in problems(values))
     return Line(where, None if found else _record(values, where, root), found)
 
@@ -202,8 +219,8 @@ def _record(values: dict[str, Any], where: str, root: Path) -> Record:
         if masks is None:
             masks = [] if turn.get("mask") is None else [turn["mask"]]
         turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), turn.get("region")))
-    images = {sensor: files(values.get(sensor)) for sensor in SENSORS}
-    return Record(str(values["id"]), tuple(turns), **images, root=root, where=where)
+    given = {sensor: files(values.get(sensor)) for sensor in SENSORS}
+    return Record(str(values["id"]), tuple(turns), **given, root=root, where=where)
 
 
 def problems(values: Any) -> Iterator[str]:
@@ -213,18 +230,22 @@ def problems(values: Any) -> Iterator[str]:
         return
     yield from _unknown(values, "the record", ("id", *SENSORS, "turns"))
     name = values.get("id")
-    if not (_is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
+    if not (images.is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
         yield f"field 'id' must be text, not {name!r}."
     counts = {}
     for sensor in SENSORS:
-        files = values.get(sensor)
-        if files is None:
+        given = values.get(sensor)
+        if given is None:
             continue
-        several = isinstance(files, list) and files and all(_is_text(file) for file in files)
-        if not (_is_text(files) or several):
-            yield f"field '{sensor}' must be text (a path), or a list of paths, one for each date, not {files!r}."
-            continue
-        counts[sensor] = len(files) if several else 1
+        several = isinstance(given, list) and bool(given)
+        wrong = [
+            problem
+            for i, one in enumerate(given if several else [given])
+            for problem in images.problems(one, f"{sensor}[{i}]" if several else sensor)
+        ]
+        yield from wrong
+        if not wrong:
+            counts[sensor] = len(given) if several else 1
     most = max(counts.values(), default=0)
     for sensor, count in counts.items():
         if count not in (1, most):
@@ -242,10 +263,10 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
         yield f"{name} must be an object, not {turn!r}."
         return
     yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region"))
-    if not _is_text(turn.get("question")):
+    if not images.is_text(turn.get("question")):
         yield f"field '{name}.question' must be text, not {turn.get('question')!r}."
     answer = turn.get("answer")
-    if not (_is_text(answer) or answer is None):
+    if not (images.is_text(answer) or answer is None):
         yield f"field '{name}.answer' must be text, not {answer!r}."
         answer = None
     elif answer is None and not last:
@@ -279,7 +300,7 @@ def _mask_problems(spec: Any, name: str, dates: int) -> Iterator[str]:
     for one in each:
         nested = dated and isinstance(one, dict) and "dates" in one
         if nested or not (isinstance(one, str | dict | list) or (dated and one is None)):
-            yield f"field '{name}' must be a path, a run-length code or polygons, not {one!r}."
+            yield f"field '{name}' must be a path, a label value, a run-length code or polygons, not {one!r}."
 
 
 def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iterator[str]:
@@ -288,18 +309,17 @@ def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iter
             yield f"{name} has the unknown field '{key}'.{nearest(key, fields)}"
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
     """Write records, one line each. The file appears when it is complete."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record_values(record), ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record_values(record), ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def record_values(record: Record) -> dict[str, Any]:
@@ -311,5 +331,5 @@ def record_values(record: Record) -> dict[str, Any]:
         values |= {"masks": masks} if len(masks) > 1 else {"mask": masks[0] if masks else None}
         region = encode_rle(turn.region) if isinstance(turn.region, np.ndarray) else turn.region
         turns.append(values | {"region": region})
-    images = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
-    return {"id": record.id, **images, "turns": turns}
+    given = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
+    return {"id": record.id, **given, "turns": turns}

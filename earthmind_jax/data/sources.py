@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from earthmind_jax.config import SourceConfig
-from earthmind_jax.data.records import Record, Sample
+from earthmind_jax.data.records import Record, Sample, parse_record, record_values
 from earthmind_jax.errors import UserError
 
 
@@ -38,6 +41,31 @@ class Lazy:
 
     def __getitem__(self, index: int) -> Sample | Record:
         return self.make(int(index))
+
+
+class Packed:
+    """Records held as compressed text, a few hundred bytes each: data sets have half a million.
+
+    ``dates`` is the most that one of them has.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._texts: list[bytes] = []
+        self.dates = 1
+        for record in records:
+            told = [str(record.root), record.where, record_values(record)]
+            self._texts.append(zlib.compress(json.dumps(told).encode(), 1))
+            self.dates = max(self.dates, record.dates)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Record:
+        root, where, values = json.loads(zlib.decompress(self._texts[int(index)]))
+        return parse_record(values, where, Path(root))
 
 
 @dataclass(frozen=True, eq=False)

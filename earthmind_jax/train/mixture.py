@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 from earthmind_jax.config import RunConfig, SourceConfig
-from earthmind_jax.data.check import require_files, usable
+from earthmind_jax.data.check import sound, usable
 from earthmind_jax.data.pipeline import generator, simulated
-from earthmind_jax.data.records import Record, read_jsonl
-from earthmind_jax.data.sources import Lazy, Mixture, Source
+from earthmind_jax.data.sources import Mixture, Source
 
 
 def read_source(
@@ -19,7 +18,7 @@ def read_source(
 
     Args:
       root: directory that the paths of ``data.sources`` start from.
-      data: record file that stands instead of them.
+      data: record file, or directory of a data set (its first split), that stands instead of them.
       scenes: how many to simulate where there are neither.
       skip_broken: leave out broken lines, naming each on standard error.
 
@@ -35,9 +34,9 @@ def read_source(
     return made[0] if len(made) == 1 else Mixture.of(made, sources)
 
 
-def _source(source: SourceConfig, number: int, config: RunConfig, root: Path, skip_broken: bool) -> list[Record] | Lazy:
+def _source(source: SourceConfig, number: int, config: RunConfig, root: Path, skip_broken: bool) -> Source:
     if source.path:
-        return _records(root / source.path, config, skip_broken)
+        return _records(root / source.path, config, skip_broken, source.dataset, source.split)
     # Scenes of their own for each source of a mixture, and unlike those of a run without sources.
     seed = int(generator(config.seed, number).integers(2**31))
     return simulated(source.simulated, seed, **_look(config))
@@ -48,9 +47,8 @@ def _look(config: RunConfig) -> dict[str, object]:
     return look | ({"cloud": config.data.sky} if config.data.sky else {})
 
 
-def _records(path: Path, config: RunConfig, skip_broken: bool) -> list[Record]:
+def _records(path: Path, config: RunConfig, skip_broken: bool, dataset: str = "", split: str = "") -> Source:
+    named = {"dataset": dataset, "split": split}
     if skip_broken:
-        return usable(path, config.model.sensors, lambda line: print(line, file=sys.stderr))
-    records = read_jsonl(path)
-    require_files(records)
-    return records
+        return usable(path, config.model.sensors, lambda line: print(line, file=sys.stderr), **named)
+    return sound(path, **named)

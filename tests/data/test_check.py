@@ -173,3 +173,15 @@ def test_the_command(folder, capsys):
     assert code == 2
     code, _, err = support.run(capsys, "data", "check", folder / "absent.jsonl")
     assert (code, len(err.strip().splitlines())) == (2, 1)
+
+
+def test_half_a_character_is_told(folder):
+    path = folder / "r.jsonl"
+    turns = '"turns": [{"question": "a", "answer": "\\ud83d\\ude00"}]'  # a pair of halves is one character
+    path.write_text(f'{{"id": "\\uD800", {turns}}}\n{{"id": 2, {turns}}}\n{{"id": 3, "\\udfff": 1, {turns}}}\n')
+    report = check_records(path, CFG, DATA)
+    assert [problem.partition(" holds half of a character")[0] for problem in report.problems] == [
+        f"{path} line 1",
+        f"{path} line 3",
+    ]
+    assert report.broken == 2

@@ -157,7 +157,7 @@ def test_records(tmp_path):
     ("change", "message"),
     [
         ({"optical": []}, "field 'optical' must be text"),
-        ({"optical": ["a.png", 3]}, "field 'optical' must be text"),
+        ({"optical": ["a.png", 3]}, r"field 'optical\[1\]' must be text"),
         ({"sar": ["a.png", "b.png"]}, "field 'sar' has 2 dates but the other sensor 3"),
         ({"mask": {"dates": [None]}}, r"'turns\[0\].mask.dates' must be a list of 3"),
         ({"mask": {"dates": [None, 3, None]}}, r"'turns\[0\].mask' must be a path"),

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthmind_jax.config import one_of
-from earthmind_jax.data.records import Line
+from earthmind_jax.data.archives import is_archive
+from earthmind_jax.data.records import Line, read_lines
 from earthmind_jax.errors import UserError
 
 
@@ -59,10 +60,15 @@ def recognise(root: str | Path) -> str:
     if not root.is_dir():
         raise UserError(f"There is no directory '{root}'; give the folder that holds the data set.")
     matches = [name for name in names() if get(name).found(root)]
-    if len(matches) != 1:
-        what = f"could be {' or '.join(matches)}" if matches else f"has the layout of none of {', '.join(names())}"
-        raise UserError(f"'{root}' {what}; name the data set, and compare its layout with: earthmind data list")
-    return matches[0]
+    if len(matches) == 1:
+        return matches[0]
+    packed = next((path.name for path in sorted(root.iterdir()) if is_archive(path)), None)
+    if packed and not matches:
+        raise UserError(
+            f"'{root}' holds archives ('{packed}') and no data set; unpack them: earthmind data unpack {root}"
+        )
+    what = f"could be {' or '.join(matches)}" if matches else f"has the layout of none of {', '.join(names())}"
+    raise UserError(f"'{root}' {what}; name the data set, and compare its layout with: earthmind data list")
 
 
 def read(root: str | Path, name: str | None = None, split: str | None = None) -> Iterator[Line]:
@@ -72,4 +78,18 @@ def read(root: str | Path, name: str | None = None, split: str | None = None) ->
         raise UserError(f"There is no directory '{root}'; give the folder that holds {dataset.title}.")
     split = split or dataset.splits[0]
     one_of(f"split of {dataset.title}", split, dataset.splits)
-    return dataset.read(Path(root), split)
+    return _readable(dataset.read(Path(root), split), root)
+
+
+def _readable(found: Iterator[Line], root: str | Path) -> Iterator[Line]:
+    try:
+        yield from found
+    except OSError as error:
+        raise UserError(f"'{root}' cannot be read: {error}.") from error
+
+
+def lines(path: str | Path, name: str = "", split: str = "") -> Iterator[Line]:
+    """The lines of a record file, or of a data set in a directory (see :func:`read`)."""
+    if Path(path).is_dir() or name or split:
+        return read(path, name or None, split or None)
+    return read_lines(path)

@@ -1,0 +1,69 @@
+"""Data sets of three folders, optical, SAR and label map, with one file name for the three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earthmind_jax.data.datasets._folders import stems, subfolder
+from earthmind_jax.data.datasets._labels import map_turns, question_of_classes
+from earthmind_jax.data.records import Line, make_line
+from earthmind_jax.errors import UserError
+
+ENDINGS = (".tif", ".tiff", ".png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triples:
+    """Where the files lie and what the labels mean.
+
+    Attributes:
+      optical, sar, labels: names that the folders go by.
+      optical_image: what a record writes for an optical file.
+      classes: label value -> name; made from the values of a map where the files come in two codings.
+    """
+
+    title: str
+    optical: tuple[str, ...]
+    sar: tuple[str, ...]
+    labels: tuple[str, ...]
+    classes: Mapping[int, str]
+    optical_image: Callable[[str], Any] = str
+
+    def found(self, folder: Path) -> bool:
+        """Whether a folder has SAR images and label maps, or optical ones, under these names."""
+        return subfolder(folder, *self.sar) is not None and subfolder(folder, *self.optical, *self.labels) is not None
+
+    def read(self, root: Path, folder: Path) -> Iterator[Line]:
+        """A line for each SAR image, in the order of their names.
+
+        Where the publishers keep the others back their folder is missing: the optical image is left out, the question
+        has no answer.
+        """
+        sar = subfolder(folder, *self.sar)
+        if sar is None:
+            raise UserError(f"'{folder}' has no folder {' or '.join(self.sar)}, which {self.title} keeps its SAR in.")
+        optical, labels = subfolder(folder, *self.optical), subfolder(folder, *self.labels)
+        for name in stems(sar, ENDINGS):
+            yield self._line(root, sar / name, optical, labels)
+
+    def _line(self, root: Path, sar: Path, optical: Path | None, labels: Path | None) -> Line:
+        name = sar.stem if sar.parent.parent == root else f"{sar.parent.parent.relative_to(root).as_posix()}/{sar.stem}"
+
+        def relative(path: Path) -> str:
+            return path.relative_to(root).as_posix()
+
+        turns: list[dict[str, Any]] = [{"question": question_of_classes(tuple(self.classes.values()), [])["question"]}]
+        if labels is not None:
+            path = labels / sar.name
+            try:
+                turns = map_turns(path, relative(path), name, self._coding(path))
+            except UserError as error:
+                return Line(f"{sar}", None, (f": {error}",))
+        image = None if optical is None else self.optical_image(relative(optical / sar.name))
+        return make_line({"id": name, "optical": image, "sar": relative(sar), "turns": turns}, f"{sar}", root)
+
+    def _coding(self, path: Path) -> Mapping[int, str]:
+        return self.classes

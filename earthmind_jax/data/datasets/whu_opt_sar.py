@@ -1,0 +1,67 @@
+"""WHU-OPT-SAR: 100 scenes of GF-1 (red, green, blue, infrared) and GF-3 SAR at 5 m with land cover labels.
+
+The labels of the scenes are 0, 10, ..., 70; those of the crops that the authors' scripts make are 0 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from earthmind_jax.data.datasets import Dataset
+from earthmind_jax.data.datasets._triples import Triples
+from earthmind_jax.data.records import Line
+from earthmind_jax.errors import UserError
+
+CROPS = ("train", "val", "test")
+NAMES = ("farmland", "city", "village", "water", "forest", "road", "others")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes(Triples):
+    """Label maps in either coding; a map of the value 0 alone is both."""
+
+    def _coding(self, path: Path) -> Mapping[int, str]:
+        from earthmind_jax.geo.raster import read_raster
+
+        small = read_raster(path, labels=True).data.max() <= len(NAMES)
+        return {value // 10: name for value, name in self.classes.items()} if small else self.classes
+
+
+FILES = Scenes(
+    title="WHU-OPT-SAR",
+    optical=("optical", "opt"),
+    sar=("sar",),
+    labels=("lbl", "label", "labels"),
+    classes={10 * value: name for value, name in enumerate(NAMES, 1)},
+    optical_image=lambda path: {"file": path, "bands": ["R", "G", "B", None]},
+)
+
+
+def read(root: Path, split: str) -> Iterator[Line]:
+    """The scenes, or the crops of a split."""
+    folder = root if split == "all" else root / split
+    if not folder.is_dir():
+        raise UserError(f"'{root}' has no folder {split} of crops; the scenes are --split all.")
+    if not FILES.found(folder):
+        there = [name for name in CROPS if (root / name).is_dir()]
+        raise UserError(f"'{folder}' lacks optical, sar and lbl; its crops are --split {' or '.join(there) or 'none'}.")
+    return FILES.read(root, folder)
+
+
+DATASET = Dataset(
+    title=FILES.title,
+    splits=("all", *CROPS),
+    read=read,
+    found=lambda root: any(
+        FILES.found(folder) and any((folder / name).is_dir() for name in FILES.labels)
+        for folder in (root, *(root / split for split in CROPS))
+    ),
+    layout="""
+        optical/NH49E001013.tif (R, G, B, NIR), sar/NH49E001013.tif, lbl/NH49E001013.tif (0, 10, ..., 70)
+        or crops: train/opt/, train/sar/, train/lbl/ (0 to 7), val/ and test/ likewise
+    """,
+    licence="research, see the publication",
+    source="https://github.com/AmberHen/WHU-OPT-SAR-dataset (doi 10.1016/j.jag.2021.102638)",
+)

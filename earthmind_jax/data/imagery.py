@@ -1,0 +1,285 @@
+"""Described images (:mod:`earthmind_jax.data.images`) to calibrated rasters on one grid.
+
+What a plain path is taken for is decided in :mod:`earthmind_jax.data.read`; here the record tells more. A finished
+picture (unit "display") stays as it is, bands become reflectance or decibels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags
+
+from earthmind_jax.config import SensorConfig
+from earthmind_jax.data import arrays
+from earthmind_jax.data.images import Image
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.align import align, check_header
+from earthmind_jax.geo.bands import canonical, name_bands, select
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
+from earthmind_jax.geo.raster import Raster, open_raster, peek_bands, peek_sensor, read_raster
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of an image without its pixels: (rows, columns), whether it is a finished picture, and whether a
+    partner is brought onto its grid (it is placed on a map, or calibrated)."""
+
+    shape: tuple[int, int]
+    finished: bool
+    placed: bool
+
+
+def wanted_bands(kind: str, sensors: SensorConfig) -> tuple[str, ...]:
+    """The bands that a model asks for of an ``optical`` or ``sar`` image, each once."""
+    return tuple(dict.fromkeys(sensors.optical_bands if kind == "optical" else sensors.sar_bands))
+
+
+def header(image: Image, wanted: tuple[str, ...]) -> Header:
+    """Of a described image, of which the bands ``wanted`` are read; UserError where its files do not open."""
+    if image.array is not None:
+        finished = image.unit == "display" or image.stretch is not None
+        return Header(arrays.shape(image), finished, not finished)
+    chosen = _chosen(image, wanted) if image.files else {"": image.paths[0]}
+    parts = [_file_header(path, single=bool(image.files)) for path in chosen.values()]
+    grid, dtype = parts[0]
+    for other, _ in parts[1:]:
+        grid = _finer(grid, other)
+    finished = image.stretch is not None or (dtype == "uint8" and not _measured(image))
+    placed = grid.crs is not None and not grid.transform.almost_equals(Affine.identity())
+    return Header(grid.shape, finished, placed or not finished)
+
+
+def check(image: Image, kind: str, sensors: SensorConfig) -> None:
+    """What :func:`load` would refuse by the headers of its files: UserError."""
+    wanted = wanted_bands(kind, sensors)
+    made = header(image, wanted)
+    told = [name for name, _ in image.files] or [band for band in image.bands or () if band is not None]
+    if image.file is not None:
+        with open_raster(image.file) as dataset:
+            _count(image, dataset.count)
+            channels = sum(kind != ColorInterp.alpha for kind in dataset.colorinterp)
+    if made.finished:
+        _check_channels(image, len(told) or channels)
+    elif told:
+        select(wanted, _names(told, image.sensor), image.name)
+    elif image.sensor is not None:
+        peek_bands(image.paths[0], wanted, image.sensor)
+    else:
+        check_header(image.paths[0], kind, wanted)
+
+
+def load(images: Mapping[str, Image], sensors: SensorConfig) -> dict[str, Raster]:
+    """Reads and calibrates ``optical`` and/or ``sar``; a SAR image goes onto the grid of the optical one where both are
+    placed. Two without georeference need one size, but for finished pictures, which are over the same ground anyway.
+
+    Raises:
+      UserError: naming the file, row or band that is missing or unsuitable, or both images where they do not overlap.
+    """
+    made = {kind: _read(image, kind, wanted_bands(kind, sensors)) for kind, image in images.items()}
+    if len(made) < 2:
+        return made
+    optical, sar = made["optical"], made["sar"]
+    if optical.georeferenced and sar.georeferenced:
+        aligned = align(sar, optical, "sar_linear").raster
+        return {"optical": optical, "sar": aligned}
+    placed = all(r.georeferenced or r.unit != "display" or images[kind].plain for kind, r in made.items())
+    if placed and optical.shape != sar.shape:
+        sizes = [f"{image.name} ({' x '.join(map(str, made[kind].shape))})" for kind, image in images.items()]
+        raise UserError(f"{' and '.join(sizes)} cannot be brought together without a georeference; give both one size.")
+    return made
+
+
+def as_picture(raster: Raster) -> np.ndarray | dict[str, np.ndarray]:
+    """A calibrated raster in the form of a sample: bands by name, or an 8-bit picture [H W 3] (one channel is repeated,
+    two are padded with zeros)."""
+    if raster.unit != "display":
+        return dict(zip(raster.bands, raster.data, strict=True))
+    picture = np.clip(np.rint(raster.data), 0, 255).astype(np.uint8)
+    if len(picture) == 1:
+        picture = np.repeat(picture, 3, 0)
+    elif len(picture) == 2:
+        picture = np.concatenate([picture, np.zeros_like(picture[:1])])
+    return np.moveaxis(picture, 0, -1)
+
+
+def _read(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
+    if image.array is not None:
+        raster = arrays.read(image)
+    elif image.files:
+        raster = _read_bands(image, kind, wanted)
+    else:
+        raster = _calibrated(_read_file(image), image, kind)
+    if raster.unit == "display":
+        _check_channels(image, len(raster.bands))
+        return raster
+    chosen = select(wanted, raster.bands, image.name)
+    return replace(raster, data=raster.data[chosen], bands=tuple(raster.bands[i] for i in chosen))
+
+
+def _read_file(image: Image) -> Raster:
+    """A raster with the names that are told, or its own."""
+    if image.bands is None:
+        return _without(read_raster(image.file, sensor=image.sensor), image)
+    used = [i for i, band in enumerate(image.bands, 1) if band is not None]
+    with open_raster(image.file) as dataset:
+        _count(image, dataset.count)
+        data = dataset.read(used, out_dtype="float32")
+        flags = dataset.mask_flag_enums
+        # A channel that is told to be a band is no mask of the others, whatever the file calls it.
+        alpha = MaskFlags.alpha in flags[used[0] - 1] and image.bands[-1] is not None
+        valid = np.isfinite(data).all(0)
+        if not alpha:
+            valid &= dataset.read_masks(used).all(0)
+        names = _names([band for band in image.bands if band is not None], image.sensor)
+        sensor = image.sensor or name_bands(names, dataset.dtypes[0], dataset.name, dataset.tags())[1]
+        raster = Raster(
+            data=data,
+            valid=valid,
+            transform=dataset.transform,
+            crs=dataset.crs,
+            bands=names,
+            dtype=dataset.dtypes[used[0] - 1],
+            tags=dict(dataset.tags()),
+            nodata=dataset.nodatavals[used[0] - 1],
+            notes=["bands as told"],
+            sensor=sensor,
+            path=dataset.name,
+            scales=tuple(dataset.scales[i - 1] for i in used),
+            offsets=tuple(dataset.offsets[i - 1] for i in used),
+            scene_shape=(dataset.height, dataset.width),
+            scene_bands=names,
+            gcps=bool(dataset.gcps[0]),
+        )
+    return _without(raster, image)
+
+
+def _read_bands(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
+    """The files of the bands that are used, on the finest of their grids.
+
+    Reflectance is resampled as it is stored and calibrated afterwards, since whether an offset is to be applied is
+    seen in all bands together; backscatter is calibrated first, and resampled as power.
+    """
+    parts = []
+    for band, path in _chosen(image, wanted).items():
+        _file_header(path, single=True)
+        part = _without(read_raster(path), image)
+        part = replace(part, bands=(band,), scene_bands=(band,), sensor=None)
+        if kind == "sar":
+            part = _calibrated(part, image, kind)
+        elif part.dtype != "uint8" and not part.dtype.startswith("float"):
+            part = replace(part, valid=part.valid & (part.data[0] != 0))  # a fill value must not bleed into others
+        parts.append(part)
+    grid = parts[0].grid
+    for part in parts[1:]:
+        grid = _finer(grid, part.grid)
+    parts = [_onto(part, grid, kind) for part in parts]
+    names = tuple(part.bands[0] for part in parts)
+    stack = replace(
+        parts[0],
+        data=np.concatenate([part.data for part in parts]),
+        valid=np.logical_and.reduce([part.valid for part in parts]),
+        bands=names,
+        scene_bands=names,
+        scales=tuple(scale for part in parts for scale in part.scales),
+        offsets=tuple(offset for part in parts for offset in part.offsets),
+        units=tuple(unit for part in parts for unit in part.units),
+        descriptions=tuple(text for part in parts for text in part.descriptions),
+        scene_shape=grid.shape,
+        window=None,
+    )
+    if not stack.valid.any():
+        raise UserError(f"{image.name} and the files of its other bands have no pixel that is valid in all of them.")
+    return stack if kind == "sar" else _calibrated(stack, image, kind)
+
+
+def _onto(part: Raster, grid: Grid, kind: str) -> Raster:
+    if part.grid.matches(grid):
+        return part
+    if not part.georeferenced or grid.crs is None:
+        here, there = (" x ".join(map(str, shape)) for shape in (part.shape, grid.shape))
+        raise UserError(f"{part.path} has {here} pixels but {grid.name} {there}; without a georeference give one size.")
+    return align(part, grid, "sar_linear" if kind == "sar" else "reflectance").raster
+
+
+def _calibrated(raster: Raster, image: Image, kind: str) -> Raster:
+    if image.stretch is not None:
+        low, high = image.stretch
+        values = np.clip((raster.data - low) / (high - low), 0, 1) * 255
+        return raster.calibrated(values, raster.valid, "display", [f"stretched from {low:g} to {high:g}, as told"])
+    if raster.dtype == "uint8" and not _measured(image):
+        return to_display(raster)
+    guess = raster.sensor if raster.sensor in SENSORS and SENSORS[raster.sensor].kind == kind else None
+    sensor = image.sensor or guess or ("s1" if kind == "sar" else None)
+    if sensor is None:
+        raise UserError(
+            f"{image.name}: what made it is not known; tell its 'sensor' ({', '.join(SENSORS)}) or a 'stretch'."
+        )
+    return calibrate(raster, sensor, **dict(image.told))
+
+
+def _measured(image: Image) -> bool:
+    """Whether the record tells that the numbers are a measurement, though they may be 8-bit: of SAR that takes the
+    scale, since 8-bit SAR of any sensor is a rendering else."""
+    entry = SENSORS.get(image.sensor or "")
+    return bool(image.told) or (entry is not None and entry.kind == "optical" and not entry.is_8bit)
+
+
+def _without(raster: Raster, image: Image) -> Raster:
+    """The raster less the pixels that hold the number told to be no data."""
+    if image.nodata is None:
+        return raster
+    valid = raster.valid & (raster.data != np.float32(image.nodata)).all(0)
+    if not valid.any():
+        raise UserError(f"{image.name} has no valid pixel: all are nodata ({image.nodata:g}, as told).")
+    return replace(raster, valid=valid, nodata=image.nodata)
+
+
+def _chosen(image: Image, wanted: tuple[str, ...]) -> dict[str, Path]:
+    """Files of the bands that are used: those wanted, or all three of a picture."""
+    names = _names([name for name, _ in image.files], image.sensor)
+    files = dict(zip(names, (path for _, path in image.files), strict=True))
+    if image.stretch is not None or not set(names) & set(wanted):
+        first = peek_sensor(image.files[0][1])[1]
+        if image.stretch is not None or (first == "uint8" and not _measured(image)):
+            _check_channels(image, len(names))
+            return files
+    return {names[i]: files[names[i]] for i in select(wanted, names, image.name)}
+
+
+def _names(told: Sequence[str], sensor: str | None) -> tuple[str, ...]:
+    """Band names as told in the field's own spelling ("B4" and Sentinel-2's "red" are B04)."""
+    aliases = SENSORS[sensor].aliases if sensor else {}
+    return tuple(aliases.get(name.lower()) or canonical(name) or name for name in told)
+
+
+def _check_channels(image: Image, count: int) -> None:
+    if not 1 <= count <= 3:
+        raise UserError(f"{image.name}: a picture shows one to three channels, not {count}; name those in 'bands'.")
+
+
+def _count(image: Image, count: int) -> None:
+    if image.bands is not None and len(image.bands) != count:
+        raise UserError(f"{image.name} has {count} channels but 'bands' names {len(image.bands)}; null skips one.")
+
+
+@lru_cache(maxsize=2**16)
+def _file_header(path: Path, single: bool) -> tuple[Grid, str]:
+    """Grid and dtype of a file; UserError where it is to be the file of a ``single`` band and is not."""
+    with open_raster(path) as dataset:
+        if single and dataset.count != 1:
+            raise UserError(f"{path} has {dataset.count} channels, but the file of a band has one.")
+        return Grid(dataset.transform, dataset.crs, dataset.height, dataset.width, dataset.name), dataset.dtypes[0]
+
+
+def _finer(first: Grid, second: Grid) -> Grid:
+    """The grid with the smaller pixels, the first of two that are alike; without a map the one with more of them."""
+    if first.crs is None or second.crs is None:
+        return second if np.prod(second.shape) > np.prod(first.shape) else first
+    return second if (second.gsd or np.inf) < (first.gsd or np.inf) * 0.999 else first
