@@ -129,6 +129,8 @@ def _blocks(grid: Grid, split: tuple[int, int]) -> Iterator[tuple[tuple[slice, s
 def _bilinear(values: np.ndarray, valid: np.ndarray, source: Place, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """(sum of weight times value [C H W], weight of valid pixels [H W]); ``values`` [C n], zero where invalid."""
     columns, rows = positions(grid, source)
+    rows = _rim(rows, source.height)
+    columns = columns if source.turn else _rim(columns, source.width)
     left, top = np.floor(columns - 0.5), np.floor(rows - 0.5)
     x, y = (columns - 0.5 - left).astype(np.float32), (rows - 0.5 - top).astype(np.float32)
     left, top = _whole(left), _whole(top)
@@ -142,6 +144,12 @@ def _bilinear(values: np.ndarray, valid: np.ndarray, source: Place, grid: Grid) 
             for band, picked in zip(total, values, strict=True):
                 band += share * picked[index]
     return total, weight
+
+
+def _rim(places: np.ndarray, size: int) -> np.ndarray:
+    """Positions in the outer half of the outermost pixels have no neighbour beyond: there the pixel's value holds."""
+    on_it = (places >= 0) & (places <= size)
+    return np.where(on_it, places.clip(0.5, size - 0.5), places)
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
