@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,13 +65,14 @@ class Polygons:
 
     def geojson(self) -> dict[str, Any]:
         """A FeatureCollection in WGS84."""
-        dense = self._dense()
+        dense = self._dense
         longitudes, latitudes = project(self.grid.crs, WGS84, *_points(dense))
         if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
             raise UserError(f"{self.grid.name}: the mask reaches places that are not on Earth in its CRS.")
         placed = _regrouped(np.stack([longitudes, latitudes.clip(-90, 90)], -1), dense)
         return {"type": "FeatureCollection", "features": self._described([geographic(parts) for parts in placed])}
 
+    @cached_property
     def _dense(self) -> list[list[list[Ring]]]:
         """Map coordinates of every ring, with points as close as a curved edge needs."""
         step = _edge_length(self.grid)
@@ -83,15 +84,16 @@ class Polygons:
 
     def _described(self, geometries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         features = []
-        for region, area, shape in zip(self.regions, self._areas(), geometries, strict=True):
+        for region, area, shape in zip(self.regions, self._areas, geometries, strict=True):
             means = {name: round(region.mean(name), 6) for name in self.means}
             attributes = {**self.attributes, **means, "area_m2": round(area, 2)}
             features.append({"type": "Feature", "properties": attributes, "geometry": shape})
         return features
 
+    @cached_property
     def _areas(self) -> list[float]:
         """Square metres of every region."""
-        dense = self._dense()
+        dense = self._dense
         flat = _regrouped(np.stack(project(self.grid.crs, _equal_area(self.grid), *_points(dense)), -1), dense)
         areas = []
         for parts in flat:
@@ -136,7 +138,7 @@ def trace_polygons(
     for layer, values in means.items():
         if np.shape(values) != mask.shape:
             raise UserError(f"The layer {layer!r} is {np.shape(values)} but the mask is {mask.shape}; give one grid.")
-    regions = [region for region in trace(inside(mask), means) if region.pixels >= min_pixels]
+    regions = trace(inside(mask), means, min_pixels)
     return Polygons(regions, grid, described(prompt, score, model, properties), tuple(means))
 
 
@@ -228,11 +230,15 @@ def _edge_length(grid: Grid) -> float:
 
 
 def _densify(ring: Ring, step: float) -> Ring:
-    pieces = []
-    for start, end in pairwise(ring):
-        count = int(np.ceil(np.abs(end - start).max() / step)) or 1
-        pieces.append(start + (end - start) * (np.arange(count) / count)[:, None])
-    return np.concatenate([*pieces, ring[:1]])
+    """The ring with points between, so that no edge is longer than ``step``."""
+    edges = np.diff(ring, axis=0)
+    counts = np.maximum(np.ceil(np.abs(edges).max(1) / step).astype(int), 1)
+    if counts.max() == 1:
+        return ring
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    share = (np.arange(counts.sum()) - first) / np.repeat(counts, counts)
+    between = np.repeat(ring[:-1], counts, axis=0) + np.repeat(edges, counts, axis=0) * share[:, None]
+    return np.concatenate([between, ring[:1]])
 
 
 def _equal_area(grid: Grid) -> CRS:
