@@ -158,7 +158,10 @@ def inside(mask: np.ndarray) -> np.ndarray:
 
 
 def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
-    """uint8 [H W]: 1 at the pixels whose centre lies in a polygon of ``geojson`` (WGS84): ``polygons`` backwards."""
+    """uint8 [H W]: 1 at the pixels whose centre lies in a polygon of ``geojson`` (WGS84): ``polygons`` backwards.
+
+    UserError where it is no GeoJSON of areas in degrees.
+    """
     crs = require_map(grid.transform, grid.crs, grid.name, "drawing polygons")
     require_on_earth(grid)
     centre = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))[0]
@@ -167,11 +170,16 @@ def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
     for rings in _polygons_of(geojson):
         pixels = []
         for ring in rings:
-            x, y = project(WGS84, crs, *np.asarray(ring, float)[:, :2].T)
+            x, y = project(WGS84, crs, *_degrees(ring).T)
+            if not np.isfinite(x).any():
+                break  # far from here
+            if not np.isfinite(x).all():
+                raise UserError(f"A polygon reaches places that the CRS of {grid.name} cannot show; cut it first.")
             if turn is not None:  # the grid may count its longitudes beyond 180
                 x = x + turn * np.round((centre - x.mean()) / turn)
             pixels.append(np.stack(to_pixel(grid.transform, x, y), -1).tolist())
-        burnt.append(({"type": "Polygon", "coordinates": pixels}, 1))
+        if pixels:
+            burnt.append(({"type": "Polygon", "coordinates": pixels}, 1))
     if not burnt:
         return np.zeros(grid.shape, np.uint8)
     return rasterize(burnt, out_shape=grid.shape, fill=0, dtype="uint8")
@@ -200,22 +208,39 @@ def geojson_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[
 
 
 def _polygons_of(geojson: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    kind = geojson.get("type")
-    if kind == "FeatureCollection":
-        for feature in geojson["features"]:
-            yield from _polygons_of(feature)
-    elif kind == "Feature":
-        if geojson.get("geometry"):
-            yield from _polygons_of(geojson["geometry"])
-    elif kind == "GeometryCollection":
-        for geometry in geojson["geometries"]:
-            yield from _polygons_of(geometry)
-    elif kind == "Polygon":
-        yield geojson["coordinates"]
-    elif kind == "MultiPolygon":
-        yield from geojson["coordinates"]
-    else:
-        raise UserError(f"A mask is drawn from Polygon and MultiPolygon, not from {kind!r}.")
+    kind = geojson.get("type") if isinstance(geojson, Mapping) else type(geojson).__name__
+    inner = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
+    try:
+        if kind in inner:
+            for one in geojson[inner[kind]]:
+                yield from _polygons_of(one)
+        elif kind == "Feature":
+            if geojson["geometry"]:
+                yield from _polygons_of(geojson["geometry"])
+        elif kind == "Polygon":
+            yield geojson["coordinates"]
+        elif kind == "MultiPolygon":
+            yield from geojson["coordinates"]
+        else:
+            raise UserError(f"A mask is drawn from Polygon and MultiPolygon, not from {kind!r}.")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"The GeoJSON is broken: a {kind} lacks what belongs to it ({error}); correct it.") from error
+
+
+def _degrees(ring: Any) -> Ring:
+    """A ring of GeoJSON as longitude and latitude [n 2]; UserError where it is none."""
+    try:
+        points = np.asarray(ring, float)[:, :2]
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError("The GeoJSON is broken: a ring is no list of [longitude, latitude]; correct it.") from error
+    if len(points) < 4 or points.shape[1] < 2:
+        raise UserError("The GeoJSON is broken: a ring needs at least four points, the last one the first; correct it.")
+    if not (np.abs(points) <= [540, 90]).all():
+        worst = points[(np.abs(points) > [540, 90]).any(1) | ~np.isfinite(points).all(1)][0]
+        raise UserError(
+            f"({worst[0]:g}, {worst[1]:g}) is no longitude and latitude; GeoJSON is in degrees of WGS 84 (RFC 7946)."
+        )
+    return points
 
 
 def _edge_length(grid: Grid) -> float:
