@@ -107,7 +107,7 @@ def align(
         raise _apart(place, grid)
     if min_overlap > 0 and overlap == 0:
         raise UserError(
-            f"{place.name} has no valid pixel where {grid.name} has one: they hardly meet, or only in nodata; check both."
+            f"{place.name} has no valid pixel where {grid.name} has one: they hardly meet, or in nodata only."
         )
     if overlap < min_overlap:
         raise UserError(

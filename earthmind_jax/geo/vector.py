@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.features import rasterize
@@ -38,6 +39,7 @@ from earthmind_jax.geo.regions import Region, Ring, trace
 from earthmind_jax.geo.write import written_beside
 
 CHORD_ERROR = 0.02  # pixels that a polygon edge may leave the true line
+SEAM = 1e-6  # pixels
 SCORE = "score"
 
 
@@ -168,10 +170,12 @@ def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
     turn = full_turn(crs)
     burnt = []
     for rings in _polygons_of(geojson):
-        pixels = []
+        pixels, cut = [], False
         for ring in rings:
-            x, y = project(WGS84, crs, *_degrees(ring).T)
-            if not np.isfinite(x).any():
+            degrees = _degrees(ring)
+            cut |= bool((np.abs(degrees[:, 0]) == 180).any())
+            x, y = project(WGS84, crs, *degrees.T)
+            if not (np.isfinite(x).any() or pixels):
                 break  # far from here
             if not np.isfinite(x).all():
                 raise UserError(f"A polygon reaches places that the CRS of {grid.name} cannot show; cut it first.")
@@ -179,7 +183,9 @@ def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
                 x = x + turn * np.round((centre - x.mean()) / turn)
             pixels.append(np.stack(to_pixel(grid.transform, x, y), -1).tolist())
         if pixels:
-            burnt.append(({"type": "Polygon", "coordinates": pixels}, 1))
+            shape = shapely.Polygon(pixels[0], pixels[1:])
+            # a pixel whose centre lies on the cut along the antimeridian belongs to what was cut
+            burnt.append((shapely.buffer(shapely.make_valid(shape), SEAM, quad_segs=1) if cut else shape, 1))
     if not burnt:
         return np.zeros(grid.shape, np.uint8)
     return rasterize(burnt, out_shape=grid.shape, fill=0, dtype="uint8")

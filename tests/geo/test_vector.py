@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
@@ -246,3 +247,30 @@ def test_a_mask_beyond_the_disc_of_the_earth():
     mask[:3, :3] = True
     with pytest.raises(UserError, match="not on Earth in its CRS"):
         polygons(mask, transform, crs)
+
+
+POLAR = {
+    "pole_inside": lambda d: d < 40,
+    "ring_around_the_pole": lambda d: (d < 45) & (d > 20),
+    "ring_and_cap": lambda d: ((d < 45) & (d > 20)) | (d < 8),
+}
+
+
+@pytest.mark.parametrize("name", POLAR)
+@pytest.mark.parametrize("crs", ["EPSG:3413", "EPSG:3031"])
+def test_around_a_pole(name, crs):
+    """Regions that hold a pole, or a hole with it: valid polygons within -180..180, of the right area, and back."""
+    rows, columns = np.mgrid[:101, :101] - 50
+    mask = POLAR[name](np.hypot(rows, columns))
+    grid = Grid(from_origin(-50.5 * 10000, 50.5 * 10000, 10000, 10000), CRS.from_user_input(crs), 101, 101)
+    collection = polygons(mask, grid.transform, grid.crs)
+    shapes = [shapely.geometry.shape(feature["geometry"]) for feature in collection["features"]]
+    assert shapely.is_valid(shapes).all()
+    assert all(shape.bounds[0] >= -180 and shape.bounds[2] <= 180 for shape in shapes)
+    sign = 1 if crs == "EPSG:3413" else -1
+    pole = shapely.Point(33, sign * 89.99)
+    assert any(shape.contains(pole) for shape in shapes) == (name != "ring_around_the_pole")
+    total = sum(feature["properties"]["area_m2"] for feature in collection["features"])
+    assert total == pytest.approx(mask.sum() * grid.gsd**2, rel=0.01)
+    back = rasterise(collection, grid) > 0
+    assert (back & mask).sum() / (back | mask).sum() > 0.999
