@@ -10,6 +10,7 @@ import shapely
 
 Ring = np.ndarray  # [n 2] closed
 DECIMALS = 9  # of a degree: 0.1 mm
+EXACT = 2.0**36  # steps in a degree: 1.6 micrometres
 WORLD = shapely.box(-180, -90, 180, 90)
 
 
@@ -75,7 +76,8 @@ def _shifted(ring: Ring, degrees: float) -> shapely.Geometry:
 
 def _unwrap(ring: Ring) -> Ring:
     """Continuous longitudes; a ring around a pole is closed over it."""
-    longitude = np.unwrap(ring[:, 0], period=360)
+    # in steps of a power of two, so that whole turns are added without rounding and copies fit together
+    longitude = np.round(np.unwrap(ring[:, 0], period=360) * EXACT) / EXACT
     out = np.stack([longitude, ring[:, 1]], -1)
     if abs(longitude[-1] - longitude[0]) > 180:
         pole = 90.0 if ring[:, 1].mean() > 0 else -90.0

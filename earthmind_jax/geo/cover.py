@@ -9,21 +9,23 @@ from rasterio.windows import Window
 
 from earthmind_jax.geo.control import Control
 from earthmind_jax.geo.grid import Grid, to_map
-from earthmind_jax.geo.resample import locate
+from earthmind_jax.geo.resample import BLOCK, locate
 
 NODES = 32  # along each side of a piece, at which its place in the source is looked up
 SAME = 1e-3  # pixels
 
 
 def pieces(
-    grid: Grid, place: Grid | Control, limit: int, row: int = 0, column: int = 0
+    grid: Grid, place: Grid | Control, limit: float, split: int = 1, row: int = 0, column: int = 0
 ) -> Iterator[tuple[slice, slice, Window | None]]:
     """(rows, columns of ``grid``, the window of the source that covers them), halved until the window has at most
-    ``limit`` pixels; a window of None is the whole source. Parts that the source does not reach are left out."""
+    ``limit`` pixels, and, with ``split`` > 1 positions in each pixel of ``grid``, those are as many as are held at
+    once. A window of None is the whole source. Parts that the source does not reach are left out."""
     window = covering(grid, place)
     if window is None:
         return
-    if window.width * window.height > limit and max(grid.shape) > 1:
+    many = split > 1 and grid.height * grid.width * split > BLOCK
+    if (many or window.width * window.height > limit) and max(grid.shape) > 1:
         height, width = grid.shape
         halves = (
             [(0, 0, height // 2, width), (height // 2, 0, height - height // 2, width)]
@@ -31,7 +33,7 @@ def pieces(
             else [(0, 0, height, width // 2), (0, width // 2, height, width - width // 2)]
         )
         for down, across, h, w in halves:
-            yield from pieces(grid.part(down, across, h, w), place, limit, row + down, column + across)
+            yield from pieces(grid.part(down, across, h, w), place, limit, split, row + down, column + across)
         return
     whole = (window.col_off, window.row_off, window.width, window.height) == (0, 0, place.width, place.height)
     yield slice(row, row + grid.height), slice(column, column + grid.width), None if whole else window

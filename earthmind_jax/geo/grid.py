@@ -121,8 +121,17 @@ def to_pixel(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarra
 
 
 def project(source: CRS, target: CRS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of points in another CRS; infinite where there is none."""
-    there = transform_points(source, target, np.asarray(x, float), np.asarray(y, float))
+    """Coordinates of points [n] in another CRS; infinite where there is none."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    try:
+        there = transform_points(source, target, x, y)
+    except CPLE_BaseError:  # one point without a place fails them all: look for it
+        if x.size <= 1:
+            return np.full(x.shape, np.inf), np.full(x.shape, np.inf)
+        halves = [
+            project(source, target, *part) for part in zip(np.array_split(x, 2), np.array_split(y, 2), strict=True)
+        ]
+        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
     return np.asarray(there[0], float), np.asarray(there[1], float)
 
 
@@ -146,9 +155,14 @@ def require_map(transform: Affine, crs: CRS | str | None, name: str, purpose: st
     if not np.isfinite(transform[:6]).all() or transform.determinant == 0:
         raise UserError(f"{name}: its transform {tuple(transform[:6])} gives pixels no size; correct the georeference.")
     try:
-        return CRS.from_user_input(crs)
+        known = CRS.from_user_input(crs)
     except CRSError as error:
         raise UserError(f"{name}: {crs!r} is no known coordinate reference system.") from error
+    if not (known.is_geographic or known.is_projected):
+        raise UserError(
+            f"{name}: its CRS {known.to_string()[:60]} is no map of the Earth; use a geographic or projected one."
+        )
+    return known
 
 
 def require_on_earth(grid: Grid) -> None:
@@ -156,7 +170,7 @@ def require_on_earth(grid: Grid) -> None:
     x, y = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))
     try:
         longitude, latitude = (float(value[0]) for value in project(grid.crs, WGS84, x, y))
-    except (CRSError, CPLE_BaseError):
+    except CRSError:
         longitude = latitude = np.inf
     if not (np.isfinite(longitude) and abs(longitude) <= 540 and abs(latitude) <= 90):
         raise UserError(

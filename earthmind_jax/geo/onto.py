@@ -17,7 +17,7 @@ from rasterio.windows import Window
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.contents import Wanted
 from earthmind_jax.geo.control import Control, place_of
-from earthmind_jax.geo.cover import covering, pieces
+from earthmind_jax.geo.cover import pieces
 from earthmind_jax.geo.grid import Grid, require_map, require_on_earth
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import FILL, Raster, open_raster, read_raster, require_georeference
@@ -26,8 +26,10 @@ from earthmind_jax.geo.resample import classes, continuous, pixel_ratio
 PURPOSE = "bringing two images onto one grid"
 KINDS = ("sar_linear", "reflectance", "label")
 AVERAGE_FROM = 1.5  # pixels of the source in one of the reference, from which on they are averaged
+MOST_POSITIONS = 256  # in each direction: more do not change a mean
 SOURCE_VALUES = 2**23  # read from a file at once
 MIN_OVERLAP = 0.1
+NOWHERE = "nothing of it lies here"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +97,7 @@ def align(
         require_on_earth(source.grid)
         split = _split(scene or grid, place)
         whole = prepare(source)
-        data, valid, how = _onto(whole, place, grid, kind, split)
-        aligned, seen = replace(whole, data=data, valid=valid), covering(grid, place) is not None
+        aligned, how, seen = _from_memory(whole, place, grid, kind, split)
     else:
         place = _place(source, kind, height, dem)
         split = _split(scene or grid, place)
@@ -106,7 +107,9 @@ def align(
     if min_overlap > 0 and not seen:
         raise _apart(place, grid)
     if min_overlap > 0 and overlap == 0:
-        raise UserError(f"{place.name} has no valid pixel where {grid.name} has one: nodata lies on the whole overlap.")
+        raise UserError(
+            f"{place.name} has no valid pixel where {grid.name} has one: they hardly meet, or in nodata only."
+        )
     if overlap < min_overlap:
         raise UserError(
             f"{place.name} covers only {overlap:.1%} of {grid.name} and {min_overlap:.0%} is needed: "
@@ -148,7 +151,21 @@ def _place(path: str | os.PathLike[str], kind: str, height: float | None, dem: A
 
 def _split(scene: Grid, place: Grid | Control) -> tuple[int, int]:
     """Positions to average over in one pixel of the reference, (rows, columns)."""
-    return tuple(int(np.ceil(n - 1e-6)) if n >= AVERAGE_FROM else 1 for n in pixel_ratio(scene, place))
+    ratio = pixel_ratio(scene, place)
+    return tuple(int(np.ceil(min(n, MOST_POSITIONS) - 1e-6)) if n >= AVERAGE_FROM else 1 for n in ratio)
+
+
+def _from_memory(
+    source: Raster, place: Grid, grid: Grid, kind: str, split: tuple[int, int]
+) -> tuple[Raster, str, bool]:
+    """As :func:`_from_file`, of a raster that is there as a whole."""
+    dtype = source.data.dtype if kind == "label" else np.float32
+    data, valid = np.full((len(source.data), *grid.shape), FILL.get(source.unit, 0), dtype), np.zeros(grid.shape, bool)
+    how = ""
+    for rows, columns, _ in pieces(grid, place, np.inf, split[0] * split[1]):
+        part = grid.part(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        data[:, rows, columns], valid[rows, columns], how = _onto(source, place, part, kind, split)
+    return replace(source, data=data, valid=valid), how or NOWHERE, bool(how)
 
 
 def _from_file(
@@ -165,7 +182,7 @@ def _from_file(
     labels, first, how, count = kind == "label", None, "", 0
     with open_raster(path, labels) as dataset:
         limit = SOURCE_VALUES // (len(bands) if bands else dataset.count)
-    for rows, columns, window in pieces(grid, place, limit):
+    for rows, columns, window in pieces(grid, place, limit, split[0] * split[1]):
         raster = prepare(read_raster(path, bands, window, sensor=sensor, labels=labels))
         there = place if window is None else place.part(window.row_off, window.col_off, window.height, window.width)
         part = grid.part(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
@@ -179,7 +196,7 @@ def _from_file(
     if first is None:  # nothing of it lies there: its first pixel says what it would have been
         first = prepare(read_raster(path, bands, Window(0, 0, 1, 1), sensor=sensor, labels=labels))
         data = np.full((len(first.data), *grid.shape), FILL.get(first.unit, 0), first.data.dtype)
-        return replace(first, data=data, valid=np.zeros(grid.shape, bool)), "nothing of it lies here", False
+        return replace(first, data=data, valid=np.zeros(grid.shape, bool)), NOWHERE, False
     notes = list(first.notes)
     if isinstance(place, Control):
         notes = [note for note in notes if "only ground control points" not in note] + [place.note]

@@ -60,12 +60,14 @@ def label_regions(mask: np.ndarray) -> np.ndarray:
     return rasterize(((shape, i) for i, shape in enumerate(regions, 1)), out_shape=mask.shape, fill=0, dtype="int32")
 
 
-def trace(mask: np.ndarray, layers: Mapping[str, np.ndarray] | None = None) -> list[Region]:
-    """The regions of a mask, bool [H W], with the sums of ``layers`` [H W] over each."""
-    return list(trace_strips([(mask, layers or {})]))
+def trace(mask: np.ndarray, layers: Mapping[str, np.ndarray] | None = None, min_pixels: int = 1) -> list[Region]:
+    """The regions of a mask, bool [H W], of at least ``min_pixels``, with the sums of ``layers`` [H W] over each."""
+    return list(trace_strips([(mask, layers or {})], min_pixels))
 
 
-def trace_strips(strips: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> Iterator[Region]:
+def trace_strips(
+    strips: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]], min_pixels: int = 1
+) -> Iterator[Region]:
     """The regions of a mask that comes in strips (mask bool [h W], layers [h W]), top to bottom.
 
     A region is handed out as soon as no later strip can add to it: memory holds one strip and the open outlines.
@@ -79,8 +81,9 @@ def trace_strips(strips: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) 
         last = number[len(open_regions) :][label[-1] - 1] + 1
         last[label[-1] == 0] = 0
         alive = np.unique(last[last > 0])
+        reaches_on = set(alive.tolist())
         for i, region in enumerate(merged, 1):
-            if i not in alive:
+            if i not in reaches_on and region.pixels >= min_pixels:
                 region.join()
                 yield region
         border = np.searchsorted(alive, last) + 1
@@ -88,8 +91,9 @@ def trace_strips(strips: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]]) 
         open_regions = [merged[i - 1] for i in alive]
         top += len(mask)
     for region in open_regions:
-        region.join()
-        yield region
+        if region.pixels >= min_pixels:
+            region.join()
+            yield region
 
 
 def _regions(label: np.ndarray, layers: Mapping[str, np.ndarray], top: int) -> list[Region]:

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import shapely
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.antimeridian import bounding_box, geographic
-from earthmind_jax.geo.grid import WGS84, Grid, project, require_map, require_on_earth
+from earthmind_jax.geo.grid import EARTH_RADIUS, WGS84, Grid, project, require_map, require_on_earth
 from earthmind_jax.geo.raster import open_raster
 from earthmind_jax.geo.write import written_beside
 
@@ -43,6 +44,7 @@ MEDIA_TYPES = {
     ".png": "image/png",
     ".html": "text/html",
 }
+STRAIGHT = 0.05  # pixels by which an edge may leave the footprint's points aside
 UNKNOWN_START = "1970-01-01T00:00:00Z"
 _SENTINEL1 = re.compile(r"S1[A-D]_(IW|EW|WV|S[1-6])_(GRD|SLC|RTC)\w?_+1?[A-Z]?(SH|SV|DH|DV)")
 _POLARISATIONS = {"SH": ["HH"], "SV": ["VV"], "DH": ["HH", "HV"], "DV": ["VV", "VH"]}
@@ -132,7 +134,9 @@ def _outline(grid: Grid) -> np.ndarray:
     ring = np.stack([longitudes[known], latitudes[known].clip(-90, 90)], -1)
     moved = np.append(True, (np.diff(ring, axis=0) != 0).any(1))  # corners stand twice in an outline
     ring = ring[moved]
-    return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+    ring = ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+    degree = np.radians(1) * EARTH_RADIUS
+    return np.asarray(shapely.simplify(shapely.LinearRing(ring), STRAIGHT * grid.gsd / degree).coords)
 
 
 def _sources(inputs: Mapping[str, str | os.PathLike[str]]) -> tuple[list[np.datetime64], dict[str, Any]]:

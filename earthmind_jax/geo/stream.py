@@ -69,7 +69,7 @@ def trace_file(
             tags.get("model", "") if model is None else model,
             properties,
         )
-        regions = (region for region in trace_strips(_strips(mask, means, strip)) if region.pixels >= min_pixels)
+        regions = trace_strips(_strips(mask, means, strip), min_pixels)
         while batch := list(islice(regions, BATCH)):
             yield Polygons(batch, grid, attributes, tuple(means))
 

@@ -12,10 +12,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.features import rasterize
@@ -38,6 +39,7 @@ from earthmind_jax.geo.regions import Region, Ring, trace
 from earthmind_jax.geo.write import written_beside
 
 CHORD_ERROR = 0.02  # pixels that a polygon edge may leave the true line
+SEAM = 1e-6  # pixels
 SCORE = "score"
 
 
@@ -65,13 +67,14 @@ class Polygons:
 
     def geojson(self) -> dict[str, Any]:
         """A FeatureCollection in WGS84."""
-        dense = self._dense()
+        dense = self._dense
         longitudes, latitudes = project(self.grid.crs, WGS84, *_points(dense))
         if not (np.isfinite(longitudes).all() and np.isfinite(latitudes).all()):
             raise UserError(f"{self.grid.name}: the mask reaches places that are not on Earth in its CRS.")
         placed = _regrouped(np.stack([longitudes, latitudes.clip(-90, 90)], -1), dense)
         return {"type": "FeatureCollection", "features": self._described([geographic(parts) for parts in placed])}
 
+    @cached_property
     def _dense(self) -> list[list[list[Ring]]]:
         """Map coordinates of every ring, with points as close as a curved edge needs."""
         step = _edge_length(self.grid)
@@ -83,15 +86,16 @@ class Polygons:
 
     def _described(self, geometries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         features = []
-        for region, area, shape in zip(self.regions, self._areas(), geometries, strict=True):
+        for region, area, shape in zip(self.regions, self._areas, geometries, strict=True):
             means = {name: round(region.mean(name), 6) for name in self.means}
             attributes = {**self.attributes, **means, "area_m2": round(area, 2)}
             features.append({"type": "Feature", "properties": attributes, "geometry": shape})
         return features
 
+    @cached_property
     def _areas(self) -> list[float]:
         """Square metres of every region."""
-        dense = self._dense()
+        dense = self._dense
         flat = _regrouped(np.stack(project(self.grid.crs, _equal_area(self.grid), *_points(dense)), -1), dense)
         areas = []
         for parts in flat:
@@ -136,7 +140,7 @@ def trace_polygons(
     for layer, values in means.items():
         if np.shape(values) != mask.shape:
             raise UserError(f"The layer {layer!r} is {np.shape(values)} but the mask is {mask.shape}; give one grid.")
-    regions = [region for region in trace(inside(mask), means) if region.pixels >= min_pixels]
+    regions = trace(inside(mask), means, min_pixels)
     return Polygons(regions, grid, described(prompt, score, model, properties), tuple(means))
 
 
@@ -156,20 +160,32 @@ def inside(mask: np.ndarray) -> np.ndarray:
 
 
 def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
-    """uint8 [H W]: 1 at the pixels whose centre lies in a polygon of ``geojson`` (WGS84): ``polygons`` backwards."""
+    """uint8 [H W]: 1 at the pixels whose centre lies in a polygon of ``geojson`` (WGS84): ``polygons`` backwards.
+
+    UserError where it is no GeoJSON of areas in degrees.
+    """
     crs = require_map(grid.transform, grid.crs, grid.name, "drawing polygons")
     require_on_earth(grid)
     centre = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))[0]
     turn = full_turn(crs)
     burnt = []
     for rings in _polygons_of(geojson):
-        pixels = []
+        pixels, cut = [], False
         for ring in rings:
-            x, y = project(WGS84, crs, *np.asarray(ring, float)[:, :2].T)
+            degrees = _degrees(ring)
+            cut |= bool((np.abs(degrees[:, 0]) == 180).any())
+            x, y = project(WGS84, crs, *degrees.T)
+            if not (np.isfinite(x).any() or pixels):
+                break  # far from here
+            if not np.isfinite(x).all():
+                raise UserError(f"A polygon reaches places that the CRS of {grid.name} cannot show; cut it first.")
             if turn is not None:  # the grid may count its longitudes beyond 180
                 x = x + turn * np.round((centre - x.mean()) / turn)
             pixels.append(np.stack(to_pixel(grid.transform, x, y), -1).tolist())
-        burnt.append(({"type": "Polygon", "coordinates": pixels}, 1))
+        if pixels:
+            shape = shapely.Polygon(pixels[0], pixels[1:])
+            # a pixel whose centre lies on the cut along the antimeridian belongs to what was cut
+            burnt.append((shapely.buffer(shapely.make_valid(shape), SEAM, quad_segs=1) if cut else shape, 1))
     if not burnt:
         return np.zeros(grid.shape, np.uint8)
     return rasterize(burnt, out_shape=grid.shape, fill=0, dtype="uint8")
@@ -198,22 +214,39 @@ def geojson_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[
 
 
 def _polygons_of(geojson: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    kind = geojson.get("type")
-    if kind == "FeatureCollection":
-        for feature in geojson["features"]:
-            yield from _polygons_of(feature)
-    elif kind == "Feature":
-        if geojson.get("geometry"):
-            yield from _polygons_of(geojson["geometry"])
-    elif kind == "GeometryCollection":
-        for geometry in geojson["geometries"]:
-            yield from _polygons_of(geometry)
-    elif kind == "Polygon":
-        yield geojson["coordinates"]
-    elif kind == "MultiPolygon":
-        yield from geojson["coordinates"]
-    else:
-        raise UserError(f"A mask is drawn from Polygon and MultiPolygon, not from {kind!r}.")
+    kind = geojson.get("type") if isinstance(geojson, Mapping) else type(geojson).__name__
+    inner = {"FeatureCollection": "features", "GeometryCollection": "geometries"}
+    try:
+        if kind in inner:
+            for one in geojson[inner[kind]]:
+                yield from _polygons_of(one)
+        elif kind == "Feature":
+            if geojson["geometry"]:
+                yield from _polygons_of(geojson["geometry"])
+        elif kind == "Polygon":
+            yield geojson["coordinates"]
+        elif kind == "MultiPolygon":
+            yield from geojson["coordinates"]
+        else:
+            raise UserError(f"A mask is drawn from Polygon and MultiPolygon, not from {kind!r}.")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"The GeoJSON is broken: a {kind} lacks what belongs to it ({error}); correct it.") from error
+
+
+def _degrees(ring: Any) -> Ring:
+    """A ring of GeoJSON as longitude and latitude [n 2]; UserError where it is none."""
+    try:
+        points = np.asarray(ring, float)[:, :2]
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError("The GeoJSON is broken: a ring is no list of [longitude, latitude]; correct it.") from error
+    if len(points) < 4 or points.shape[1] < 2:
+        raise UserError("The GeoJSON is broken: a ring needs at least four points, the last one the first; correct it.")
+    if not (np.abs(points) <= [540, 90]).all():
+        worst = points[(np.abs(points) > [540, 90]).any(1) | ~np.isfinite(points).all(1)][0]
+        raise UserError(
+            f"({worst[0]:g}, {worst[1]:g}) is no longitude and latitude; GeoJSON is in degrees of WGS 84 (RFC 7946)."
+        )
+    return points
 
 
 def _edge_length(grid: Grid) -> float:
@@ -228,11 +261,15 @@ def _edge_length(grid: Grid) -> float:
 
 
 def _densify(ring: Ring, step: float) -> Ring:
-    pieces = []
-    for start, end in pairwise(ring):
-        count = int(np.ceil(np.abs(end - start).max() / step)) or 1
-        pieces.append(start + (end - start) * (np.arange(count) / count)[:, None])
-    return np.concatenate([*pieces, ring[:1]])
+    """The ring with points between, so that no edge is longer than ``step``."""
+    edges = np.diff(ring, axis=0)
+    counts = np.maximum(np.ceil(np.abs(edges).max(1) / step).astype(int), 1)
+    if counts.max() == 1:
+        return ring
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    share = (np.arange(counts.sum()) - first) / np.repeat(counts, counts)
+    between = np.repeat(ring[:-1], counts, axis=0) + np.repeat(edges, counts, axis=0) * share[:, None]
+    return np.concatenate([between, ring[:1]])
 
 
 def _equal_area(grid: Grid) -> CRS:

@@ -129,7 +129,7 @@ def write_mask_cog(
     pixels = mask.astype(np.float32 if floating else np.uint8)
     absent = np.isnan(pixels) if floating else np.zeros(mask.shape, bool)
     if valid is not None:
-        absent |= ~np.asarray(valid, bool)
+        absent |= ~_same_shape(path, mask, valid)
     pixels[absent] = nodata
     with cog_writer(
         path, mask.shape, transform, crs, dtype=str(pixels.dtype), nodata=nodata, tags=tags, band_name=band_name
@@ -154,7 +154,9 @@ def write_probability_cog(
     float32, or with ``percent`` whole percent in uint8 with the scale 0.01; nodata 255, overviews averaged.
     """
     probability = np.asarray(probability, np.float32)
-    seen = np.isfinite(probability) if valid is None else np.isfinite(probability) & np.asarray(valid, bool)
+    seen = np.isfinite(probability)
+    if valid is not None:
+        seen &= _same_shape(path, probability, valid)
     if probability.ndim != 2 or (np.abs(probability[seen] - 0.5) > 0.5 + ROUNDING).any():
         raise UserError(f"{os.fspath(path)}: a probability is [H W] of 0 to 1.")
     pixels = np.where(seen, probability.clip(0, 1), np.float32(255))
@@ -166,6 +168,13 @@ def write_probability_cog(
     ) as write:
         for window in _blocks(pixels.shape):
             write(pixels[window.toslices()], window.row_off, window.col_off)
+
+
+def _same_shape(path: str | os.PathLike[str], mask: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    valid = np.asarray(valid, bool)
+    if valid.shape != mask.shape:
+        raise UserError(f"{os.fspath(path)}: the mask is {mask.shape} but its validity {valid.shape}; give one size.")
+    return valid
 
 
 def write_geotiff(

@@ -6,6 +6,8 @@ special), and the position of each pixel as PROJ alone gives it.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import rasterio
@@ -282,6 +284,32 @@ def test_nodata_on_the_whole_overlap(make_tif):
     values[0, 0, 0] = 0.5
     with pytest.raises(UserError, match="no valid pixel where the reference has one"):
         align(written(make_tif, place, values), reference, "reflectance")
+
+
+def test_beyond_the_disc_of_the_earth(make_tif):
+    """A geostationary view as the source and as the reference: places without a value are invalid, nothing fails."""
+    crs = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
+    disc = Grid(from_origin(-5.5e6, 5.5e6, 50000, 50000), crs, 220, 220, "the disc")
+    world = grid(DEGREES, from_origin(-90, 80, 0.5, 0.5), 320, 360)
+    for place, reference in ((disc, world), (world, disc)):
+        longitude, latitude = centres(place)
+        known = np.isfinite(longitude)
+        values = np.where(known, np.cos(np.radians(2 * latitude)), np.nan).reshape(1, *place.shape).astype(np.float32)
+        raster = align(written(make_tif, place, values), reference, "reflectance").raster
+        expected = np.cos(np.radians(2 * centres(reference)[1])).reshape(reference.shape)
+        assert 0.5 < raster.valid.mean() < 0.95
+        error = np.abs(raster.data[0] - expected)[raster.valid]
+        assert np.isfinite(error).all()
+        assert np.median(error) < 1e-3
+
+
+def test_pixels_far_too_small_are_no_hang(make_tif):
+    """A pixel size of a ten-millionth of a metre: refused at once, since it covers nothing."""
+    path = make_tif("odd.tif", np.ones((1, 60, 60), np.float32), transform=from_origin(500300, 4999700, 1e-7, 1e-7))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"odd\.tif has no valid pixel where .* they hardly meet"):
+        align(path, Grid(from_origin(500000, 5000000, 10, 10), CRS.from_epsg(32632), 60, 60), "reflectance")
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

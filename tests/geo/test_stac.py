@@ -106,6 +106,7 @@ def test_every_grid(tmp_path, grid_case):
     area = grid.gsd**2 * 120 * 150
     degrees = area / (111195**2 * np.cos(np.radians(shape.centroid.y)))
     assert shape.area == pytest.approx(degrees, rel=0.02)  # nothing runs around the world
+    assert shapely.count_coordinates(shape) < 60
     assert item["assets"]["mask"]["type"] == "image/tiff; application=geotiff; profile=cloud-optimized"
     assert item["assets"]["mask"]["bands"][0] == {
         "name": "mask", "data_type": "uint8", "nodata": 255, "raster:sampling": "area"

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
@@ -192,3 +193,84 @@ def test_only_areas_can_be_drawn():
     grid = Grid(from_origin(500000, 5000000, 10, 10), CRS.from_epsg(32632), 5, 5)
     with pytest.raises(UserError, match="not from 'Point'"):
         rasterise({"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}, grid)
+
+
+@pytest.mark.parametrize(
+    ("geojson", "message"),
+    [
+        ({}, "not from None"),
+        ([], "not from 'list'"),
+        ({"type": "FeatureCollection"}, "a FeatureCollection lacks what belongs to it"),
+        ({"type": "FeatureCollection", "features": 3}, "a FeatureCollection lacks"),
+        ({"type": "Polygon"}, "a Polygon lacks"),
+        ({"type": "Polygon", "coordinates": [[]]}, "no list of"),
+        ({"type": "Polygon", "coordinates": [[[9, 45], [9, "x"], [9, 45], [9, 45]]]}, "no list of"),
+        ({"type": "Polygon", "coordinates": [[[9, 45], [9, 46], [9, 45]]]}, "at least four points"),
+        (
+            {"type": "Polygon", "coordinates": [[[5e5, 5e6], [6e5, 5e6], [6e5, 4e6], [5e5, 5e6]]]},
+            "no longitude and lat",
+        ),
+        (
+            {"type": "Polygon", "coordinates": [[[float("nan"), 5], [6, 5], [6, 4], [5, 5]]]},
+            "no longitude and latitude",
+        ),
+    ],
+)
+def test_broken_geojson(geojson, message):
+    with pytest.raises(UserError, match=message):
+        rasterise(geojson, Grid(from_origin(500000, 5000000, 10, 10), CRS.from_epsg(32632), 5, 5))
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4978", 'LOCAL_CS["site",UNIT["metre",1]]'])
+def test_a_crs_that_is_no_map(crs):
+    with pytest.raises(UserError, match="is no map of the Earth"):
+        polygons(scene(), from_origin(500000, 5000000, 10, 10), CRS.from_user_input(crs))
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [("EPSG:4326", from_origin(10, 95, 1e-3, 1e-3)), ("EPSG:32632", from_origin(5e7, 5e9, 10, 10))],
+)
+def test_no_place_on_earth(crs, transform):
+    with pytest.raises(UserError, match=r"a\.tif: its centre, .*, is no place on Earth"):
+        polygons(scene(), transform, crs, name="a.tif")
+
+
+def test_a_mask_beyond_the_disc_of_the_earth():
+    """A geostationary view: what lies on the disc is drawn, what lies beside it is refused."""
+    crs = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=0 +sweep=y")
+    transform = from_origin(-5500000, 5500000, 110000, 110000)
+    mask = np.zeros((100, 100), bool)
+    mask[40:60, 30:70] = True
+    collection = polygons(mask, transform, crs)
+    assert np.isfinite(np.asarray(collection["features"][0]["geometry"]["coordinates"][0])).all()
+    mask[:3, :3] = True
+    with pytest.raises(UserError, match="not on Earth in its CRS"):
+        polygons(mask, transform, crs)
+
+
+POLAR = {
+    "pole_inside": lambda d: d < 40,
+    "ring_around_the_pole": lambda d: (d < 45) & (d > 20),
+    "ring_and_cap": lambda d: ((d < 45) & (d > 20)) | (d < 8),
+}
+
+
+@pytest.mark.parametrize("name", POLAR)
+@pytest.mark.parametrize("crs", ["EPSG:3413", "EPSG:3031"])
+def test_around_a_pole(name, crs):
+    """Regions that hold a pole, or a hole with it: valid polygons within -180..180, of the right area, and back."""
+    rows, columns = np.mgrid[:101, :101] - 50
+    mask = POLAR[name](np.hypot(rows, columns))
+    grid = Grid(from_origin(-50.5 * 10000, 50.5 * 10000, 10000, 10000), CRS.from_user_input(crs), 101, 101)
+    collection = polygons(mask, grid.transform, grid.crs)
+    shapes = [shapely.geometry.shape(feature["geometry"]) for feature in collection["features"]]
+    assert shapely.is_valid(shapes).all()
+    assert all(shape.bounds[0] >= -180 and shape.bounds[2] <= 180 for shape in shapes)
+    sign = 1 if crs == "EPSG:3413" else -1
+    pole = shapely.Point(33, sign * 89.99)
+    assert any(shape.contains(pole) for shape in shapes) == (name != "ring_around_the_pole")
+    total = sum(feature["properties"]["area_m2"] for feature in collection["features"])
+    assert total == pytest.approx(mask.sum() * grid.gsd**2, rel=0.01)
+    back = rasterise(collection, grid) > 0
+    assert (back & mask).sum() / (back | mask).sum() > 0.999

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.geo.write import cog_writer, write_geotiff, write_mask_cog
+from earthmind_jax.geo.write import cog_writer, write_geotiff, write_mask_cog, write_probability_cog
 
 RNG = np.random.default_rng(1)
 HERE = from_origin(500000, 5000000, 10, 10)
@@ -191,3 +191,39 @@ def test_full_disk_leaves_nothing_and_keeps_the_old(tmp_path, limit):
     assert all("could not be written" in line for line in lines)
     assert [file.name for file in tmp_path.iterdir()] == ["old.tif"]
     assert (tmp_path / "old.tif").read_bytes() == b""
+
+
+def test_probability_in_percent(tmp_path):
+    probability = np.linspace(0, 1, 700 * 600, dtype=np.float32).reshape(700, 600)
+    probability[:50] = np.nan
+    write_probability_cog(tmp_path / "p.tif", probability, HERE, "EPSG:32632", percent=True, tags={"prompt": "x"})
+    with rasterio.open(tmp_path / "p.tif") as dataset:
+        assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert dataset.scales == (0.01,)
+        assert dataset.descriptions == ("probability",)
+        read = dataset.read(1)
+        assert (read[:50] == 255).all()
+        assert np.abs(read[50:] * 0.01 - probability[50:]).max() <= 0.00501
+        halved = dataset.read(1, out_shape=(350, 300))  # overviews are averaged, not picked
+        assert np.abs(halved[30:] * 0.01 - probability[60::2, ::2]).max() < 0.02
+
+
+def test_probability_and_validity(tmp_path):
+    valid = np.ones((20, 30), bool)
+    valid[4] = False
+    write_probability_cog(tmp_path / "p.tif", np.full((20, 30), 0.25), HERE, "EPSG:32632", valid=valid)
+    with rasterio.open(tmp_path / "p.tif") as dataset:
+        assert dataset.dtypes == ("float32",)
+        np.testing.assert_array_equal(dataset.read_masks(1) > 0, valid)
+        assert (dataset.read(1)[valid] == 0.25).all()
+    with pytest.raises(UserError, match="a probability is"):
+        write_probability_cog(tmp_path / "q.tif", np.full((5, 5), 2.0), HERE, "EPSG:32632")
+    for write in (write_mask_cog, write_probability_cog):
+        with pytest.raises(UserError, match=r"q\.tif: the mask is \(5, 5\) but its validity \(4, 5\)"):
+            write(tmp_path / "q.tif", np.zeros((5, 5), np.float32), HERE, "EPSG:32632", valid=np.ones((4, 5), bool))
+    with (
+        pytest.raises(UserError, match="a map of 0 x 5 pixels"),
+        cog_writer(tmp_path / "q.tif", (0, 5), HERE, "EPSG:32632"),
+    ):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["p.tif"]
