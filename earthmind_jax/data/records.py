@@ -26,6 +26,7 @@ the last of those.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,7 +40,7 @@ from earthmind_jax.config import nearest
 from earthmind_jax.data import images
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.tokenizer import SEG
-from earthmind_jax.errors import UserError
+from earthmind_jax.errors import UserError, WorkError
 
 SENSORS = ("optical", "sar")
 
@@ -310,7 +311,7 @@ def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iter
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records, one line each. The file appears when it is complete."""
+    """Write records, one line each. The file appears when it is complete; WorkError where it cannot be written."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -318,8 +319,12 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
             for record in records:
                 file.write(json.dumps(record_values(record), ensure_ascii=False) + "\n")
         os.replace(partial, path)
+    except OSError as error:
+        told = f"'{path}' could not be written ({error.strerror or error}); check the free space and the permissions."
+        raise WorkError(told) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def record_values(record: Record) -> dict[str, Any]:
