@@ -51,6 +51,7 @@ def check(
     from earthmind_jax.config import RunConfig
     from earthmind_jax.data.check import check_records
     from earthmind_jax.data.collate import with_tokens
+    from earthmind_jax.data.datasets import recognise
     from earthmind_jax.data.tokenizer import Tokenizer
     from earthmind_jax.train.run import load_config
 
@@ -63,7 +64,7 @@ def check(
         named = {"dataset": as_, "split": split}
         advance = functools.partial(bar.advance, task)
         report = check_records(file, model, run.data, words, pixels=pixels, progress=advance, **named)
-    facts = {"file": str(file), **report.to_dict()}
+    facts = {"file": str(file), **({"data set": as_ or recognise(file)} if file.is_dir() else {}), **report.to_dict()}
     print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _text(facts))
     if report.broken and not (skip_broken and report.broken < facts["lines"]):
         raise UserError(f"{report.broken} of {facts['lines']} lines of '{file}' are broken: {report.problems[0]}")
@@ -117,7 +118,8 @@ def convert(
     from earthmind_jax.data import datasets
     from earthmind_jax.data.convert import write_records
 
-    lines = track(datasets.read(directory, as_ or None, split or None), "reading", total=None, console=_console())
+    found = datasets.read(directory, as_ or None, split or None)
+    lines = track(found, "reading", total=None, console=_console(), transient=True)
     written, broken = write_records(out, lines, lambda line: print(line, file=sys.stderr), skip_broken=skip_broken)
     print(f"wrote {out}, {written} records" + (f", {broken} broken entries left out" if broken else ""))
 

@@ -12,7 +12,6 @@ import gzip
 import lzma
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -62,9 +61,9 @@ def unpack(archive: Path, progress: Callable[[int], None] = lambda size: None) -
         raise UserError(f"'{archive}' is not a zip or tar file that is read here; unpack it with its own program.")
     folder = archive.parent
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as beside:
-            _write(archive, Path(beside), progress)
-            made = sorted(Path(beside).iterdir())
+        with _beside(archive) as beside:
+            _write(archive, beside, progress)
+            made = sorted(beside.iterdir())
             for path in made:
                 if (folder / path.name).exists():
                     raise UserError(f"'{archive}' holds '{path.name}', which is there already; move one of them away.")
@@ -75,6 +74,18 @@ def unpack(archive: Path, progress: Callable[[int], None] = lambda size: None) -
         if error.errno == errno.EINVAL:  # a place before the beginning of the file
             raise UserError(f"'{archive}' is damaged; get it again.") from error
         raise WorkError(f"'{archive}' could not be unpacked ({error}); nothing of it was kept.") from error
+
+
+@contextmanager
+def _beside(archive: Path) -> Iterator[Path]:
+    """An empty directory beside the archive, gone at the end; what a killed run left in it goes first."""
+    path = archive.parent / f".unpacking-{archive.name}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write(archive: Path, folder: Path, progress: Callable[[int], None]) -> None:

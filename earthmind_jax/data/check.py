@@ -94,7 +94,8 @@ def check_records(
                 wrong = [str(error)]
         progress()
         if wrong:
-            broken, found = broken + 1, found + wrong
+            broken += 1
+            found += wrong
             continue
         record = line.record
         assert record is not None

@@ -78,7 +78,9 @@ def relocated(record: Record, root: Path) -> Record:
         return spec
 
     def turn(given: RecordTurn) -> RecordTurn:
-        return dataclasses.replace(given, masks=tuple(map(mask, given.masks)), region=mask(given.region))
+        several = isinstance(given.region, tuple)
+        region = tuple(map(mask, given.region)) if several else mask(given.region)
+        return dataclasses.replace(given, masks=tuple(map(mask, given.masks)), region=region)
 
     images = {}
     for sensor in SENSORS:

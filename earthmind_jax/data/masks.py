@@ -6,6 +6,7 @@ They are decoded to bool [height width].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,16 @@ def _labelled(spec: dict[str, Any], root: Path, where: str) -> np.ndarray:
     values = value if isinstance(value, list) else [value]
     if not isinstance(spec["file"], str) or not values or not all(type(v) is int for v in values) or len(spec) > 2:
         raise UserError(f"{where}: a label mask is 'file' and 'value', a whole number or a list of some, not {spec!r}.")
-    labels = _read(root / spec["file"], where)
-    return np.isin(labels[0] if labels.ndim == 3 and labels.shape[0] == 1 else labels, values)
+    path = root / spec["file"]
+    if not path.is_file():
+        raise UserError(f"{where}: there is no file '{path}'.")
+    return np.isin(_label_image(path, path.stat().st_mtime_ns), values)
+
+
+@lru_cache(maxsize=2)
+def _label_image(path: Path, time: int) -> np.ndarray:
+    """The classes of one image are asked for one after another; ``time`` is that of the file's last change."""
+    return _read(path, "a label mask")
 
 
 def _read(path: Path, where: str) -> np.ndarray:

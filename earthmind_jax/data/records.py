@@ -26,6 +26,7 @@ the last of those.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,9 +38,10 @@ import numpy as np
 
 from earthmind_jax.config import nearest
 from earthmind_jax.data import images
+from earthmind_jax.data.images import is_text as _is_text
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.tokenizer import SEG
-from earthmind_jax.errors import UserError
+from earthmind_jax.errors import UserError, WorkError
 
 SENSORS = ("optical", "sar")
 
@@ -191,7 +193,7 @@ def _line(text: bytes, where: str, root: Path) -> Line:
         return Line(where, None, (" is not JSON: the text is not UTF-8.",))
     except json.JSONDecodeError as error:
         return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
-    if b"\\ud" in text.lower() and not images.is_text(json.dumps(values, ensure_ascii=False)):
+    if b"\\ud" in text.lower() and not _is_text(json.dumps(values, ensure_ascii=False)):
         return Line(where, None, (" holds half of a character, one of \\ud800 to \\udfff without its partner.",))
     return make_line(values, where, root)
 
@@ -219,8 +221,8 @@ def _record(values: dict[str, Any], where: str, root: Path) -> Record:
         if masks is None:
             masks = [] if turn.get("mask") is None else [turn["mask"]]
         turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), turn.get("region")))
-    given = {sensor: files(values.get(sensor)) for sensor in SENSORS}
-    return Record(str(values["id"]), tuple(turns), **given, root=root, where=where)
+    images = {sensor: files(values.get(sensor)) for sensor in SENSORS}
+    return Record(str(values["id"]), tuple(turns), **images, root=root, where=where)
 
 
 def problems(values: Any) -> Iterator[str]:
@@ -230,7 +232,7 @@ def problems(values: Any) -> Iterator[str]:
         return
     yield from _unknown(values, "the record", ("id", *SENSORS, "turns"))
     name = values.get("id")
-    if not (images.is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
+    if not (_is_text(name) or (isinstance(name, int) and not isinstance(name, bool))):
         yield f"field 'id' must be text, not {name!r}."
     counts = {}
     for sensor in SENSORS:
@@ -263,10 +265,10 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
         yield f"{name} must be an object, not {turn!r}."
         return
     yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region"))
-    if not images.is_text(turn.get("question")):
+    if not _is_text(turn.get("question")):
         yield f"field '{name}.question' must be text, not {turn.get('question')!r}."
     answer = turn.get("answer")
-    if not (images.is_text(answer) or answer is None):
+    if not (_is_text(answer) or answer is None):
         yield f"field '{name}.answer' must be text, not {answer!r}."
         answer = None
     elif answer is None and not last:
@@ -310,7 +312,7 @@ def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iter
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records, one line each. The file appears when it is complete."""
+    """Write records, one line each. The file appears when it is complete; WorkError where it cannot be written."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -318,8 +320,12 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
             for record in records:
                 file.write(json.dumps(record_values(record), ensure_ascii=False) + "\n")
         os.replace(partial, path)
+    except OSError as error:
+        told = f"'{path}' could not be written ({error.strerror or error}); check the free space and the permissions."
+        raise WorkError(told) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def record_values(record: Record) -> dict[str, Any]:
@@ -331,5 +337,5 @@ def record_values(record: Record) -> dict[str, Any]:
         values |= {"masks": masks} if len(masks) > 1 else {"mask": masks[0] if masks else None}
         region = encode_rle(turn.region) if isinstance(turn.region, np.ndarray) else turn.region
         turns.append(values | {"region": region})
-    given = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
-    return {"id": record.id, **given, "turns": turns}
+    images = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
+    return {"id": record.id, **images, "turns": turns}

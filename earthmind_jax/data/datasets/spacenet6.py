@@ -1,9 +1,10 @@
 """SpaceNet 6 (MSAW): half-metre quad-pol X-band SAR and pan-sharpened optical tiles of Rotterdam with footprints.
 
 SAR-Intensity holds four channels in the order HH, HV, VH, VV on a logarithmic scale of its own (0 where the strip did
-not look, about 20 to 60 elsewhere): no calibration is published, so HH, VV and HV become a picture between fixed
-bounds. The footprints are polygons on the map and become masks on the grid of the tile. From which side a strip was
-imaged (``SAR_orientations.txt``), which decides where buildings lean to, is said in the question; nothing is rotated.
+not look; elsewhere means of 26 to 36, deviations of 8): no calibration is published, so HH, HV and VV become a picture
+between fixed bounds. The footprints are polygons on the map and become masks on the grid of the tile. From which side a
+strip was imaged (``SAR_orientations.txt``), which decides where buildings lean to, is said in the question; nothing is
+rotated.
 """
 
 from __future__ import annotations
