@@ -197,7 +197,7 @@ def refer_to_base(directory: Path, start: Path) -> None:
     if (start / WEIGHTS).is_dir() and jax.process_index() == 0:
         with writing(directory):
             write_text(directory / BASE / REFERENCE, Base.of(directory, start / WEIGHTS).to_json())
-    together("base noted")
+    wait_for_all("base noted")
 
 
 def forget_base(directory: Path) -> None:
@@ -205,10 +205,10 @@ def forget_base(directory: Path) -> None:
     if jax.process_index() == 0:
         with writing(directory):
             shutil.rmtree(directory / BASE, ignore_errors=True)
-    together("base forgotten")
+    wait_for_all("base forgotten")
 
 
-def together(what: str) -> None:
+def wait_for_all(what: str) -> None:
     """Wait for all processes; with one there is nothing to wait for."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
@@ -220,7 +220,7 @@ def _write_base(directory: Path, frozen: Params) -> None:
         checkpointer.save(directory / BASE / WEIGHTS, frozen, force=True)
     if jax.process_index() == 0:
         write_text(directory / BASE / REFERENCE, Base.of(directory, directory / BASE / WEIGHTS).to_json())
-    together("base written")
+    wait_for_all("base written")
 
 
 def _check_together(base: Base) -> None:
