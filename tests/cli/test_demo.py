@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from earthmind_jax import checkpoint, demo
+from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.errors import UserError
+from earthmind_jax.evaluate import training
 from earthmind_jax.infer.predictor import EarthMind
 
 
-def test_demo_writes_everything_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small(one_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer layers, scenes and words of its tokenizer: nearly all of the time goes into compiling the two stages."""
+    whole = demo.settings.model
+
+    def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
+        config = whole(mode, grounding)
+        blocks = dataclasses.replace(config.grounding, stages=(1, 1, 1, 1), global_blocks=(2,), decoder_depth=1)
+        return dataclasses.replace(config, grounding=blocks)
+
+    monkeypatch.setattr(demo.settings, "model", model)
+    monkeypatch.setattr(training, "CORPUS", 40)
     monkeypatch.setattr(demo, "SCENES", 2)
     monkeypatch.setattr(demo, "SHOWN", 1)
+
+
+def test_demo_writes_everything_and_resumes(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "demo"
     shown = demo._show
 
