@@ -64,6 +64,7 @@ def train(
         process: which one this is, from 0.
         join_timeout: seconds to wait for the other processes.
     """
+    from earthmind_jax.distributed.peers import failing_together
     from earthmind_jax.distributed.start import start as join
     from earthmind_jax.distributed.start import together
 
@@ -79,9 +80,10 @@ def train(
         _show(load_config(config, set_, stage), out, where)
         return
     how = {"until": until, "save": save, "report_every": report_every, "profile": profile, "costs": _costs}
-    with together("reading its configuration and data"):
-        stages = load_stages(config, set_)
-    curriculum.train(stages, out, stage=stage, **where, **how)
+    with failing_together():
+        with together("reading its configuration and data"):
+            stages = load_stages(config, set_)
+        curriculum.train(stages, out, stage=stage, **where, **how)
 
 
 def result(run: Path, out: Path, /, form: str = "full") -> None:

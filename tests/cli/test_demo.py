@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from earthmind_jax import checkpoint, demo
-from earthmind_jax.config import EarthMindConfig
+from earthmind_jax.config import EarthMindConfig, RunConfig
 from earthmind_jax.errors import UserError
 from earthmind_jax.evaluate import training
 from earthmind_jax.infer.predictor import EarthMind
@@ -16,15 +17,21 @@ from earthmind_jax.infer.predictor import EarthMind
 
 @pytest.fixture
 def small(one_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer layers, scenes and words of its tokenizer: nearly all of the time goes into compiling the two stages."""
-    whole = demo.settings.model
+    """Fewer layers, scenes and words of its tokenizer, and a plain optimiser: nearly all of the time goes into
+    compiling the two stages, and much of that into Muon, which has tests of its own."""
+    whole, both = demo.settings.model, demo.settings.stages
 
     def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
         config = whole(mode, grounding)
         blocks = dataclasses.replace(config.grounding, stages=(1, 1, 1, 1), global_blocks=(2,), decoder_depth=1)
         return dataclasses.replace(config, grounding=blocks)
 
+    def stages(*arguments: Any, **options: Any) -> tuple[RunConfig, ...]:
+        made = both(*arguments, **options)
+        return tuple(dataclasses.replace(s, optim=dataclasses.replace(s.optim, method="adamw")) for s in made)
+
     monkeypatch.setattr(demo.settings, "model", model)
+    monkeypatch.setattr(demo.settings, "stages", stages)
     monkeypatch.setattr(training, "CORPUS", 40)
     monkeypatch.setattr(demo, "SCENES", 2)
     monkeypatch.setattr(demo, "SHOWN", 1)
