@@ -32,7 +32,7 @@ os.environ["XLA_FLAGS"] = " ".join([given, *(f"{k}={v}" for k, v in FLAGS.items(
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
-def pytest_configure(config: pytest.Config | None = None) -> None:
+def pytest_configure(config: pytest.Config | None) -> None:
     """One cache of compiled programs for this session, its workers and the processes that tests start.
 
     Modules forget what they compiled, and processes begin with nothing; what they compile again comes from here. jit's
