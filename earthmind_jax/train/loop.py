@@ -151,12 +151,12 @@ def _begin(
 ) -> tuple[TrainState, TrainState, int]:
     """(state, its shardings, steps done): of the latest whole step, or new."""
     done = steps.latest_step()
+    abstract, shardings = state_shardings(config, mesh)
     if done is None:
         checkpoint.forget_base(directory)
         if base is not None:
-            checkpoint.refer_to_base(directory, base)
+            checkpoint.refer_to_base(directory, base, abstract)
         return *create(config, mesh, params), 0
-    abstract, shardings = state_shardings(config, mesh)
     state, position = checkpoint.restore_step(steps, done, abstract, shardings)
     tally.set_state(position.pop(TALLY, {}))  # steps of earlier versions have none
     source.set_state(position)
