@@ -97,9 +97,9 @@ def result(run: Path, out: Path, /, form: str = "full") -> None:
         form: full (all weights), adapters (the trained weights alone; they need the base they were trained on where it
             lies), or merged (all weights, LoRA folded into the kernels).
     """
-    from earthmind_jax.train.result import write_result
+    from earthmind_jax.train.result import write_line, write_result
 
-    print(f"wrote {out}, {write_result(run, out, form):,} bytes")
+    print(write_line(out, write_result(run, out, form)))
 
 
 def _costs(config: RunConfig) -> Costs | None:
