@@ -65,6 +65,7 @@ def train(
         process: which one this is, from 0.
         join_timeout: seconds to wait for the other processes.
     """
+    from earthmind_jax.distributed.peers import failing_together
     from earthmind_jax.distributed.start import start as join
     from earthmind_jax.distributed.start import together
 
@@ -80,9 +81,10 @@ def train(
         _show(load_config(config, set_, stage), out, where)
         return
     how = {"until": until, "save": save, "report_every": report_every, "profile": profile, "costs": _costs}
-    with together("reading its configuration and data"):
-        stages = load_stages(config, set_)
-    curriculum.train(stages, out, stage=stage, **where, **how)
+    with failing_together():
+        with together("reading its configuration and data"):
+            stages = load_stages(config, set_)
+        curriculum.train(stages, out, stage=stage, **where, **how)
 
 
 def result(run: Path, out: Path, /, form: str = "full") -> None:
@@ -96,9 +98,9 @@ def result(run: Path, out: Path, /, form: str = "full") -> None:
         form: full (all weights), adapters (the trained weights alone; they need the base they were trained on where it
             lies), or merged (all weights, LoRA folded into the kernels).
     """
-    from earthmind_jax.train.result import write_result
+    from earthmind_jax.train.result import write_line, write_result
 
-    print(f"wrote {out}, {write_result(run, out, form):,} bytes")
+    print(write_line(out, write_result(run, out, form)))
 
 
 def _costs(config: RunConfig) -> Costs | None:

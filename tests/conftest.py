@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +29,20 @@ os.environ.setdefault("NPROC", "32")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{k}={v}" for k, v in FLAGS.items() if k not in given)]).strip()
 
 
-def pytest_configure() -> None:
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config: pytest.Config | None) -> None:
+    """One cache of compiled programs for this session, its workers and the processes that tests start.
+
+    Modules forget what they compiled, and processes begin with nothing; what they compile again comes from here. jit's
+    own counts of what was compiled (``_cache_size``) know nothing of it.
+    """
+    if config is not None and CACHE not in os.environ:
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="earthmind-compiled-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -41,6 +56,17 @@ def compiled_programs_of_one_module() -> Iterator[None]:
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands use the first of the eight devices alone: for tests that show a road, and not what eight devices do."""
+    import jax
+
+    from earthmind_jax.distributed import mesh
+
+    for user in ("train.run", "demo", "evaluate.fusion_bench"):
+        monkeypatch.setattr(f"earthmind_jax.{user}.make_mesh", lambda c=None: mesh.make_mesh(c, jax.devices()[:1]))
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -48,5 +48,5 @@ def train(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    conftest.pytest_configure()
+    conftest.pytest_configure(None)
     train(Path(sys.argv[1]))

@@ -38,10 +38,12 @@ class Batches:
 
     Attributes:
       last_ids: of the samples of the batch given last, in its order.
+      names: of the sources of a mixture, in the order that ``Batch.source`` counts them; else none.
     """
 
-    def __init__(self, dataset: Any, workers: int, threads: int = 2) -> None:
-        self.dataset, self.workers, self.threads, self.position = dataset, workers, threads, 0
+    def __init__(self, dataset: Any, workers: int, threads: int = 2, names: Sequence[str] = ()) -> None:
+        self.dataset, self.workers, self.threads, self.names = dataset, workers, threads, tuple(names)
+        self.position = 0
         self.last_ids: tuple[str, ...] = ()
         self._inner: Iterator[tuple[Batch, tuple[str, ...]]] | None = None
 
@@ -149,7 +151,7 @@ def pipeline(
     if window > 1 or (processes > 1 and buckets.count > 1):
         plans = Windows(_Measure(stream, encode), buckets, data.batch_size, window, count, seed)
     load = _Load(stream, encode, plans, count, process, processes)
-    return Batches(grain.MapDataset.source(load), data.workers, data.threads)
+    return Batches(grain.MapDataset.source(load), data.workers, data.threads, getattr(source, "names", ()))
 
 
 def training_pipeline(run: RunConfig, source: Source, tokenizer: Tokenizer, **options: Any) -> Batches:

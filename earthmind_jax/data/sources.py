@@ -93,7 +93,7 @@ class Mixture:
             weights = [Fraction(str(config.weight)) for config in configs]
             denominator = int(np.lcm.reduce([w.denominator for w in weights]))
             shares = [int(w * denominator) for w in weights]
-        return cls(tuple(sources), tuple(shares), tuple(config.title for config in configs))
+        return cls(tuple(sources), tuple(shares), _distinct([config.title for config in configs]))
 
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
@@ -102,6 +102,18 @@ class Mixture:
         """In the order of the mixture, unshuffled: what a new tokenizer is trained on."""
         number, key = place(index, self.shares)
         return self.sources[number][key % len(self.sources[number])]
+
+
+def _distinct(titles: Sequence[str]) -> tuple[str, ...]:
+    """Titles that several sources have get a number, those of the second and later ones."""
+    names: list[str] = []
+    for title in titles:
+        name, number = title, 1
+        while name in names:
+            number += 1
+            name = f"{title} {number}"
+        names.append(name)
+    return tuple(names)
 
 
 def place(position: int, shares: Sequence[int]) -> tuple[int, int]:

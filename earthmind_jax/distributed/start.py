@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from earthmind_jax.distributed.peers import watch
 from earthmind_jax.distributed.rendezvous import meet
 from earthmind_jax.errors import UserError, WorkError
 
@@ -65,7 +66,7 @@ def start(
             raise UserError("--processes and --process also need --coordinator HOST:PORT, the address of process 0.")
         if coordinator is None and launcher is None:
             return
-        _initialize(launcher, initialization_timeout=round(timeout))
+        _initialize(launcher, None, initialization_timeout=round(timeout))
         return
     host, port = address(coordinator)
     if processes is None or process is None:
@@ -77,6 +78,7 @@ def start(
     meet(host, port, processes, process, timeout)
     _initialize(
         None,
+        host,
         coordinator_address=f"{host}:{port}",
         num_processes=processes,
         process_id=process,
@@ -151,7 +153,7 @@ def _launcher() -> str | None:
     return None
 
 
-def _initialize(launcher: str | None, **arguments: object) -> None:
+def _initialize(launcher: str | None, host: str | None, **arguments: object) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(shutdown_timeout_seconds=SHUTDOWN, **arguments)
@@ -161,3 +163,5 @@ def _initialize(launcher: str | None, **arguments: object) -> None:
             f"{by} could not start on many processes ({str(error).splitlines()[0].rstrip('.')}); say --coordinator "
             "HOST:PORT --processes N --process I, or --processes 1 for one process alone."
         ) from error
+    if jax.process_count() > 1:
+        watch(host)

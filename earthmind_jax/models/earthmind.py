@@ -72,8 +72,9 @@ def encode_sensors(
             None if optical is None else encode(cfg, params, optical),
             None if sar is None else encode(cfg, params, sar),
         )
-    # Both sensors share encoder and projector, so one larger call serves both.
-    first, second = jnp.split(encode(cfg, params, jnp.concatenate([optical, sar])), 2)
+    # Both sensors share encoder and projector, so one larger call serves both. Side by side rather than one batch after
+    # the other: samples that are split over devices stay where they are.
+    first, second = jnp.split(encode(cfg, params, jnp.concatenate([optical, sar], axis=1)), 2, axis=1)
     return first, second
 
 
@@ -179,8 +180,10 @@ def image_features(
         use_optical = has_optical if cfg.fusion.grounding == "optical" else ~has_sar
         image = jnp.where(use_optical[:, None, None, None], optical, sar)
         return _mapped(cfg, params, _image_encoder(cfg, params, image), use_optical)
-    both = _image_encoder(cfg, params, jnp.concatenate([optical, sar]))
-    kind = jnp.concatenate([jnp.ones(len(optical), bool), jnp.zeros(len(sar), bool)])
+    # Sample by sample, so that what is split over devices stays where it is.
+    pairs = jnp.stack([optical, sar], axis=1)
+    both = _image_encoder(cfg, params, pairs.reshape(-1, *optical.shape[1:]))
+    kind = jnp.tile(jnp.array([True, False]), len(optical))
     both = _mapped(cfg, params, both, kind)
     presence = jnp.stack([has_optical, has_sar], -1).astype(jnp.float32)[:, None]
     weights = presence if weights is None else weights * presence
@@ -191,9 +194,8 @@ def image_features(
     side = round(weights.shape[1] ** 0.5)
 
     def blend(features: Array) -> Array:
-        first, second = jnp.split(features, 2)
         w = fusion_ops.weights_to_grid(weights, (side, side), features.shape[1:3]).astype(features.dtype)
-        return first * w[..., :1] + second * w[..., 1:]
+        return features[::2] * w[..., :1] + features[1::2] * w[..., 1:]
 
     return ImageFeatures(embed=blend(both.embed), high=tuple(blend(x) for x in both.high))
 

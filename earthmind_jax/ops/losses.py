@@ -22,7 +22,22 @@ def token_cross_entropy(
     *,
     chunk: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of -log p(target) times ``weights`` (a mask or numbers), and their sum; ``targets`` of weight 0 are free.
+    """Sum of -log p(target) times ``weights`` (a mask or numbers), and their sum: :func:`sample_cross_entropy` of the
+    whole batch."""
+    totals, counts = sample_cross_entropy(hidden, head, targets, weights, chunk=chunk)
+    return jnp.sum(totals), jnp.sum(counts)
+
+
+def sample_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    weights: Shaped[Array, "B T"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, " B"], Shaped[Array, " B"]]:
+    """For each sample the sum of -log p(target) times ``weights`` (a mask or numbers), and their sum; ``targets`` of
+    weight 0 are free.
 
     ``hidden[b, t]`` predicts ``targets[b, t]`` (shift before the call). Logits exist for about ``chunk`` tokens at a
     time: ``chunk // B`` positions of every sample (at least one), so that samples stay on their device; the backward
@@ -45,13 +60,14 @@ def token_cross_entropy(
         # A comparison rather than a gather: it needs no exchange where the vocabulary is split over devices.
         chosen = jnp.arange(head.shape[1])[None, None] == targets[..., None]
         picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
-        return jnp.sum(jnp.where(weights > 0, weights * (jax.nn.logsumexp(logits, axis=-1) - picked), 0.0))
+        each = weights * (jax.nn.logsumexp(logits, axis=-1) - picked)
+        return jnp.sum(jnp.where(weights > 0, each, 0.0), axis=-1)
 
-    def body(total: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + one(*xs, head), None
+    def body(totals: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return totals + one(*xs, head), None
 
-    total, _ = jax.lax.scan(body, jnp.float32(0), (chunks(hidden), chunks(targets), chunks(weights)))
-    return total, jnp.sum(weights)
+    totals, _ = jax.lax.scan(body, jnp.zeros(batch), (chunks(hidden), chunks(targets), chunks(weights)))
+    return totals, jnp.sum(weights, axis=-1)
 
 
 def answer_weights(mask: Bool[Array, "B T"], power: float) -> Float[Array, "B T"]:

@@ -6,6 +6,7 @@ A step holds what changes: trained weights, optimiser, random state, input posit
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import shutil
@@ -30,6 +31,8 @@ from earthmind_jax.checkpoint import (
     damaged,
     made_beside,
     read,
+    stored,
+    trained_weights,
     write_text,
     writing,
 )
@@ -189,15 +192,42 @@ def restore_step(
     return TrainState(trainable=out[TRAINED], frozen=frozen, **out[STATE]), out[POSITION]
 
 
-def refer_to_base(directory: Path, start: Path) -> None:
+def refer_to_base(directory: Path, start: Path, state: TrainState) -> None:
     """Note that the frozen weights of the run are those of the checkpoint ``start``: a copy would change nothing.
 
-    A training run has none to refer to (its steps come and go): nothing is noted, and the run writes its own.
+    Of another run, or its adapters, they are those of its base, if that run left all as it was that this one freezes;
+    otherwise nothing is noted (its steps come and go), and the run writes its own.
+
+    Args:
+      state: of the run; shapes are enough.
     """
-    if (start / WEIGHTS).is_dir() and jax.process_index() == 0:
+    if jax.process_index() == 0 and state.frozen:
+        base = None
         with writing(directory):
-            write_text(directory / BASE / REFERENCE, Base.of(directory, start / WEIGHTS).to_json())
-    together("base noted")
+            if (start / WEIGHTS).is_dir():
+                base = Base.of(directory, start / WEIGHTS)
+            elif (start / BASE / REFERENCE).is_file():
+                base = _base_of(directory, start, state)
+            if base is not None:
+                write_text(directory / BASE / REFERENCE, base.to_json())
+    wait_for_all("base noted")
+
+
+def _base_of(directory: Path, start: Path, state: TrainState) -> Base | None:
+    """The base of the run ``start`` where it holds the frozen weights of ``state``; its hashes were just checked."""
+    base, place = Base.read(start), trained_weights(start)
+    learnt = {} if place is None else stored(place, start)
+    there = stored(base.weights, start)
+
+    def left(path: str) -> bool:
+        if path not in learnt:
+            return path in there
+        # Rows of a vocabulary that went on learning are no part of what is frozen.
+        rows = state.trainable.get(path)
+        whole, before = state.frozen[path].size, learnt[path].size
+        return path in there and rows is not None and before <= rows.size < whole
+
+    return dataclasses.replace(base, run=directory.resolve()) if all(map(left, state.frozen)) else None
 
 
 def forget_base(directory: Path) -> None:
@@ -205,10 +235,10 @@ def forget_base(directory: Path) -> None:
     if jax.process_index() == 0:
         with writing(directory):
             shutil.rmtree(directory / BASE, ignore_errors=True)
-    together("base forgotten")
+    wait_for_all("base forgotten")
 
 
-def together(what: str) -> None:
+def wait_for_all(what: str) -> None:
     """Wait for all processes; with one there is nothing to wait for."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
@@ -220,7 +250,7 @@ def _write_base(directory: Path, frozen: Params) -> None:
         checkpointer.save(directory / BASE / WEIGHTS, frozen, force=True)
     if jax.process_index() == 0:
         write_text(directory / BASE / REFERENCE, Base.of(directory, directory / BASE / WEIGHTS).to_json())
-    together("base written")
+    wait_for_all("base written")
 
 
 def _check_together(base: Base) -> None:

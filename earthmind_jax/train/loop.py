@@ -19,6 +19,7 @@ from earthmind_jax.distributed.start import leads, together
 from earthmind_jax.models import api
 from earthmind_jax.train import checkpoint
 from earthmind_jax.train.board import Board
+from earthmind_jax.train.by_source import Tally
 from earthmind_jax.train.directory import METRICS, held
 from earthmind_jax.train.guard import Guard, Taken
 from earthmind_jax.train.history import History
@@ -30,11 +31,14 @@ from earthmind_jax.train.stop import on_signal
 from earthmind_jax.train.watch import Costs, Watch
 from earthmind_jax.types import Batch, Params
 
+TALLY = "since the last report"  # beside the position of the input in a saved step
+
 
 class Source(Protocol):
     """Batches with a position that can be saved and restored exactly.
 
-    One that also has ``last_ids``, the ids of the samples of the last batch in its order, lets a failure name them.
+    One that also has ``last_ids``, the ids of the samples of the last batch in its order, lets a failure name them; the
+    ``names`` of the sources of a mixture are what reports call them.
     """
 
     def __iter__(self) -> Iterator[Batch]: ...
@@ -95,7 +99,8 @@ def fit(
                 checkpoint.start_run(directory, config, tokenizer)
         console.print(freeze_table(config))
         with checkpoint.manager(directory, config.keep, config.keep_period) as steps:
-            state, shardings, done = _begin(config, directory, source, mesh, steps, params, base)
+            tally = Tally(getattr(source, "names", ()))
+            state, shardings, done = _begin(config, directory, source, mesh, steps, params, base, tally)
             if done:
                 console.print(f"Resumed after step {done}.")
             run_step = step_fn() if step_fn else compile_step(config, mesh, shardings)
@@ -107,11 +112,12 @@ def fit(
                 Profile(directory, done + PROFILED_FROM, profile) as profiler,
             ):
                 watch = Watch(config.data.batch_size, jax.process_count(), costs)
-                reports = Reports(history, board, progress, watch, done, last, on_report)
+                reports = Reports(history, board, progress, watch, tally, done, last, on_report)
                 guard = Guard(config, mesh, history.losses())
                 for step in range(done + 1, last + 1):
                     profiler.at(step)
                     taken, state = _take(step, run_step, state, source, mesh, watch)
+                    tally.took(taken.metrics)
                     guard.watch(taken, state)
                     if step % report_every == 0 or step == last:
                         guard.settle(state)
@@ -123,7 +129,8 @@ def fit(
                         guard.settle(state)
                         if ends or not guard.doubtful:
                             history.sync()
-                            checkpoint.save_step(steps, state, step, source.get_state())
+                            position = source.get_state() | ({TALLY: counted} if (counted := tally.get_state()) else {})
+                            checkpoint.save_step(steps, state, step, position)
                     if asked:
                         break
         if (reached := int(state.step)) < last:
@@ -140,16 +147,18 @@ def _begin(
     steps: CheckpointManager,
     params: Params | None,
     base: Path | None,
+    tally: Tally,
 ) -> tuple[TrainState, TrainState, int]:
     """(state, its shardings, steps done): of the latest whole step, or new."""
     done = steps.latest_step()
+    abstract, shardings = state_shardings(config, mesh)
     if done is None:
         checkpoint.forget_base(directory)
         if base is not None:
-            checkpoint.refer_to_base(directory, base)
+            checkpoint.refer_to_base(directory, base, abstract)
         return *create(config, mesh, params), 0
-    abstract, shardings = state_shardings(config, mesh)
     state, position = checkpoint.restore_step(steps, done, abstract, shardings)
+    tally.set_state(position.pop(TALLY, {}))  # steps of earlier versions have none
     source.set_state(position)
     return state, shardings, done
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -13,7 +16,7 @@ from earthmind_jax import checkpoint
 from earthmind_jax.checkpoint import CONFIG, SOURCE, TOKENIZER, TRAINED
 from earthmind_jax.config import EarthMindConfig, one_of, to_json
 from earthmind_jax.data.tokenizer import Tokenizer
-from earthmind_jax.errors import UserError
+from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.frozen import BASE, REFERENCE, Base
 from earthmind_jax.models import api
 from earthmind_jax.types import Params
@@ -48,7 +51,32 @@ def write_result(run: str | Path, out: str | Path, form: str) -> int:
         if form == "merged":
             config, params = merged(config, params)
         checkpoint.save(out, config, params, Tokenizer.load(run / TOKENIZER), _source(run, form))
-    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return _bytes(out)
+
+
+def write_apart(run: str | Path, out: str | Path, form: str) -> int:
+    """:func:`write_result` in a process of its own, for one of several processes that train together: in them, orbax
+    reads and writes with all at once, and the devices are full. The new one has the CPU alone, and all of the weights.
+
+    Raises:
+      WorkError: it did not succeed.
+    """
+    code = "from earthmind_jax.cli import main; main()"
+    line = [sys.executable, "-c", code, "result", str(run), str(out), "--form", form]
+    made = subprocess.run(line, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False)
+    if made.returncode:
+        reason = (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]
+        raise WorkError(f"{out} was not written ({reason}); the run is whole: try 'earthmind result {run} NEW'.")
+    return _bytes(Path(out))
+
+
+def write_line(out: str | Path, size: int) -> str:
+    """What is said of a result that was written."""
+    return f"wrote {out}, {size:,} bytes"
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def check_form(form: str, config: EarthMindConfig) -> None:

@@ -17,12 +17,12 @@ from earthmind_jax.data.sources import Source
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import check_batch
-from earthmind_jax.distributed.start import agree, together
+from earthmind_jax.distributed.start import agree, leads, together
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.directory import RESULT
 from earthmind_jax.train.loop import fit
 from earthmind_jax.train.mixture import read_source
-from earthmind_jax.train.result import check_form, write_result
+from earthmind_jax.train.result import check_form, write_apart, write_line, write_result
 from earthmind_jax.train.start import adopted, starting_params
 from earthmind_jax.train.state import TrainState, state_shardings
 from earthmind_jax.train.watch import Costs
@@ -127,10 +127,6 @@ def run(
         )
         if save is not None:
             check_form(save, config.model)
-            if jax.process_count() > 1:
-                raise UserError(
-                    f"--save needs a single process; run 'earthmind result {out} NEW --form {save}' afterwards."
-                )
     agree("configuration or tokenizer", to_json(config) + words.inner.backend_tokenizer.to_str())
     agree("number of samples", str(len(source)))
     mesh = make_mesh(config.mesh)
@@ -150,11 +146,11 @@ def run(
         costs=costs(config) if costs else None,
     )
     if save is not None and int(state.step) >= config.steps:
-        place = Path(out) / RESULT
-        if place.exists():
-            print(f"{place} is there already")
-        else:
-            print(f"wrote {place}, {write_result(out, place, save):,} bytes")
+        with together("writing its result"):
+            if leads():
+                place = Path(out) / RESULT
+                write = write_result if jax.process_count() == 1 else write_apart
+                print(f"{place} is there already" if place.exists() else write_line(place, write(out, place, save)))
     return state
 
 

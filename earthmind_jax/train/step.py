@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import batch_sharding, batch_shards, put_batch, replicated, step_rules
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.ops import losses, resize
+from earthmind_jax.train.by_source import PREFIX, SAMPLES, of_masks, of_samples
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
 from earthmind_jax.types import Batch, Fused, Params
 
@@ -27,7 +29,8 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
     ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors'
     tokens of pairs, ``attention`` the match of what ``[SEG]`` looks at with its mask in samples of one sensor;
-    ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours.
+    ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours. Of a mixture, ``text``, ``bce`` and ``dice`` also
+    come by source (:mod:`earthmind_jax.train.by_source`).
     """
     weights = config.loss
     drop, points = jax.random.split(key)
@@ -35,14 +38,18 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     wanted = {"phrases": weights.phrase > 0, "speaks": speaks, "attention": weights.attention > 0}
     out = earthmind.forward(config.model, params, batch, dropout=drop, **wanted)
     loss, metrics = jnp.zeros(()), {}
+    sources = count_sources(config, batch)
     if weights.text and out.hidden is not None:
         head = earthmind.head_kernel(config.model, params)
         targets = jnp.roll(batch.tokens, -1, axis=1)
         wanted = jnp.roll(batch.loss_mask, -1, axis=1).at[:, -1].set(False)
         shares = losses.answer_weights(wanted, weights.answer_power) if weights.answer_power else wanted
         chunk = weights.vocab_chunk * batch_shards()
-        total, count = losses.token_cross_entropy(out.hidden, head, targets, shares, chunk=chunk)
+        totals, counts = losses.sample_cross_entropy(out.hidden, head, targets, shares, chunk=chunk)
+        total, count = totals.sum(), counts.sum()
         metrics["text"] = total / jnp.where(count > 0, count, 1)
+        if sources:
+            metrics[f"{PREFIX}text"] = of_samples(batch, sources, totals, counts)
         loss = weights.text * metrics["text"]
     if batch.masks is not None and batch.mask_valid is not None:
         for name, weight, masks, valid in (
@@ -51,10 +58,13 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
         ):
             if weight and masks is not None:
                 keep = batch.mask_valid & (valid if valid.ndim == batch.mask_valid.ndim else valid[:, None])
-                terms = mask_losses(config, points, masks.logits, batch.masks, keep)
+                terms, each = mask_losses(config, points, masks.logits, batch.masks, keep)
                 scale = {"bce": weights.mask_bce, "dice": weights.mask_dice, "contrast": weights.mask_contrast}
                 loss = loss + weight * sum((scale[term] * value for term, value in terms.items()), start=jnp.zeros(()))
                 metrics |= {f"{name}{term}": value for term, value in terms.items()}
+                if sources:
+                    flat = keep.reshape(-1)
+                    metrics |= {f"{PREFIX}{name}{t}": of_masks(batch, sources, f, flat) for t, f in each.items()}
     if weights.align and out.prompts is not None and batch.mask_valid is not None:
         seg, words = out.prompts
         known = batch.mask_valid if batch.mask_valid.ndim == 2 else batch.mask_valid.any(1)
@@ -74,6 +84,11 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
         metrics["attention"] = attention_loss(config, out.attention, batch)
         loss = loss + weights.attention * metrics["attention"]
     return loss, metrics | {"loss": loss}
+
+
+def count_sources(config: RunConfig, batch: Batch) -> int:
+    """Sources of the mixture that ``batch`` is from; 0 where it is not from one."""
+    return 0 if batch.source is None else len(config.data.sources)
 
 
 def attention_loss(config: RunConfig, attention: jax.Array, batch: Batch) -> jax.Array:
@@ -119,9 +134,12 @@ def region_word_loss(
     return losses.region_word(tokens, valid, words, named, cover)
 
 
-def mask_losses(config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array) -> Metrics:
+def mask_losses(
+    config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax.Array, valid: jax.Array
+) -> tuple[Metrics, dict[str, Callable[[jax.Array], jax.Array]]]:
     """BCE and Dice of mask logits against targets [B M h w] (of stacks [B F M h w]): on sampled points, or everywhere
-    where ``points`` is 0; where it has a weight, the contrast between an image's masks, everywhere."""
+    where ``points`` is 0; where it has a weight, the contrast between an image's masks, everywhere. Then BCE and Dice
+    as functions of which masks (of all, in a row) count."""
     weights, size, terms = config.loss, logits.shape[-2:], {}
     if weights.mask_contrast:
         flat = (-1, logits.shape[-3], math.prod(size))
@@ -135,8 +153,11 @@ def mask_losses(config: RunConfig, key: jax.Array, logits: jax.Array, masks: jax
         logits, target = losses.point_sample(logits, coords), losses.point_sample(target, coords)
     else:
         logits, target = logits.reshape(len(logits), -1), target.reshape(len(target), -1)
-    keep = valid.reshape(-1)
-    return terms | {"bce": losses.mask_bce(logits, target, keep), "dice": losses.mask_dice(logits, target, keep)}
+    each = {
+        "bce": functools.partial(losses.mask_bce, logits, target),
+        "dice": functools.partial(losses.mask_dice, logits, target),
+    }
+    return terms | {name: of(valid.reshape(-1)) for name, of in each.items()}, each
 
 
 def gradients(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
@@ -179,6 +200,9 @@ def train_step(config: RunConfig, state: TrainState, batch: Batch) -> tuple[Trai
     updates, opt = make_optimiser(config).update(grads, state.opt, state.trainable)
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["padding"] = jnp.float32(batch.padding)
+    if sources := count_sources(config, batch):
+        ones = jnp.ones(len(batch.tokens))
+        metrics[f"{PREFIX}{SAMPLES}"] = of_samples(batch, sources, ones, ones)
     trainable = optax.apply_updates(state.trainable, updates)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     after, before = (state.step + 1, trainable, opt), (state.step, state.trainable, state.opt)

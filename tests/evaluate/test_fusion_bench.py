@@ -10,11 +10,11 @@ import support
 
 from earthmind_jax.config import Group, LossConfig
 from earthmind_jax.errors import UserError
-from earthmind_jax.evaluate import fusion_bench
+from earthmind_jax.evaluate import fusion_bench, training
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(one_device, monkeypatch):
     """The tiny model, two scenes of each sky, and the regime that trains both ways."""
 
     def stage(mode, seed, steps):
@@ -26,6 +26,7 @@ def small(monkeypatch):
         return dataclasses.replace(config, data=data, loss=loss, seed=seed)
 
     monkeypatch.setattr(fusion_bench, "stage", stage)
+    monkeypatch.setattr(training, "CORPUS", 40)
     for name, value in (("SCENES", 2), ("BATCH", 2), ("ALONE", 1), ("REGIMES", ("frozen",))):
         monkeypatch.setattr(fusion_bench, name, value)
 

@@ -224,17 +224,22 @@ def losses(directory):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    outcome = in_processes(tmp_path, "--report-every", 1)
+    outcome = in_processes(tmp_path, "--report-every", 1, "--save", "full")
     assert [code for code, _ in outcome] == [0, 0], "\n".join(text for _, text in outcome)
     assert "parameters by group" in outcome[0][1]
     assert "parameters by group" not in outcome[1][1], "one process speaks for the run"
     changes = ["mesh.data=1", "mesh.fsdp=8", "mesh.tensor=1"]
-    run(load_config(tmp_path / "config.py", changes), tmp_path / "alone", scenes=32, report_every=1)
+    run(load_config(tmp_path / "config.py", changes), tmp_path / "alone", scenes=32, report_every=1, save="full")
     alone, both = losses(tmp_path / "alone"), losses(tmp_path / "run")
     np.testing.assert_allclose(both, alone, atol=1e-4)
     assert alone[-1, 0] < alone[0, 0]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
     assert (tmp_path / "run" / checkpoint.STEPS / "20").is_dir()
+    assert f"wrote {tmp_path / 'run' / 'result'}, " in outcome[0][1]
+    (_, trained), (_, saved) = checkpoint.load(tmp_path / "run"), checkpoint.load(tmp_path / "run" / "result")
+    assert set(saved) == set(trained)
+    for path, x in trained.items():
+        np.testing.assert_array_equal(saved[path], x, err_msg=path)
 
 
 def test_processes_of_different_runs_are_refused(tmp_path):

@@ -30,7 +30,8 @@ from earthmind_jax.config import Group
 def get_config():
     run = tiny.get_config()
     model = dataclasses.replace(run.model, grounding=None, max_length=512)
-    optim = dataclasses.replace(run.optim, groups=(Group(pattern=".*", learning_rate=1.0),))
+    groups = (Group(pattern="vision/"), Group(pattern=".*", learning_rate=1.0))
+    optim = dataclasses.replace(run.optim, groups=groups)
     data = dataclasses.replace(run.data, text_length=448, batch_size=8, turns=1)
     run = dataclasses.replace(run, model=model, optim=optim, data=data, checkpoint_every=2)
     return (dataclasses.replace(run, name="Words first", steps=6),
@@ -45,7 +46,7 @@ def file(tmp_path_factory):
     return path
 
 
-def test_stages_follow_each_other_and_go_on_where_they_stopped(file, tmp_path, capsys):
+def test_stages_follow_each_other_and_go_on_where_they_stopped(file, one_device, tmp_path, capsys):
     stages, out = load_stages(file), tmp_path / "out"
     first, second = (curriculum.directory(out, i, config) for i, config in enumerate(stages, 1))
     assert (first.name, second.name) == ("1-words-first", "2-pairs")

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
     for name in ("own", "referring"):
         training.start_run(root / name, RUN, support.tokenizer())
         if name == "referring":
-            training.refer_to_base(root / name, root / "start")
+            training.refer_to_base(root / name, root / "start", state)
         with training.manager(root / name, 2) as steps:
             for step in (3, 6):
                 training.save_step(steps, state, step, {"batches": step})
@@ -77,6 +77,47 @@ def test_steps_hold_no_frozen_weights(made):
     assert json.loads((referring / BASE / REFERENCE).read_text())["weights"] == "../start/weights"
     assert json.loads((own / BASE / REFERENCE).read_text())["weights"] == "base/weights"
     assert size(own / BASE) > size(referring / BASE)
+
+
+@pytest.mark.parametrize("name", ["own", "referring"])
+def test_the_next_stage_shares_the_base(made, tmp_path, name):
+    """Where it freezes nothing that the stage before trained; otherwise it writes its own."""
+    before = dict(zip(("own", "referring"), made[1:3], strict=True))[name]
+    params = {path: np.asarray(x) for path, x in checkpoint.load(before)[1].items()}
+    fewer = (Group(pattern="lora/lm/blocks/attn/", learning_rate=1.0), Group(pattern=".*"))
+    for groups, shares in ((GROUPS, True), (fewer, False)):
+        run = tmp_path / f"next-{shares}"
+        config = support.run_config(ADAPTED, groups)
+        state, _ = create(config, mesh(1, 2, 1), params)
+        training.start_run(run, config, support.tokenizer())
+        training.refer_to_base(run, before, state_shardings(config, mesh(1, 2, 1))[0])
+        with training.manager(run, 2) as steps:
+            training.save_step(steps, state, 1, {"batches": 1})
+        equal(dict(checkpoint.load(run)[1]), jax.device_get(state.params))
+        assert (run / BASE / checkpoint.WEIGHTS).exists() != shares
+        assert (size(run / BASE) < 10_000) == shares
+        if shares:
+            assert Base.read(run).weights == Base.read(before).weights
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(5, True), (7, True), (3, False)])
+def test_the_next_stage_trains_rows_of_the_same_vocabulary(tmp_path, rows, shares):
+    def run(number, rows, params, base=None):
+        groups = (Group(pattern="lm/(embed|head)/", learning_rate=1.0, rows=rows), Group(pattern=".*"))
+        config, place = support.run_config(PLAIN, groups), tmp_path / str(number)
+        state, _ = create(config, mesh(1, 1, 1), params)
+        state = state.replace(trainable={path: x + 1 for path, x in state.trainable.items()})
+        training.start_run(place, config, support.tokenizer())
+        if base is not None:
+            training.refer_to_base(place, base, state)
+        with training.manager(place, 2) as steps:
+            training.save_step(steps, state, 1, {"batches": 1})
+        return place, {path: np.asarray(x) for path, x in state.params.items()}
+
+    first, params = run(1, 5, support.params(PLAIN))
+    second, params = run(2, rows, params, first)
+    assert (second / BASE / checkpoint.WEIGHTS).exists() != shares
+    equal({path: np.asarray(x) for path, x in checkpoint.load(second)[1].items()}, params)
 
 
 @pytest.mark.parametrize("name", ["own", "referring"])

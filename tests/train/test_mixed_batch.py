@@ -11,7 +11,7 @@ import pytest
 import support
 from PIL import Image
 
-from earthmind_jax.config import DataConfig, Group, LossConfig, MeshConfig
+from earthmind_jax.config import DataConfig, Group, LossConfig, MeshConfig, SourceConfig
 from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.collate import stack
 from earthmind_jax.data.encode import encode_sample
@@ -21,6 +21,7 @@ from earthmind_jax.data.records import read_jsonl
 from earthmind_jax.distributed.mesh import make_mesh
 from earthmind_jax.distributed.sharding import put_batch
 from earthmind_jax.models import earthmind
+from earthmind_jax.train.by_source import PREFIX
 from earthmind_jax.train.state import create
 from earthmind_jax.train.step import compile_step, last_date, loss_terms
 
@@ -30,7 +31,10 @@ DATA = DataConfig(
     batch_size=8, text_length=448, tile_buckets=(6,), masks_per_sample=3, turns=4, drop_optical=0.0, drop_sar=0.0
 )
 GROUPS = (Group(pattern="(lm|text_hidden_fcs)/", learning_rate=1.0), Group(pattern=".*"))  # compiles soonest
-RUN = dataclasses.replace(support.run_config(MODEL, GROUPS), data=DATA, loss=LossConfig(points=0))
+SOURCES = tuple(SourceConfig(simulated=1, name=f"source {i}") for i in range(8))  # each sample is from its own
+RUN = dataclasses.replace(
+    support.run_config(MODEL, GROUPS), data=dataclasses.replace(DATA, sources=SOURCES), loss=LossConfig(points=0)
+)
 OURS = dataclasses.replace(RUN, loss=LossConfig(points=0, phrase=1.0, align=1.0, mask_contrast=0.5, region_word=1.0))
 SHAPE = Buckets(tiles=(6,), text=(448,), dates=(3,))
 SQUARE = [[4, 4, 20, 4, 20, 20, 4, 20]]
@@ -86,10 +90,12 @@ def losses(params, batch):
 
 
 def terms(batch):
-    """The losses of a batch, and what each is a mean over: tokens, masks."""
+    """The losses of a batch, and what each is a mean over: tokens, masks; then the same by source (of the samples)."""
+    batch = batch.replace(source=np.arange(len(batch.tokens), dtype=np.int32))
     metrics, masks = losses(support.params(MODEL), batch), batch.mask_valid.sum()
     counts = {"text": batch.loss_mask.sum(), "bce": masks, "dice": masks + 1e-4}  # the published divisor of dice
-    return {name: (float(metrics[name]), count) for name, count in counts.items()}
+    whole = {name: (float(metrics[name]), count) for name, count in counts.items()}
+    return whole, {name: np.asarray(metrics[f"{PREFIX}{name}"]) for name in whole}
 
 
 def test_losses_are_those_of_each_sample_alone(examples):
@@ -100,16 +106,21 @@ def test_losses_are_those_of_each_sample_alone(examples):
     assert batch.ground_sar.shape[1] == 3
     assert batch.mask_valid.sum((1, 2)).tolist() == [0, 0, 0, 2, 1, 1, 2, 2]
     assert batch.mask_valid[3, :, 0].tolist() == [True, False, True]
-    together = terms(batch)
+    together, by_source = terms(batch)
     assert together["bce"][1] == 8
-    alone = [terms(stack([example], MODEL, DATA, SHAPE, sensors=names)) for example in examples]
+    alone = [terms(stack([example], MODEL, DATA, SHAPE, sensors=names))[0] for example in examples]
     for name, (value, count) in together.items():
         parts = [part[name] for part in alone]
         np.testing.assert_allclose(sum(v * n for v, n in parts) / count, value, rtol=2e-5, err_msg=name)
+        sums, counts = by_source[name].T
+        np.testing.assert_array_equal(counts, [round(float(n)) for _, n in parts], err_msg=name)
+        np.testing.assert_allclose(
+            sums, [v * n for (v, _), n in zip(parts, counts, strict=True)], rtol=2e-5, err_msg=name
+        )
     # Alone in arrays of its own size, too: neither text, tiles nor dates of others matter.
     for number in (0, 5):
         small = stack([examples[number]], MODEL, DATA, Buckets(tiles=(1,), text=(160,), dates=(1,)), sensors=names)
-        for name, (value, _) in terms(small).items():
+        for name, (value, _) in terms(small)[0].items():
             np.testing.assert_allclose(value, alone[number][name][0], rtol=2e-5, atol=1e-6, err_msg=name)
 
 

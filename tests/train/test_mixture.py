@@ -13,6 +13,7 @@ from earthmind_jax.config import SourceConfig
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.pipeline import training_pipeline
 from earthmind_jax.data.records import Record, RecordTurn, read_jsonl, write_jsonl
+from earthmind_jax.data.sources import Mixture
 from earthmind_jax.data.tokenizer import train_bpe
 from earthmind_jax.errors import UserError
 from earthmind_jax.train.mixture import read_source
@@ -49,6 +50,7 @@ def test_a_mixture_of_files_and_scenes(root):
     words = train_bpe(corpus(source), run_config.model.lm.vocab)
     run_config = dataclasses.replace(run_config, model=with_tokens(run_config.model, words))
     stream = training_pipeline(run_config, source, words)
+    assert stream.names == source.names
     batches = [next(stream) for _ in range(4)]
     told = np.concatenate([b.source for b in batches])
     assert np.bincount(told).tolist() == [16, 8, 8]
@@ -58,6 +60,11 @@ def test_a_mixture_of_files_and_scenes(root):
             assert ("words lake" in text, "more lake" in text, bool(pixels.any())) == tuple(
                 number == i for i in range(3)
             )
+
+
+def test_sources_of_one_name_are_told_apart():
+    configs = [SourceConfig(simulated=2), SourceConfig(path="a/x.jsonl"), SourceConfig(simulated=3)]
+    assert Mixture.of([[0], [1], [2]], configs).names == ("simulated", "x", "simulated 2")
 
 
 def test_data_stands_instead_of_the_sources(root):
