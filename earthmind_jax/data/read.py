@@ -29,12 +29,16 @@ class Images:
       transform, crs: of the reference grid (the optical image, or the SAR image where it stands alone); ``None`` for
         plain pictures.
       notes: what was found out or decided while reading.
+      date: what this date is called; empty where there is only one.
+      later: the images of further dates, on the same grid; a sensor with a single image has none there.
     """
 
     pictures: dict[str, tuple[Picture, np.ndarray | None]]
     transform: Any = None
     crs: Any = None
     notes: tuple[str, ...] = ()
+    date: str = ""
+    later: tuple[Images, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +69,14 @@ class Images:
         transform = self.transform
         if transform is not None:
             transform = transform @ type(transform).translation(columns.start, rows.start)
-        return Images(pictures, transform, self.crs, self.notes)
+        later = tuple(images.crop(window) for images in self.later)
+        return Images(pictures, transform, self.crs, self.notes, self.date, later)
+
+    def only(self, sensor: str) -> Images:
+        """One sensor's images, on the same grid."""
+        later = tuple(i.only(sensor) for i in self.later if sensor in i.pictures)
+        pictures = {sensor: self.pictures[sensor]}
+        return Images(pictures, self.transform, self.crs, self.notes, self.date, later)
 
     @property
     def _reference(self) -> tuple[Picture, np.ndarray | None]:

@@ -21,6 +21,7 @@ class Mask:
       probability: float32 [H W].
       valid: bool [H W], false where neither sensor has data.
       transform, crs: of the reference image; ``crs`` is None for a plain picture.
+      date: of several dates the one it is drawn on; else empty.
       score: mean probability inside the mask (0 where it is empty).
     """
 
@@ -28,6 +29,7 @@ class Mask:
     valid: np.ndarray
     transform: Any
     crs: Any
+    date: str = ""
 
     @property
     def array(self) -> np.ndarray:
@@ -46,9 +48,10 @@ class Answer:
 
     Attributes:
       text: the model's words, ``[SEG]`` tokens included.
-      masks: one for each ``[SEG]``.
+      masks: one for each ``[SEG]``; of several dates one for each date, ``[SEG]`` after ``[SEG]``.
       fusion: weights (optical, SAR), float32 [h w 2] on a grid laid over the image; None with text alone.
-      pictures: what the model saw of each sensor, uint8 [H W 3], for display.
+      pictures: what the model saw of each sensor, uint8 [H W 3], for display; of several dates under ``optical`` the
+        first, and each under ``optical`` and its date.
       notes: what was assumed about the files.
     """
 
@@ -69,13 +72,27 @@ class Answer:
         shares = used.mean(0) if len(used) else np.zeros(2)
         return {"optical": float(shares[0]), "sar": float(shares[1])}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the files of each mask are called: ``mask_1``, of several dates ``mask_1_2024-05-01``."""
+        seen: dict[str, int] = {}
+        for mask in self.masks:
+            seen[mask.date] = 0
+        made = []
+        for mask in self.masks:
+            seen[mask.date] += 1
+            made.append(f"mask_{seen[mask.date]}" + (f"_{mask.date}" if mask.date else ""))
+        return tuple(made)
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values (masks as area and score)."""
         return {
             "question": self.question,
             "answer": self.text,
             "masks": [
-                {"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score} for m in self.masks
+                {"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score}
+                | ({"date": m.date} if m.date else {})
+                for m in self.masks
             ],
             "fusion": self.sensor_shares,
             "notes": list(self.notes),
@@ -103,11 +120,11 @@ class Answer:
         written = []
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            for i, mask in enumerate(self.masks, 1):
+            for name, mask in zip(self.names, self.masks, strict=True):
                 if not maps:
-                    written.append(_write_png(directory / f"mask_{i}.png", mask.array))
+                    written.append(_write_png(directory / f"{name}.png", mask.array))
                     continue
-                tif, geojson = directory / f"mask_{i}.tif", directory / f"mask_{i}.geojson"
+                tif, geojson = directory / f"{name}.tif", directory / f"{name}.geojson"
                 tags = {"prompt": self.question, "model": self.model, "score": round(mask.score, 4)}
                 write_mask_cog(tif, mask.array, mask.transform, mask.crs, valid=mask.valid, tags=tags)
                 collection = polygons(
