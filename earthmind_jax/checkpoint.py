@@ -143,6 +143,16 @@ def read_config(directory: str | Path) -> EarthMindConfig:
         raise UserError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from error
 
 
+def read_source(directory: str | Path) -> dict[str, Any]:
+    """What the weights came from, as the checkpoint says; empty where it does not."""
+    path = Path(directory) / SOURCE
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from error
+    return found if isinstance(found, dict) else {}
+
+
 def load(directory: str | Path) -> tuple[EarthMindConfig, Params]:
     """Configuration and weights of a checkpoint, of adapters, or of a training run (its latest whole step).
 

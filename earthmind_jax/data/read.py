@@ -73,10 +73,12 @@ class Images:
         return Images(pictures, transform, self.crs, self.notes, self.date, later)
 
     def only(self, sensor: str) -> Images:
-        """One sensor's images, on the same grid."""
+        """One sensor's images; a picture of another size than the reference has no place on the map."""
         later = tuple(i.only(sensor) for i in self.later if sensor in i.pictures)
         pictures = {sensor: self.pictures[sensor]}
-        return Images(pictures, self.transform, self.crs, self.notes, self.date, later)
+        placed = picture_shape(pictures[sensor][0]) == self.shape
+        transform, crs = (self.transform, self.crs) if placed else (None, None)
+        return Images(pictures, transform, crs, self.notes, self.date, later)
 
     @property
     def _reference(self) -> tuple[Picture, np.ndarray | None]:

@@ -10,13 +10,16 @@ a view guides the fusion of its two sensors, and the fused tokens are then kept 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, stack
 from earthmind_jax.data.encode import Example, encode_sample
@@ -77,6 +80,7 @@ class Conversation:
         self.model, self.images = model, images
         self.turns: list[Turn] = []
         self.answers: list[Answer] = []
+        self._windows: list[Window | None] = []  # in which each turn was asked
         self._path: list[Window | None] = [None]
         self._views: OrderedDict[Window | None, View] = OrderedDict()
 
@@ -108,6 +112,7 @@ class Conversation:
         view.kept = made.kept
         self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
         self.answers.append(answer)
+        self._windows.append(self.window)
         return answer
 
     def zoom(self, place: Sequence[float], *, crs: Any = None) -> Conversation:
@@ -137,6 +142,30 @@ class Conversation:
         """Back to the whole image."""
         self._move([None])
         return self
+
+    def save(self, directory: str | Path) -> list[Path]:
+        """Write ``conversation.json``, and what :meth:`Answer.save` writes of each turn below ``turn_1``, ``turn_2``...
+
+        Masks become maps where the image has a georeference, else pictures.
+
+        Raises:
+          WorkError: the files could not be written.
+        """
+        directory = Path(directory)
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file; name a directory to write the conversation to.")
+        written: list[Path] = []
+        for i, answer in enumerate(self.answers, 1):
+            maps = all(mask.crs is not None for mask in answer.masks)
+            written += answer.save(directory / f"turn_{i}", maps=maps)
+        turns = [
+            {"window": None if window is None else list(window), **answer.to_dict()}
+            for window, answer in zip(self._windows, self.answers, strict=True)
+        ]
+        path = directory / "conversation.json"
+        with writing(directory):
+            write_text(path, json.dumps({"turns": turns}, indent=2, ensure_ascii=False))
+        return [*written, path]
 
     def _place(self, place: Sequence[float], crs: Any) -> Window:
         assert self.images is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class EarthMind:
     batch_size: int = 8  # windows of a large scene that go through the model at once
     buckets: Buckets | None = None  # shapes that requests are padded to; None: the usual ones
     sensors: tuple[str, ...] | None = None  # those that batches have room for; None: those that a request has
+    path: str = ""  # of the checkpoint; empty for parameters in memory
+    source: dict[str, Any] = field(default_factory=dict)  # what the checkpoint was made from, as it says itself
 
     @classmethod
     def load(cls, path: str | Path) -> EarthMind:
@@ -59,7 +61,8 @@ class EarthMind:
           UserError: the directory is missing, is no checkpoint, or does not fit its configuration.
         """
         config, params = checkpoint.load(path)
-        return cls.from_params(config, params, Tokenizer.load(Path(path) / checkpoint.TOKENIZER), Path(path).name)
+        model = cls.from_params(config, params, Tokenizer.load(Path(path) / checkpoint.TOKENIZER), Path(path).name)
+        return replace(model, path=str(path), source=checkpoint.read_source(path))
 
     @classmethod
     def from_params(
