@@ -174,7 +174,8 @@ def _batch(
 ) -> None:
     from rich.console import Console
 
-    from earthmind_jax.infer.batch import read_requests, run
+    from earthmind_jax.infer.batch import run
+    from earthmind_jax.infer.requests import read_requests
 
     if out is None:
         raise UserError("Name the file for the answers: --out answers.jsonl.")
@@ -182,12 +183,18 @@ def _batch(
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
     check_directory(masks)
+    if not file.is_file():
+        raise UserError(f"There is no file of questions '{file}'.")
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name the file for the answers, such as {out / 'answers.jsonl'}.")
+    check_directory(out.parent)
     from earthmind_jax.infer.predictor import EarthMind
 
     console = Console(stderr=True)
     model = EarthMind.load(checkpoint)
-    requests = read_requests(file, model, skip_broken=skip_broken, max_new=max_new)
-    done = run(model, requests, out, maps=masks, batch_size=batch_size, max_new=max_new, console=console)
+    requests = read_requests(file, model, skip_broken=skip_broken)
+    options = {"maps": masks, "batch_size": batch_size, "max_new": max_new, "skip_broken": skip_broken}
+    done = run(model, requests, out, **options, console=console)
     if as_json:
         print(json.dumps(done, indent=2))
         return

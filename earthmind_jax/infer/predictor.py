@@ -121,12 +121,14 @@ class EarthMind:
         max_new: int = 256,
         temperature: float = 0.0,
         overlap: float = 0.5,
+        *,
+        before: Sequence[Turn] = (),
     ) -> Answer:
-        """The answer to a turn about images that are read already."""
+        """The answer to a turn about images that are read already, ``before`` being what was said earlier."""
         if images is None:
-            reply = self._reply([Sample("ask", (turn,))], max_new, temperature)[0]
+            reply = self._reply([Sample("ask", (*before, turn))], max_new, temperature)[0]
             return Answer(turn.question, reply.text, model=self.name)
-        reply = self._reply([sample_of(images, turn)], max_new, temperature)[0]
+        reply = self._reply([sample_of(images, *before, turn)], max_new, temperature)[0]
         return self.answer(images, turn, reply, max_new, overlap)
 
     def answer(self, images: Images, turn: Turn, reply: Reply, max_new: int = 256, overlap: float = 0.5) -> Answer:
