@@ -138,7 +138,7 @@ def explain(
     else:
         turn = model.turn(question, images, **options)
         ask = lambda m, seen: m.look(seen, turn, max_new or 256, temperature, overlap)  # noqa: E731
-    sensors = () if images is None else tuple(images.pictures)
+    sensors = () if images is None else tuple(name for name in SENSORS if name in images.pictures)
     views = {"both" if len(sensors) > 1 else (sensors or ("text",))[0]: images}
     if len(sensors) > 1:
         views |= {name: images.only(name) for name in sensors}

@@ -11,6 +11,7 @@ import support
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
+from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.read import Images
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import WGS84, Grid, project, to_map
@@ -33,7 +34,7 @@ class Watched(Engine):
         options |= {"forced": {1: self.config.tokens.seg}} if self.point else {}
         options |= {"keep_logits": True}
         saved = 0 if kept is None else kept.shared(self.config.lm.rope, batch)
-        scratch = super().generate(batch, fused, **{**options, "keep": False}) if self.compare else None
+        scratch = super().generate(batch, fused, **options) if self.compare else None
         made = super().generate(batch, fused, kept=kept, **options)
         self.runs.append((made, scratch, saved, int(batch.lengths[0])))
         return made
@@ -80,7 +81,7 @@ def model(config=None, **settings):
     engine.runs, engine.compare, engine.point = [], False, False
     engine.encoded = engine.looked = 0
     vars(engine).update(settings)
-    return EarthMind(engine.config, engine)
+    return EarthMind(engine.config, engine, buckets=Buckets((1,), (256, 512)))
 
 
 def chat(**options):

@@ -17,6 +17,7 @@ from PIL import Image
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
+from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError
 from earthmind_jax.infer.engine import Engine
@@ -40,8 +41,9 @@ class Pointing(Engine):
 @functools.cache
 def model():
     config = support.model()
-    em = EarthMind(config, Pointing(config, support.params(config), support.tokenizer()), "a <b>model</b>")
-    return dataclasses.replace(em, sensors=support.BOTH, source={"made": HOSTILE})
+    em = EarthMind(config, Pointing(config, support.params(config), support.tokenizer()), "a <b>model</b>", 1)
+    shapes = {"sensors": support.BOTH, "buckets": Buckets((1,), (256,))}  # one compiled program of each kind
+    return dataclasses.replace(em, **shapes, source={"made": HOSTILE})
 
 
 @pytest.fixture(scope="module")
