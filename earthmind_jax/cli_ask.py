@@ -71,13 +71,15 @@ def ask(
 
     model = EarthMind.load(checkpoint)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
+    page, extra = [], {}
     if explain is None:
-        answer, page = model.ask(question, **given), []
+        answer = model.ask(question, **given)
     else:
         reason = model.explain(question, **given, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
+        extra = {"reason": reason.to_dict()} if as_json else {f"{n} alone": a.text for n, a in reason.alone.items()}
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
-    print_answer(answer, [*files, *page], as_json)
+    print_answer(answer, [*files, *page], as_json, extra)
 
 
 def chat(

@@ -32,9 +32,10 @@ class Journal:
         """
         end = self._file.seek(0, os.SEEK_END)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        rest = memoryview(text.encode("utf-8", errors="replace"))
         try:
-            self._file.write(text.encode("utf-8", errors="replace"))
-            self._file.flush()
+            while rest:  # a disk that is nearly full takes a part
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -60,6 +61,8 @@ def opened(path: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory; name the file for the answers, such as {path / 'answers.jsonl'}.")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file; name another one for the answers.")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
@@ -100,15 +103,16 @@ def _done(path: Path, file: BinaryIO) -> dict[str, str | None]:
     """The keys of the whole lines; the file is cut behind the last of them."""
     done: dict[str, str | None] = {}
     end = 0
-    for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            values = json.loads(line)
-            done[values["key"]] = _id(values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} line {number} is no answer of this command; choose another file.") from error
-        end += len(line)
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                values = json.loads(line)
+                done[values["key"]] = _id(values)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} line {number} is no answer of this command; choose another file.") from error
+            end += len(line)
     file.truncate(end)
     file.seek(end)
     return done

@@ -74,7 +74,9 @@ def test_ask_for_the_reason(work: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "--json",
     )
     assert code == 0, err
-    assert json.loads(out)["files"] == [str(tmp_path / "r.html")]
+    told = json.loads(out)
+    assert told["files"] == [str(tmp_path / "r.html")]
+    assert set(told["reason"]["alone"]) == {"optical", "sar"}
     page = (tmp_path / "r.html").read_text()
     assert "Is there &lt;b&gt;water&lt;/b&gt;?" in page
     assert f"--sar {work / 'a_s1.tif'} --max-new 4 --explain" in page

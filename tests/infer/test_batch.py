@@ -6,7 +6,9 @@ import dataclasses
 import fcntl
 import functools
 import json
+import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +20,10 @@ from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.masks import decode_rle, encode_rle
 from earthmind_jax.data.records import Turn
 from earthmind_jax.data.simulate import make_scene, write_scene
-from earthmind_jax.errors import UserError
+from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.infer.batch import directory_of, run
 from earthmind_jax.infer.engine import Engine
-from earthmind_jax.infer.journal import sidecar
+from earthmind_jax.infer.journal import opened, sidecar
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import read_requests
 
@@ -193,6 +195,27 @@ def test_what_belongs_to_another_run_is_refused(folder, whole, tmp_path):
     refused("line 1 is no answer")
     with pytest.raises(UserError, match="is a directory"):
         answered(folder, tmp_path)
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    """The limit on the size of a file stands for the disk: a write ends in the middle."""
+    path = tmp_path / "answers.jsonl"
+    line = {"id": "a", "key": "1", "answer": "x" * 3000}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with opened(path, {"max_new": 1}) as journal:
+        journal.add([line])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(WorkError, match="free space"):
+                journal.add([{**line, "key": "2"}])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert json.loads(path.read_text()) == line
+        journal.add([{**line, "key": "3"}])
+    with opened(path, {"max_new": 1}) as journal:
+        assert journal.done == {"1": "a", "3": "a"}
+    with pytest.raises(UserError, match="no ordinary file"), opened(Path("/dev/null"), {}):
+        pass
 
 
 BAD = {
