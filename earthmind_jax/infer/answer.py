@@ -12,9 +12,9 @@ from jax import Array
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.records import SENSORS, Sample
-from earthmind_jax.infer.engine import Engine, Generated
+from earthmind_jax.infer.engine import Engine, Generated, Pyramids
 from earthmind_jax.ops.resize import bilinear
-from earthmind_jax.types import Batch, Fused, ImageFeatures
+from earthmind_jax.types import Batch, Fused
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def replies(
     fused: Fused | None,
     made: Generated,
     dates: Sequence[int],
-    pyramids: tuple[ImageFeatures, ...] | None = None,
+    pyramids: Pyramids | None = None,
 ) -> Iterator[Reply]:
     """What was generated for the first rows of a batch, with masks and weights.
 

@@ -32,12 +32,12 @@ from earthmind_jax.data.records import SENSORS, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
 from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.engine import Seen, bucket
+from earthmind_jax.infer.engine import Pyramids, Seen, bucket
 from earthmind_jax.infer.journal import Journal, opened
 from earthmind_jax.infer.predictor import EarthMind, sample_of
 from earthmind_jax.infer.requests import QUESTIONS, Request
 from earthmind_jax.infer.result import Answer
-from earthmind_jax.types import Batch, ImageFeatures
+from earthmind_jax.types import Batch
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -60,7 +60,7 @@ class Scene:
     batch: Batch | None = None
     seen: Seen | None = None
     grounds: Batch | None = None
-    pyramids: tuple[ImageFeatures, ...] | None = None
+    pyramids: Pyramids | None = None
 
 
 def run(
@@ -277,7 +277,7 @@ class _Work:
         made = engine.generate(batch, fused, max_new=self.max_new)
         pyramids = None
         if made.seg_states.shape[1] and model.config.grounding is not None and fused is not None:
-            pyramids = _joined([self._pyramids(scene) for scene in scenes])
+            pyramids = _beside([self._pyramids(scene) for scene in scenes])
         answers = []
         found = replies(engine, batch, fused, made, [1] * len(items), pyramids)
         for (_, scene, sample), reply in zip(items, found, strict=True):
@@ -298,7 +298,7 @@ class _Work:
         scene.example = replace(scene.example, pixels={}, valid={}, ground={})
         self.counts["encoded"] += 1
 
-    def _pyramids(self, scene: Scene) -> tuple[ImageFeatures, ...]:
+    def _pyramids(self, scene: Scene) -> Pyramids:
         if scene.pyramids is None:
             assert scene.grounds is not None
             scene.pyramids, scene.grounds = self.model.engine.pyramids(scene.grounds), None
@@ -332,3 +332,12 @@ def directory_of(name: str) -> str:
 def _joined(trees: Sequence[Any]) -> Any:
     """The rows of all, None where the first has none."""
     return jax.tree.map(lambda *rows: jnp.concatenate(rows) if len(rows) > 1 else rows[0], *trees)
+
+
+def _beside(scenes: Sequence[Pyramids]) -> Pyramids:
+    """Features of all scenes; where both sensors are to be blended, the optical ones before those of SAR."""
+    each = [features for features, _ in scenes]
+    if scenes[0][1] is None:
+        return _joined(each), None
+    halves = [[jax.tree.map(lambda x, i=i: x[i : i + 1], features) for features in each] for i in range(2)]
+    return _joined([*halves[0], *halves[1]]), _joined([presence for _, presence in scenes])

@@ -30,10 +30,10 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.place import Window, window_of, window_of_box
 from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.engine import Generated
+from earthmind_jax.infer.engine import Generated, Pyramids
 from earthmind_jax.infer.kept import Kept
 from earthmind_jax.infer.result import Answer
-from earthmind_jax.types import Batch, Fused, ImageFeatures
+from earthmind_jax.types import Batch, Fused
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind
@@ -59,7 +59,7 @@ class View:
     batch: Batch | None = None
     example: Example | None = None
     fused: Fused | None = None
-    pyramids: tuple[ImageFeatures, ...] | None = None
+    pyramids: Pyramids | None = None
     kept: Kept | None = None
 
 

@@ -29,6 +29,9 @@ from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, Params
 Seen = tuple[Array | None, Array | None]
 """Visual tokens of the optical and the SAR image before fusion, [B I N D] each; None for a sensor that is missing."""
 
+Pyramids = tuple[ImageFeatures, Array | None]
+"""What :func:`earthmind_jax.models.earthmind.sensor_features` makes: features, and which sensors are to be blended."""
+
 NEW_TOKENS = (16, 64, 256, 1024, 2048)  # buffer sizes of one answer
 MASKS = (1, 2, 4, 8, 16, 32)  # [SEG] slots of one sample
 STRIDE = 16  # tokens between looks at the text, for stop words that are not one token
@@ -88,7 +91,7 @@ class Engine:
         static = ("capacity", "size", "keep_logits")
         self._prefill = jax.jit(partial(_prefill, config), static_argnames=static, donate_argnames="cache")
         self._decode = jax.jit(partial(_decode, config), donate_argnums=1)
-        self._pyramids = jax.jit(partial(earthmind.pyramids, config))
+        self._pyramids = jax.jit(partial(earthmind.sensor_features, config))
         self._masks = jax.jit(partial(_masks, config))
 
     def compiled(self) -> dict[str, int]:
@@ -177,7 +180,7 @@ class Engine:
         cache, inputs = kept.extend(batch, shared, room)
         return self._prefill(self.params, *inputs, visual, cache=cache, capacity=cache.k.shape[2], **options)
 
-    def pyramids(self, batch: Batch) -> tuple[ImageFeatures, ...]:
+    def pyramids(self, batch: Batch) -> Pyramids:
         """What the mask decoder sees of the images [B G G 3], before any question."""
         grounds = (batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid)
         return self._pyramids(self.params, *grounds)
@@ -187,7 +190,7 @@ class Engine:
         batch: Batch,
         fused: Fused | None,
         seg_states: Array,
-        pyramids: tuple[ImageFeatures, ...] | None = None,
+        pyramids: Pyramids | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D].
 
@@ -344,7 +347,7 @@ def _masks(
     sar_valid: Array | None,
     fused: Fused | None,
     seg_states: Array,
-    pyramids: tuple[ImageFeatures, ...] | None,
+    pyramids: Pyramids | None,
 ) -> tuple[Array, Array]:
     weights = None if fused is None else earthmind.grounding_weights(fused)
     prompts = earthmind.seg_prompt(config, params, seg_states)
@@ -353,7 +356,9 @@ def _masks(
         tracked = earthmind.track(config, params, optical, sar, prompts, optical_valid, sar_valid, weights)
         return tracked.logits, tracked.iou
     if pyramids is None:
-        pyramids = earthmind.pyramids(config, params, optical, sar, optical_valid, sar_valid)
-    features = earthmind.blend_pyramids(pyramids, optical_valid, sar_valid, weights)
+        pyramids = earthmind.sensor_features(config, params, optical, sar, optical_valid, sar_valid)
+    features, presence = pyramids
+    if presence is not None:
+        features = earthmind.blend_features(features, presence, weights)
     out = earthmind.ground(config, params, features, prompts)
     return out.logits, out.iou

@@ -167,47 +167,42 @@ def image_features(
     ``fused`` encodes both and blends the pyramids with the fusion weights [B N 2] of one token grid, brought onto each
     level; ``optical`` / ``sar`` encode one, falling back to the other where a sample lacks it.
     """
-    seen = pyramids(cfg, params, optical, sar, optical_valid, sar_valid)
-    return blend_pyramids(seen, optical_valid, sar_valid, weights)
+    features, presence = sensor_features(cfg, params, optical, sar, optical_valid, sar_valid)
+    return features if presence is None else blend_features(features, presence, weights)
 
 
-def pyramids(
+def sensor_features(
     cfg: EarthMindConfig,
     params: Params,
     optical: Array | None,
     sar: Array | None,
     optical_valid: Array | None = None,
     sar_valid: Array | None = None,
-) -> tuple[ImageFeatures, ...]:
-    """What :func:`image_features` knows before any question: the one pyramid that grounding uses, or both sensors'."""
+) -> tuple[ImageFeatures, Array | None]:
+    """What of :func:`image_features` does not depend on the question: the features, and None; or, where the pyramids
+    of both sensors are still to be blended, those of the optical images before those of SAR [2B ...], and which of them
+    are there, float [B 1 2]."""
     assert cfg.grounding is not None
     if optical is None or sar is None:
         image = optical if optical is not None else sar
         assert image is not None
         mark = jnp.full((image.shape[0],), optical is not None)
-        return (_mapped(cfg, params, _image_encoder(cfg, params, image), mark),)
+        return _mapped(cfg, params, _image_encoder(cfg, params, image), mark), None
+    has_optical = jnp.ones(len(optical), bool) if optical_valid is None else optical_valid
+    has_sar = jnp.ones(len(sar), bool) if sar_valid is None else sar_valid
     if cfg.fusion.grounding != "fused":
-        has_optical, has_sar = _presence(len(optical), optical_valid, sar_valid)
         use_optical = has_optical if cfg.fusion.grounding == "optical" else ~has_sar
         image = jnp.where(use_optical[:, None, None, None], optical, sar)
-        return (_mapped(cfg, params, _image_encoder(cfg, params, image), use_optical),)
+        return _mapped(cfg, params, _image_encoder(cfg, params, image), use_optical), None
     both = _image_encoder(cfg, params, jnp.concatenate([optical, sar]))
     kind = jnp.concatenate([jnp.ones(len(optical), bool), jnp.zeros(len(sar), bool)])
-    both = _mapped(cfg, params, both, kind)
-    return tuple(jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2))
+    presence = jnp.stack([has_optical, has_sar], -1).astype(jnp.float32)[:, None]
+    return _mapped(cfg, params, both, kind), presence
 
 
-def blend_pyramids(
-    seen: tuple[ImageFeatures, ...],
-    optical_valid: Array | None = None,
-    sar_valid: Array | None = None,
-    weights: Array | None = None,
-) -> ImageFeatures:
-    """The features of :func:`image_features` from those of :func:`pyramids`."""
-    if len(seen) == 1:
-        return seen[0]
-    present = _presence(len(seen[0].embed), optical_valid, sar_valid)
-    presence = jnp.stack(present, -1).astype(jnp.float32)[:, None]
+def blend_features(both: ImageFeatures, presence: Array, weights: Array | None = None) -> ImageFeatures:
+    """Features of both sensors [2 B' ...] blended by the fusion weights [B N 2]; B' is B, or 1 for one image under the
+    weights of B questions."""
     weights = presence if weights is None else weights * presence
     total = weights.sum(-1, keepdims=True)
     # A token invalid in both sensors says nothing: share it between the sensors that are there.
@@ -215,19 +210,12 @@ def blend_pyramids(
     weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), share)
     side = round(weights.shape[1] ** 0.5)
 
-    def blend(first: Array, second: Array) -> Array:
-        w = fusion_ops.weights_to_grid(weights, (side, side), first.shape[1:3]).astype(first.dtype)
+    def blend(features: Array) -> Array:
+        first, second = jnp.split(features, 2)
+        w = fusion_ops.weights_to_grid(weights, (side, side), features.shape[1:3]).astype(features.dtype)
         return first * w[..., :1] + second * w[..., 1:]
 
-    first, second = seen
-    high = tuple(blend(x, y) for x, y in zip(first.high, second.high, strict=True))
-    return ImageFeatures(embed=blend(first.embed, second.embed), high=high)
-
-
-def _presence(count: int, optical_valid: Array | None, sar_valid: Array | None) -> tuple[Array, Array]:
-    """Which of ``count`` samples have the optical image, and which the SAR image, bool [B] each."""
-    has_optical, has_sar = (jnp.ones(count, bool) if x is None else x for x in (optical_valid, sar_valid))
-    return has_optical, has_sar
+    return ImageFeatures(embed=blend(both.embed), high=tuple(blend(x) for x in both.high))
 
 
 def whole_tile(fused: Fused, values: Array) -> Array:
