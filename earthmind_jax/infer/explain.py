@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,13 +131,15 @@ def explain(
     began = time.perf_counter()
     images = model.images(optical, sar)
     reading = time.perf_counter() - began
-    if segment:
-        if not question.strip() or images is None:
-            return model.segment(question)  # which says what is missing
-        ask = lambda m, seen: m.outline(seen, question, max_new or 32, overlap)  # noqa: E731
-    else:
-        turn = model.turn(question, images, **options)
-        ask = lambda m, seen: m.look(seen, turn, max_new or 256, temperature, overlap)  # noqa: E731
+    if segment and (images is None or not question.strip()):
+        raise UserError("Name something to segment, and give an optical image, a SAR image, or both.")
+    turn = None if segment else model.turn(question, images, **options)
+
+    def ask(timed: EarthMind, seen: Images | None) -> Answer:
+        if turn is None:
+            return timed.outline(seen, question, max_new or 32, overlap)
+        return timed.look(seen, turn, max_new or 256, temperature, overlap)
+
     sensors = () if images is None else tuple(name for name in SENSORS if name in images.pictures)
     views = {"both" if len(sensors) > 1 else (sensors or ("text",))[0]: images}
     if len(sensors) > 1:
@@ -267,8 +269,6 @@ def _place(images: Images) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
     try:
         return version(name)
     except PackageNotFoundError:  # run from a checkout that is not installed

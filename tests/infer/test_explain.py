@@ -200,7 +200,7 @@ def test_clouds_are_told_by_the_classification_band(pair, tmp_path):
 def test_wrong_requests(pair, tmp_path):
     with pytest.raises(UserError, match="question is empty"):
         model().explain(" ", **pair)
-    with pytest.raises(UserError, match="Give an optical image"):
+    with pytest.raises(UserError, match="give an optical image"):
         model().explain("water", segment=True)
     with pytest.raises(UserError, match="not drawn at random"):
         model().explain("water", segment=True, temperature=1.0, **pair)
