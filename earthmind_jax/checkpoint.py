@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from earthmind_jax.config import EarthMindConfig, from_dict, to_json
@@ -141,6 +143,28 @@ def read_config(directory: str | Path) -> EarthMindConfig:
         return from_dict(EarthMindConfig, json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from error
+
+
+def read_source(directory: str | Path) -> dict[str, Any]:
+    """What the weights came from, as the checkpoint says; empty where it does not."""
+    path = Path(directory) / SOURCE
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); the checkpoint is damaged.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def fingerprint(config: EarthMindConfig, params: Params, tokenizer: Any) -> str:
+    """16 hexadecimal digits that tell one model from another: configuration, tokenizer, and of every weight its shape,
+    dtype and up to 4096 evenly spaced values (training changes far more than those)."""
+    found = hashlib.sha256(to_json(config).encode())
+    found.update(tokenizer.inner.backend_tokenizer.to_str().encode())
+    for path in sorted(params):
+        values = np.asarray(params[path])
+        found.update(f"{path} {values.shape} {values.dtype}".encode())
+        found.update(np.ascontiguousarray(values.reshape(-1)[:: max(1, values.size // 4096)]).tobytes())
+    return found.hexdigest()[:16]
 
 
 def load(directory: str | Path) -> tuple[EarthMindConfig, Params]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints, cli_data, cli_info, cli_plan, cli_train
+from earthmind_jax import cli_ask, cli_checkpoints, cli_data, cli_info, cli_plan, cli_train
+from earthmind_jax.cli_ask import COMMAND, print_answer
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.told import NOTHING, Told
 
@@ -49,42 +51,6 @@ def demo(
 
 
 @app.command
-def ask(
-    question: str,
-    /,
-    checkpoint: Path = Path("demo/checkpoint"),
-    optical: Path | None = None,
-    sar: Path | None = None,
-    out: Path | None = None,
-    max_new: int = 128,
-    temperature: float = 0.0,
-    told: Annotated[Told, cli_info.TOLD] = NOTHING,
-    as_json: Annotated[bool, Named(name="json")] = False,
-) -> None:
-    """Ask a question about an optical image, a SAR image, or a pair.
-
-    Example: earthmind ask "Is there water in the image?" --optical s2.tif --sar s1.tif
-
-    Args:
-        question: in plain words; "Please segment the water in this image." draws a mask.
-        checkpoint: checkpoint directory.
-        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
-        sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid.
-        out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON.
-        max_new: longest answer, tokens.
-        temperature: 0 is greedy.
-        told: what the files do not say themselves.
-        as_json: print JSON.
-    """
-    from earthmind_jax.infer.predictor import EarthMind
-
-    model = EarthMind.load(checkpoint)
-    answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature, told=told)
-    files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
-    _print_answer(answer, files, as_json)
-
-
-@app.command
 def segment(
     target: str,
     /,
@@ -96,6 +62,7 @@ def segment(
     truth: Path | None = None,
     truth_value: int = 1,
     told: Annotated[Told, cli_info.TOLD] = NOTHING,
+    explain: Path | None = None,
     as_json: Annotated[bool, Named(name="json")] = False,
 ) -> None:
     """Draw the mask of something and write it as a Cloud-Optimized GeoTIFF and GeoJSON that land on the input.
@@ -112,15 +79,21 @@ def segment(
         truth: label raster to compare with; prints the foreground IoU.
         truth_value: the label value of the target in truth.
         told: what the files do not say themselves.
+        explain: HTML page that says what each sensor alone would have drawn, and where each counted.
         as_json: print JSON.
     """
     from earthmind_jax.infer.predictor import EarthMind
 
+    cli_ask.check_page(explain)
     model = EarthMind.load(checkpoint)
-    answer = model.segment(target, optical=optical, sar=sar, told=told)
+    if explain is None:
+        answer, page = model.segment(target, optical=optical, sar=sar, told=told), []
+    else:
+        reason = model.explain(target, optical=optical, sar=sar, told=told, segment=True, command=COMMAND.get())
+        answer, page = reason.answer, [reason.save_page(explain)]
     iou = None if truth is None else _against(answer, truth, truth_value)
-    files = answer.save(out, maps=not picture)
-    _print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
+    files = [*answer.save(out, maps=not picture), *page]
+    print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
 
 
 @app.command
@@ -152,27 +125,13 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_ask.ask)
+app.command(cli_ask.chat)
 app.command(cli_info.info)
 app.command(cli_train.train)
 app.command(cli_train.result)
 app.command(cli_plan.plan)
 app.command(cli_data.app, name="data", help="Check the records that a model is to be trained on.")
-
-
-def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    facts = answer.to_dict() | (extra or {}) | {"files": [str(f) for f in files]}
-    if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    print(answer.text)
-    for i, mask in enumerate(facts["masks"], 1):
-        print(f"mask {i}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
-    if facts["fusion"]:
-        print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
-    for key, value in (extra or {}).items():
-        print(f"{key}: {value}")
-    for file in files:
-        print(f"wrote {file}")
 
 
 def _against(answer: Any, truth: Path, value: int) -> float:
@@ -202,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command and turns our two errors into exit codes."""
     if arguments is None:
         _restart_with_huge_pages(sys.argv[1:])
+    COMMAND.set(shlex.join(["earthmind", *(sys.argv[1:] if arguments is None else arguments)]))
     # The host's cores are all there is to a CPU run; XLA's own notices would drown the progress line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:

@@ -106,14 +106,15 @@ def _stack_sensor(
     fields = {name: pixels, f"{name}_valid": valid}
     if cfg.grounding is not None:
         side = cfg.grounding.image_size
-        dates = buckets.fit_dates(max(e.dates for e in examples))
+        dates = max(e.followed for e in examples)
+        dates = dates if dates > buckets.dates[-1] else buckets.fit_dates(dates)
         ground = np.zeros((len(examples), dates, side, side, 3), np.float32)
         there = np.zeros((len(examples), dates), bool)
         for row, example in enumerate(examples):
             if name in example.ground:
                 # A single image stands beside every date of the other sensor.
-                ground[row, : example.dates] = tiles.sam_preprocess_image(example.ground[name])
-                there[row, : example.dates] = True
+                ground[row, : example.followed] = tiles.sam_preprocess_image(example.ground[name])
+                there[row, : example.followed] = True
         if dates == 1:
             ground, there = ground[:, 0], there[:, 0]
         fields |= {f"ground_{name}": ground, f"ground_{name}_valid": there}
@@ -130,11 +131,14 @@ def collate(
     rngs: Sequence[np.random.Generator] | None = None,
     sensors: Sequence[str] | None = None,
     variant: str = "hf",
+    follow: bool = False,
 ) -> Batch:
     """Samples to a batch (:func:`encode_sample`, then :func:`stack`); ``rngs`` holds one generator per sample."""
     draws = rngs if rngs is not None else [None] * len(samples)
     examples = [
-        encode_sample(s, cfg, data, tokenizer, buckets, rng=rng, sensors=sensors or SENSORS, variant=variant)
+        encode_sample(
+            s, cfg, data, tokenizer, buckets, rng=rng, sensors=sensors or SENSORS, variant=variant, follow=follow
+        )
         for s, rng in zip(samples, draws, strict=True)
     ]
     return stack(examples, cfg, data, buckets, sensors=sensors)

@@ -44,6 +44,11 @@ class Example:
         return max((len(p) for p in self.pixels.values()), default=0)
 
     @property
+    def followed(self) -> int:
+        """Dates that the mask decoder sees: ``dates``, or more where they were asked for."""
+        return max(self.dates, *(len(g) for g in self.ground.values()), 1)
+
+    @property
     def shape(self) -> Shape:
         return Shape(self.tiles, len(self.prompt), self.dates)
 
@@ -73,6 +78,7 @@ def encode_sample(
     sensors: Sequence[str] = SENSORS,
     variant: str = "hf",
     tiny_regions: bool = True,
+    follow: bool = False,
 ) -> Example:
     """One sample as tiles, tokens and targets.
 
@@ -87,6 +93,7 @@ def encode_sample(
       sensors: those to use.
       variant: of the chat template (see :func:`prompts.build`).
       tiny_regions: give a region that falls between the token centres one token (the published code gives none).
+      follow: the mask decoder also gets the dates beyond the first five, in order to follow objects through them.
 
     Raises:
       UserError: naming the sample and what does not fit.
@@ -107,6 +114,8 @@ def encode_sample(
     ground = {}
     if cfg.grounding is not None:
         side = cfg.grounding.image_size
+        if follow and any(len(images[name]) > layout.dates for name in layout.sensors):
+            frames = {name: _read(images[name], name, len(images[name]), cfg.sensors) for name in layout.sensors}
         ground = {name: np.stack([tiles.direct_resize(f[0], side) for f, _ in made]) for name, made in frames.items()}
     return Example(sample.id, layout.prompt, pixels, valid, ground, seg, masks, marked, layout.grid, layout.dates)
 

@@ -35,6 +35,8 @@ class Images:
         plain pictures.
       notes: what was found out or decided while reading.
       sources: sensor name -> the file it was read from.
+      date: what this date is called; empty where there is only one.
+      later: the images of further dates, on the same grid; a sensor with a single image has none there.
     """
 
     pictures: dict[str, tuple[Picture, np.ndarray | None]]
@@ -42,6 +44,8 @@ class Images:
     crs: Any = None
     notes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+    later: tuple[Images, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,7 +76,17 @@ class Images:
         transform = self.transform
         if transform is not None:
             transform = transform @ type(transform).translation(columns.start, rows.start)
-        return Images(pictures, transform, self.crs, self.notes, self.sources)
+        later = tuple(images.crop(window) for images in self.later)
+        return Images(pictures, transform, self.crs, self.notes, self.sources, self.date, later)
+
+    def only(self, sensor: str) -> Images:
+        """One sensor's images; a picture of another size than the reference has no place on the map."""
+        later = tuple(i.only(sensor) for i in self.later if sensor in i.pictures)
+        pictures = {sensor: self.pictures[sensor]}
+        placed = picture_shape(pictures[sensor][0]) == self.shape
+        transform, crs = (self.transform, self.crs) if placed else (None, None)
+        sources = {name: path for name, path in self.sources.items() if name == sensor}
+        return Images(pictures, transform, crs, self.notes, sources, self.date, later)
 
     @property
     def _reference(self) -> tuple[Picture, np.ndarray | None]:
@@ -319,7 +333,7 @@ def load_images(
             picture = np.moveaxis(np.clip(np.rint(raster.data), 0, 255).astype(np.uint8), 0, -1)
             pictures[name] = picture, raster.valid
         else:
-            pictures[name] = _model_bands(raster, name, sensors), raster.valid
+            pictures[name] = model_bands(raster, name, sensors), raster.valid
     reference = pair.sar if pair.optical is None else pair.optical
     # The georeference belongs to the reference image.
     placed = reference.georeferenced and ("optical" in rasters or "optical" not in pictures)
@@ -332,7 +346,7 @@ def load_images(
     )
 
 
-def _model_bands(raster: Raster, name: str, sensors: SensorConfig) -> dict[str, np.ndarray]:
+def model_bands(raster: Raster, name: str, sensors: SensorConfig) -> dict[str, np.ndarray]:
     """The bands of a calibrated raster as the model asks for them."""
     there = dict(zip(raster.bands, raster.data, strict=True))
     if name == "optical":

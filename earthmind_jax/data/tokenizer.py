@@ -88,7 +88,10 @@ class Tokenizer:
         key = (text, bos)
         found = self._cache.get(key)
         if found is None:
-            encoding = self.inner.backend_tokenizer.encode(text, add_special_tokens=bos)
+            try:
+                encoding = self.inner.backend_tokenizer.encode(text, add_special_tokens=bos)
+            except TypeError as error:  # half of a surrogate pair: bytes of another encoding
+                raise UserError(f"This is not valid Unicode text: {text!a}; check the encoding it is in.") from error
             found = tuple(encoding.ids), tuple(encoding.offsets)
             if len(self._cache) >= CACHE:  # another thread may do so, too, so nothing is looked up twice
                 self._cache.clear()

@@ -147,6 +147,23 @@ def _reference(
     return replace(raster, notes=[*raster.notes, note], window=window, scene_shape=whole.shape)
 
 
+def load_onto(
+    path: str | os.PathLike[str],
+    grid: Grid,
+    kind: str,
+    *,
+    sensor: str | None = None,
+    bands: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    **options: Any,
+) -> Raster:
+    """One more ``optical`` or ``sar`` image (a later date), calibrated and brought onto a grid; errors as of
+    :func:`align`. ``names`` and ``options`` as in :func:`load_pair`."""
+    sensor = _expected_sensor(path, kind, sensor, names)
+    how = "reflectance" if kind == "optical" else "sar_linear"
+    return align(path, grid, how, sensor=sensor, bands=_wanted(kind, bands, names), **options).raster
+
+
 def check_header(path: str | os.PathLike[str], kind: str, bands: Sequence[str] | None) -> None:
     """What :func:`load_pair` would refuse about an ``optical`` or ``sar`` file by its header: UserError."""
     sensor = _expected_sensor(path, kind, None)

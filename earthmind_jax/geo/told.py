@@ -68,5 +68,12 @@ class Told:
             "mtl": self.mtl,
         }
 
+    def image_options(self, kind: str) -> dict[str, Any]:
+        """The keyword arguments of :func:`earthmind_jax.geo.align.load_onto`."""
+        if kind == "sar":
+            told = {"scale": self.sar_scale, "calibration": self.calibration}
+            return {"sensor": self.sar_sensor, "names": self.sar_bands or None, **told}
+        return {"sensor": self.sensor, "names": self.bands or None, "offset": self.offset}
+
 
 NOTHING = Told()

@@ -12,7 +12,7 @@ from jax import Array
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.records import SENSORS, Sample
-from earthmind_jax.infer.engine import Engine
+from earthmind_jax.infer.engine import Engine, Generated, Pyramids
 from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import Batch, Fused
 
@@ -69,14 +69,38 @@ def answer(
     for start in range(0, len(samples), batch_size):
         group = [_ask(s) for s in samples[start : start + batch_size]]
         filled = [group[i % len(group)] for i in range(batch_size)]
-        batch = collate(filled, engine.config, data, engine.tokenizer, buckets or Buckets(), sensors=sensors)
+        tables = buckets or Buckets()
+        batch = collate(filled, engine.config, data, engine.tokenizer, tables, sensors=sensors, follow=True)
         fused = engine.encode(batch)
         made = engine.generate(batch, fused, max_new=max_new, temperature=temperature, seed=seed)
-        logits = _logits(engine, batch, fused, made.seg_states)
-        weights = None if fused is None else _grid(fused.weights)
-        for row in range(len(group)):
-            found = () if logits is None else tuple(_masks(logits[row], group[row], made.seg_valid[row]))
-            yield Reply(made.texts[row], found, None if weights is None else weights[row])
+        yield from replies(engine, batch, fused, made, [_dates(sample) for sample in group])
+
+
+def replies(
+    engine: Engine,
+    batch: Batch,
+    fused: Fused | None,
+    made: Generated,
+    dates: Sequence[int],
+    pyramids: Pyramids | None = None,
+) -> Iterator[Reply]:
+    """What was generated for the first rows of a batch, with masks and weights.
+
+    Args:
+      dates: images of each row's sample.
+      pyramids: the mask decoder's features of the batch's images, where they are known already.
+    """
+    logits = None
+    if made.seg_states.shape[1] and engine.config.grounding is not None and fused is not None:
+        logits = engine.masks(batch, fused, made.seg_states, pyramids)[0]
+    weights = None if fused is None else _grid(fused.weights)
+    for row, count in enumerate(dates):
+        found = () if logits is None else tuple(_masks(logits[row], count, made.seg_valid[row]))
+        yield Reply(made.texts[row], found, None if weights is None else weights[row])
+
+
+def _dates(sample: Sample) -> int:
+    return max(len(sample.images(name)) for name in SENSORS)
 
 
 def _ask(sample: Sample) -> Sample:
@@ -85,15 +109,8 @@ def _ask(sample: Sample) -> Sample:
     return dataclasses.replace(sample, turns=(*sample.turns[:-1], last))
 
 
-def _logits(engine: Engine, batch: Batch, fused: Fused | None, states: Array) -> np.ndarray | None:
-    if states.shape[1] == 0 or engine.config.grounding is None or fused is None:
-        return None
-    return engine.masks(batch, fused, states)[0]
-
-
-def _masks(logits: np.ndarray, sample: Sample, valid: np.ndarray) -> Iterator[np.ndarray]:
+def _masks(logits: np.ndarray, dates: int, valid: np.ndarray) -> Iterator[np.ndarray]:
     """The masks of one sample [h w]; of the stack [F M h w] that several dates make, those of its own dates [F h w]."""
-    dates = max(len(sample.images(name)) for name in SENSORS)
     if logits.ndim == 3:
         yield from logits[np.flatnonzero(valid)]
     else:

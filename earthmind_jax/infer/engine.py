@@ -6,8 +6,9 @@ no more (:meth:`Engine.compiled` counts them). The key/value cache is donated fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,18 @@ from jax import Array
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data.prompts import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.infer.kept import Kept, capacity
 from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.ops import sampling
 from earthmind_jax.ops import tokens as token_ops
-from earthmind_jax.types import Batch, Fused, KVCache, Params
+from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, Params
+
+Seen = tuple[Array | None, Array | None]
+"""Visual tokens of the optical and the SAR image before fusion, [B I N D] each; None for a sensor that is missing."""
+
+Pyramids = tuple[ImageFeatures, Array | None]
+"""What :func:`earthmind_jax.models.earthmind.sensor_features` makes: features, and which sensors are to be blended."""
 
 NEW_TOKENS = (16, 64, 256, 1024, 2048)  # buffer sizes of one answer
 MASKS = (1, 2, 4, 8, 16, 32)  # [SEG] slots of one sample
@@ -55,7 +63,8 @@ class Decoding:
 @dataclass(frozen=True)
 class Generated:
     """What one batch produced: ``ids`` a list of token lists (stop token excluded), ``texts``, ``seg_states`` [B M D]
-    with ``seg_valid`` [B M], ``hidden`` [B N D] of the generated tokens, ``logits`` [B N V] where asked for."""
+    with ``seg_valid`` [B M], ``hidden`` [B N D] of the generated tokens, and where asked for ``logits`` [B N V] and the
+    cache ``kept`` for a further turn."""
 
     ids: list[list[int]]
     texts: list[str]
@@ -63,6 +72,7 @@ class Generated:
     seg_valid: np.ndarray
     hidden: Array
     logits: Array | None = None
+    kept: Kept | None = None
 
 
 class Engine:
@@ -77,21 +87,38 @@ class Engine:
         )
         self.stop_words = tuple(word for word, i in zip(words, ids, strict=True) if len(i) > 1)
         self._encode = jax.jit(partial(_encode, config))
-        self._prefill = jax.jit(partial(_prefill, config), static_argnames=("capacity", "size", "keep_logits"))
+        self._see = jax.jit(partial(earthmind.encode_sensors, config))
+        static = ("capacity", "size", "keep_logits")
+        self._prefill = jax.jit(partial(_prefill, config), static_argnames=static, donate_argnames="cache")
         self._decode = jax.jit(partial(_decode, config), donate_argnums=1)
+        self._pyramids = jax.jit(partial(earthmind.sensor_features, config))
         self._masks = jax.jit(partial(_masks, config))
 
     def compiled(self) -> dict[str, int]:
         """Compiled variants of each function, to be compared with the buckets used."""
-        named = {"encode": self._encode, "prefill": self._prefill, "decode": self._decode, "masks": self._masks}
-        return {name: fn._cache_size() for name, fn in named.items()}
+        named = {
+            "encode": (self._encode, self._see),
+            "prefill": (self._prefill,),
+            "decode": (self._decode,),
+            "masks": (self._masks, self._pyramids),
+        }
+        return {name: sum(fn._cache_size() for fn in functions) for name, functions in named.items()}
 
-    def encode(self, batch: Batch) -> Fused | None:
-        """Fused visual tokens and fusion weights; None where the batch has no image."""
-        if batch.optical is None and batch.sar is None:
+    def see(self, batch: Batch) -> Seen:
+        """Visual tokens of both sensors, before any question: what questions about one image have in common."""
+        return self._see(self.params, batch.optical, batch.sar)
+
+    def encode(self, batch: Batch, seen: Seen | None = None) -> Fused | None:
+        """Fused visual tokens and fusion weights; None where the batch has no image.
+
+        Args:
+          seen: what :meth:`see` made of the batch's images, one row for each question; they are not encoded again.
+        """
+        if batch.optical_valid is None and batch.sar_valid is None:
             return None
-        inputs = (batch.tokens, batch.question, batch.optical, batch.sar, batch.optical_valid, batch.sar_valid)
-        return self._encode(self.params, *inputs)
+        images = (batch.optical, batch.sar) if seen is None else (None, None)
+        inputs = (batch.tokens, batch.question, *images, batch.optical_valid, batch.sar_valid)
+        return self._encode(self.params, *inputs, seen)
 
     def generate(
         self,
@@ -104,6 +131,8 @@ class Engine:
         stop: bool = True,
         forced: dict[int, int] | None = None,
         keep_logits: bool = False,
+        keep: bool = False,
+        kept: Kept | None = None,
     ) -> Generated:
         """Answer every prompt of the batch.
 
@@ -113,18 +142,17 @@ class Engine:
           stop: end at the end-of-turn token or stop word.
           forced: step -> token id fed instead of the chosen one (teacher forcing of single steps).
           keep_logits: keep the scores of every step (for tests).
+          keep: return keys and values for a further turn (a batch of one).
+          kept: those of an earlier turn about the same visual tokens, used up by this call: only what the prompt does
+            not share with them is prefilled. The answer is that of the whole prompt.
         """
-        length = batch.tokens.shape[1]
         room = np.maximum(self.config.max_length - np.asarray(batch.lengths), 0)
         max_new = min(max_new, int(room.max()))
         size = bucket(max_new, NEW_TOKENS)
         force = np.full(size, -1, np.int32)
         for step, token in (forced or {}).items():
             force[step] = token
-        state = self._prefill(
-            self.params, batch.tokens, batch.visual_index, batch.lengths, None if fused is None else fused.tokens,
-            capacity=length + size, size=size, keep_logits=keep_logits,
-        )  # fmt: skip
+        state = self._begin(batch, fused, kept, keep=keep, size=size, keep_logits=keep_logits)
         stops = np.asarray(self.stop_ids if stop else (), np.int32)
         stops = np.pad(stops, (0, 4 - len(stops)), constant_values=-1) if len(stops) < 4 else stops
         end = 0
@@ -134,19 +162,49 @@ class Engine:
             state = self._decode(self.params, state, end, stops, force, np.float32(temperature), jax.random.key(seed))
             if bool(state.done.all()) or (stop and self._said_stop(state)):
                 break
-        return self._collect(state, room, stop, keep_logits)
+        made = self._collect(state, room, stop, keep_logits)
+        if not keep:
+            return made
+        written = np.asarray(state.ids)[0, : int(state.cache.length[0]) - int(batch.lengths[0])]
+        return replace(made, kept=Kept.after(self.config.lm.rope, state.cache, batch, written))
 
-    def masks(self, batch: Batch, fused: Fused | None, seg_states: Array) -> tuple[np.ndarray, np.ndarray]:
+    def _begin(self, batch: Batch, fused: Fused | None, kept: Kept | None, *, keep: bool, **options: Any) -> Decoding:
+        """The prompt prefilled, behind as much of it as ``kept`` holds."""
+        visual = None if fused is None else fused.tokens
+        room = batch.tokens.shape[1] + options["size"]
+        if keep:
+            room = capacity(int(batch.lengths[0]) + options["size"], self.config.max_length)
+        if kept is None or not (shared := kept.shared(self.config.lm.rope, batch)):
+            inputs = (batch.tokens, batch.visual_index, batch.lengths)
+            return self._prefill(self.params, *inputs, visual, cache=None, capacity=room, **options)
+        cache, inputs = kept.extend(batch, shared, room)
+        return self._prefill(self.params, *inputs, visual, cache=cache, capacity=cache.k.shape[2], **options)
+
+    def pyramids(self, batch: Batch) -> Pyramids:
+        """What the mask decoder sees of the images [B G G 3], before any question."""
+        grounds = (batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid)
+        return self._pyramids(self.params, *grounds)
+
+    def masks(
+        self,
+        batch: Batch,
+        fused: Fused | None,
+        seg_states: Array,
+        pyramids: Pyramids | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D].
 
         Where the batch has stacks of grounding images [B F G G 3], logits [B F M h w] and IoU [B F M] of every frame:
         the first ones are prompted, the rest followed (:func:`earthmind_jax.models.earthmind.track`).
+
+        Args:
+          pyramids: what :meth:`pyramids` made of the batch's images; they are not encoded again.
         """
         count = bucket(seg_states.shape[1], MASKS)
         padded = jnp.pad(seg_states, ((0, 0), (0, count - seg_states.shape[1]), (0, 0)))
         logits, iou = self._masks(
-            self.params, batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid,
-            fused, padded,
+            self.params, *((None, None) if pyramids else (batch.ground_optical, batch.ground_sar)),
+            batch.ground_optical_valid, batch.ground_sar_valid, fused, padded, pyramids,
         )  # fmt: skip
         m = seg_states.shape[1]
         return np.asarray(logits)[..., :m, :, :], np.asarray(iou)[..., :m]
@@ -197,9 +255,10 @@ def _encode(
     sar: Array | None,
     optical_valid: Array | None,
     sar_valid: Array | None,
+    seen: Seen | None,
 ) -> Fused:
     text = earthmind.embed(config, params, tokens)
-    first, second = earthmind.encode_sensors(config, params, optical, sar)
+    first, second = earthmind.encode_sensors(config, params, optical, sar) if seen is None else seen
     return earthmind.fuse(config, params, first, second, optical_valid, sar_valid, text, question, training=False)
 
 
@@ -210,6 +269,7 @@ def _prefill(
     visual_index: Array,
     lengths: Array,
     visual: Array | None,
+    cache: KVCache | None,
     *,
     capacity: int,
     size: int,
@@ -219,8 +279,9 @@ def _prefill(
     text = earthmind.embed(config, params, tokens)
     rows = None if visual is None else visual.reshape(batch, -1, visual.shape[-1])
     embeds = earthmind.place(text, rows, visual_index)
-    cache = init_cache(config.lm, batch, capacity, config.precision.compute)
-    out = earthmind.language(config, params, embeds, lengths, cache=cache, fresh=True)
+    fresh = cache is None
+    cache = init_cache(config.lm, batch, capacity, config.precision.compute) if cache is None else cache
+    out = earthmind.language(config, params, embeds, lengths, cache=cache, fresh=fresh)
     last = token_ops.gather_rows(out.hidden, lengths[:, None] - 1)
     scores = earthmind.logits(config, params, last)[:, 0].astype(jnp.float32)
     assert out.cache is not None
@@ -286,6 +347,7 @@ def _masks(
     sar_valid: Array | None,
     fused: Fused | None,
     seg_states: Array,
+    pyramids: Pyramids | None,
 ) -> tuple[Array, Array]:
     weights = None if fused is None else earthmind.grounding_weights(fused)
     prompts = earthmind.seg_prompt(config, params, seg_states)
@@ -293,6 +355,10 @@ def _masks(
     if image is not None and image.ndim == 5:
         tracked = earthmind.track(config, params, optical, sar, prompts, optical_valid, sar_valid, weights)
         return tracked.logits, tracked.iou
-    features = earthmind.image_features(config, params, optical, sar, optical_valid, sar_valid, weights)
+    if pyramids is None:
+        pyramids = earthmind.sensor_features(config, params, optical, sar, optical_valid, sar_valid)
+    features, presence = pyramids
+    if presence is not None:
+        features = earthmind.blend_features(features, presence, weights)
     out = earthmind.ground(config, params, features, prompts)
     return out.logits, out.iou

@@ -25,15 +25,15 @@ def write_maps(answer: Answer, directory: Path) -> list[Path]:
     first = answer.masks[0]
     traced = [_traced(answer, number) for number in range(1, len(answer.masks) + 1)]
     files: dict[str, Path] = {}
-    for i, (mask, polygons) in enumerate(zip(answer.masks, traced, strict=True), 1):
+    for name, mask, polygons in zip(answer.names, answer.masks, traced, strict=True):
         tags = {"prompt": answer.question, "model": answer.model, "score": round(mask.score, 4)}
         place, kept = (mask.transform, mask.crs), {"valid": mask.valid, "tags": tags}
-        files[f"mask_{i}"] = directory / f"mask_{i}.tif"
-        write_mask_cog(files[f"mask_{i}"], mask.array, *place, **kept)
-        files[f"probability_{i}"] = directory / f"mask_{i}_probability.tif"
-        write_probability_cog(files[f"probability_{i}"], mask.probability, *place, **kept)
-        files[f"polygons_{i}"] = directory / f"mask_{i}.geojson"
-        write_geojson(files[f"polygons_{i}"], polygons.geojson())
+        files[name] = directory / f"{name}.tif"
+        write_mask_cog(files[name], mask.array, *place, **kept)
+        files[f"{name}_probability"] = directory / f"{name}_probability.tif"
+        write_probability_cog(files[f"{name}_probability"], mask.probability, *place, **kept)
+        files[f"{name}_polygons"] = directory / f"{name}.geojson"
+        write_geojson(files[f"{name}_polygons"], polygons.geojson())
     files["polygons"] = directory / "masks.gpkg"
     features = [feature for polygons in traced for feature in polygons.features()]
     write_geopackage(files["polygons"], features, first.crs)
@@ -65,7 +65,7 @@ def _traced(answer: Answer, number: int) -> Polygons:
             weights[name] = _at_pixels(answer.fusion[..., i], mask.array.shape)
     return trace_polygons(
         mask.array, mask.transform, mask.crs, prompt=answer.question, model=answer.model,
-        probability=mask.probability, layers=weights, properties={"mask": number},
+        probability=mask.probability, layers=weights, properties={"mask": number, **({"date": mask.date} if mask.date else {})},
     )  # fmt: skip
 
 

@@ -22,9 +22,10 @@ def panel(answer: Answer) -> bytes:
     for name, title in (("optical", "optical"), ("sar", "SAR")):
         if name in answer.pictures:
             views.append((title, answer.pictures[name], None))
-    base = next(iter(answer.pictures.values()))
-    for i, mask in enumerate(answer.masks, 1):
-        views.append((f"mask {i} (score {mask.score:.2f})", base, mask.array))
+    sensor, base = next(iter(answer.pictures.items()))
+    for name, mask in zip(answer.names, answer.masks, strict=True):
+        under = answer.pictures.get(f"{sensor} {mask.date}", base)
+        views.append((f"{name.replace('_', ' ')} (score {mask.score:.2f})", under, mask.array))
     count = len(views) + (answer.fusion is not None)
     figure = Figure(figsize=(3.1 * count, 3.7), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -46,7 +47,7 @@ def panel(answer: Answer) -> bytes:
     for axis in axes:
         axis.set_axis_off()
     text = f"{answer.question}  →  {answer.text}"
-    figure.suptitle("\n".join(textwrap.wrap(text, 38 * count)), fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(text, 38 * count)), fontsize=10, parse_math=False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

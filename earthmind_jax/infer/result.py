@@ -21,6 +21,7 @@ class Mask:
       probability: float32 [H W].
       valid: bool [H W], false where neither sensor has data.
       transform, crs: of the reference image; ``crs`` is None for a plain picture.
+      date: of several dates the one it is drawn on; else empty.
       score: mean probability inside the mask (0 where it is empty).
     """
 
@@ -28,6 +29,7 @@ class Mask:
     valid: np.ndarray
     transform: Any
     crs: Any
+    date: str = ""
 
     @property
     def array(self) -> np.ndarray:
@@ -46,9 +48,10 @@ class Answer:
 
     Attributes:
       text: the model's words, ``[SEG]`` tokens included.
-      masks: one for each ``[SEG]``.
+      masks: one for each ``[SEG]``; of several dates one for each date, ``[SEG]`` after ``[SEG]``.
       fusion: weights (optical, SAR), float32 [h w 2] on a grid laid over the image; None with text alone.
-      pictures: what the model saw of each sensor, uint8 [H W 3], for display.
+      pictures: what the model saw of each sensor, uint8 [H W 3], for display; of several dates under ``optical`` the
+        first, and each under ``optical`` and its date.
       notes: what was assumed about the files.
       sources: the file of each sensor, where it was one.
     """
@@ -71,13 +74,27 @@ class Answer:
         shares = used.mean(0) if len(used) else np.zeros(2)
         return {"optical": float(shares[0]), "sar": float(shares[1])}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the files of each mask are called: ``mask_1``, of several dates ``mask_1_2024-05-01``."""
+        seen: dict[str, int] = {}
+        for mask in self.masks:
+            seen[mask.date] = 0
+        made = []
+        for mask in self.masks:
+            seen[mask.date] += 1
+            made.append(f"mask_{seen[mask.date]}" + (f"_{mask.date}" if mask.date else ""))
+        return tuple(made)
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values (masks as area and score)."""
         return {
             "question": self.question,
             "answer": self.text,
             "masks": [
-                {"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score} for m in self.masks
+                {"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score}
+                | ({"date": m.date} if m.date else {})
+                for m in self.masks
             ],
             "fusion": self.sensor_shares,
             "notes": list(self.notes),
@@ -110,7 +127,9 @@ class Answer:
 
                 written += write_maps(self, directory)
             elif self.masks:
-                written += [_write_png(directory / f"mask_{i}.png", m.array) for i, m in enumerate(self.masks, 1)]
+                written += [
+                    _write_png(directory / f"{n}.png", m.array) for n, m in zip(self.names, self.masks, strict=True)
+                ]
             if self.pictures:
                 from earthmind_jax.infer.panel import write_panel
 

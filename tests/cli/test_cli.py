@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -55,6 +56,100 @@ def test_ask_about_a_pair(work: Path, capsys: pytest.CaptureFixture[str]) -> Non
     answer = json.loads(out)
     assert isinstance(answer["answer"], str)
     assert answer["fusion"]["optical"] + answer["fusion"]["sar"] == pytest.approx(1, abs=1e-3)
+
+
+def test_ask_for_the_reason(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--checkpoint", work / "model")
+    pair = ("--optical", work / "a_s2.tif", "--sar", work / "a_s1.tif")
+    code, out, err = run(
+        capsys,
+        "ask",
+        "Is there <b>water</b>?",
+        *model,
+        *pair,
+        "--max-new",
+        4,
+        "--explain",
+        tmp_path / "r.html",
+        "--json",
+    )
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["files"] == [str(tmp_path / "r.html")]
+    assert set(told["reason"]["alone"]) == {"optical", "sar"}
+    page = (tmp_path / "r.html").read_text()
+    assert "Is there &lt;b&gt;water&lt;/b&gt;?" in page
+    assert f"--sar {work / 'a_s1.tif'} --max-new 4 --explain" in page
+    assert page.count("<img ") >= 5
+    wrong(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "no" / "r.html", says="does not exist")
+    wrong(capsys, "ask", "x", *model, *pair, "--explain", tmp_path, says="is a directory")
+    wrong(capsys, "ask", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
+    wrong(capsys, "ask", "x", *model, *pair, "--max-new", 0, says="--max-new")
+    wrong(capsys, "ask", *model, *pair, says="--batch")
+    wrong(capsys, "segment", "x", *model, *pair, "--explain", tmp_path, says="is a directory")
+
+
+def test_a_file_of_questions(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    line = {"id": "one", "question": "Is there water?", "optical": str(work / "a_s2.tif")}
+    file.write_text(json.dumps(line) + "\n{\n")
+    given = ("ask", "--checkpoint", work / "model", "--batch", file, "--out", out, "--max-new", 4)
+    wrong(capsys, *given, says="line 2 is not json")
+    assert not out.exists()
+    code, text, err = run(capsys, *given, "--skip-broken", "--json")
+    assert code == 0, err
+    counts = json.loads(text)
+    assert (counts["answers"], counts["broken"], counts["kept"]) == (1, 1, 0)
+    assert {json.loads(answer)["line"] for answer in out.read_text().splitlines()} == {1, 2}
+    code, text, err = run(capsys, *given, "--skip-broken")
+    assert code == 0, err
+    assert "0 answers" in text
+    assert "2 were there before" in text
+    wrong(capsys, *given, "--skip-broken", "--max-new", 5, says="max_new: 4 -> 5")
+    wrong(capsys, *given, "--optical", work / "a_s2.tif", says="leave out 'optical'")
+    wrong(capsys, *given[:-4], says="--out answers.jsonl")
+    wrong(capsys, *given, "--batch-size", 0, says="--batch-size")
+    wrong(capsys, *given, "--batch", tmp_path / "none.jsonl", says="none.jsonl")
+    wrong(capsys, *given, "--out", tmp_path, says="is a directory")
+    wrong(capsys, *given, "--out", file / "a.jsonl", says="is a file")
+    wrong(capsys, *given, "--skip-broken", "--out", work / "a_s2.tif", says="choose another file")
+    wrong(capsys, *given, "--masks", file, says="is a file")
+    wrong(capsys, "ask", "x", "--checkpoint", work / "model", "--masks", tmp_path / "m", says="--batch")
+
+
+def test_a_conversation_from_a_pipe(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("chat", "--checkpoint", work / "model", "--optical", work / "a_s2.tif", "--max-new", 4)
+
+    def says(*lines: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+        return run(capsys, *given)
+
+    code, out, err = says(
+        "Is there water?",
+        "",
+        "/zoom 0 0 24 24",
+        "And here?",
+        "/out",
+        f"/save {tmp_path / 'talk'}",
+        "/quit",
+        "Not asked.",
+    )
+    assert code == 0, err
+    told = json.loads((tmp_path / "talk" / "conversation.json").read_text())
+    assert [turn["question"] for turn in told["turns"]] == ["Is there water?", "And here?"]
+    assert [turn["window"] for turn in told["turns"]] == [None, [0, 0, 24, 24]]
+    assert (tmp_path / "talk" / "turn_2" / "answer.json").is_file()
+    assert out.count("wrote ") >= 5
+    code, _, err = says(
+        "/zoom 0 0 99 9", "/zoom a b", "/box 1 2 3 4", "/out", "/save", f"/save {work / 'a_s2.tif'}", "/what", "Is it?"
+    )
+    assert code == 2
+    lines = err.strip().splitlines()
+    assert len(lines) == 8, err
+    assert all(line.startswith("error: ") for line in lines)
+    assert lines[-1] == "error: 7 of 8 lines were refused; what was wrong stands above."
 
 
 def test_segment_writes_maps_that_land_on_the_input(
@@ -171,7 +266,7 @@ def test_unknown_names_come_with_the_nearest(work: Path, tmp_path: Path, capsys:
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    for command in ("demo", "ask", "segment", "info", "train", "result", "bench"):
+    for command in ("demo", "ask", "chat", "segment", "info", "train", "result", "bench"):
         done = subprocess.run(
             [sys.executable, "-c", f"from earthmind_jax.cli import main; main(['{command}', '--help'])"],
             capture_output=True, text=True, check=False,

@@ -1,0 +1,263 @@
+"""The commands ``earthmind ask`` and ``earthmind chat``; see :mod:`earthmind_jax.cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from earthmind_jax.cli_info import TOLD
+from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.geo.told import NOTHING, Told
+
+if TYPE_CHECKING:
+    from earthmind_jax.infer.conversation import Conversation
+
+COMMAND: ContextVar[str] = ContextVar("command", default="")
+"""The command as it was given, for the record."""
+
+
+def ask(
+    question: str = "",
+    /,
+    checkpoint: Path = Path("demo/checkpoint"),
+    optical: tuple[Path, ...] = (),
+    sar: tuple[Path, ...] = (),
+    out: Path | None = None,
+    explain: Path | None = None,
+    batch: Path | None = None,
+    masks: Path | None = None,
+    batch_size: int = 8,
+    skip_broken: bool = False,
+    max_new: int = 128,
+    temperature: float = 0.0,
+    told: Annotated[Told, TOLD] = NOTHING,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Ask a question about an optical image, a SAR image, a pair, or several dates; or a whole file of questions.
+
+    Example: earthmind ask "Is there water in the image?" --optical s2.tif --sar s1.tif
+
+    Example: earthmind ask --batch questions.jsonl --out answers.jsonl
+
+    Args:
+        question: in plain words; "Please segment the water in this image." draws a mask.
+        checkpoint: checkpoint directory.
+        optical: Sentinel-2 GeoTIFF, or an 8-bit picture; of a time series one for each date.
+        sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid; as many as optical, or one.
+        out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON; with batch the JSONL file of answers.
+        explain: HTML page that says what each sensor said alone, where each counted, and how it was made.
+        batch: JSONL file, a question a line: {"id": ..., "question": ..., "optical": ..., "sar": ..., "region": ...},
+            or records of a data set, whose last turn is then asked. The same command continues a run that was stopped.
+        masks: with batch, directory for the maps of each line, below its id.
+        batch_size: with batch, questions that go through the model at once.
+        skip_broken: with batch, write an error for each line that is broken instead of stopping before the first.
+        max_new: longest answer, tokens.
+        temperature: 0 is greedy.
+        told: what the files do not say themselves.
+        as_json: print JSON.
+    """
+    if batch is not None:
+        facts = told.about("optical") + told.about("sar")
+        given = {"optical": optical, "sar": sar, "explain": explain, "temperature": temperature}
+        _refuse_with_batch(question=question, **given, **dict.fromkeys(facts, True))
+        return _batch(batch, checkpoint, out, masks, batch_size, skip_broken, max_new, as_json)
+    if masks is not None or skip_broken:
+        raise UserError(f"--{'masks' if masks else 'skip-broken'} belongs to --batch; of one question, --out has all.")
+    if not question.strip():
+        raise UserError("The question is empty; ask something, or give a file of questions with --batch.")
+    _check(max_new, temperature)
+    check_directory(out)
+    check_page(explain)
+    from earthmind_jax.infer.predictor import EarthMind
+
+    model = EarthMind.load(checkpoint)
+    given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
+    given["told"] = told
+    page, extra = [], {}
+    if explain is None:
+        answer = model.ask(question, **given)
+    else:
+        reason = model.explain(question, **given, command=COMMAND.get())
+        answer, page = reason.answer, [reason.save_page(explain)]
+        extra = {"reason": reason.to_dict()} if as_json else {f"{n} alone": a.text for n, a in reason.alone.items()}
+    files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
+    print_answer(answer, [*files, *page], as_json, extra)
+
+
+def chat(
+    checkpoint: Path = Path("demo/checkpoint"),
+    optical: tuple[Path, ...] = (),
+    sar: tuple[Path, ...] = (),
+    max_new: int = 128,
+    temperature: float = 0.0,
+    told: Annotated[Told, TOLD] = NOTHING,
+) -> None:
+    """Talk about an image, a question a line; features and cache are kept from turn to turn.
+
+    A line is a question, or one of: /zoom ROW COLUMN HEIGHT WIDTH (pixels of the whole image), /box WEST SOUTH EAST
+    NORTH (degrees), /out (to what was in view before), /whole, /save DIR, /quit. Lines may be piped in.
+
+    Example: earthmind chat --optical s2.tif --sar s1.tif
+
+    Args:
+        checkpoint: checkpoint directory.
+        optical: Sentinel-2 GeoTIFF, or an 8-bit picture; of a time series one for each date.
+        sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid; as many as optical, or one.
+        max_new: longest answer, tokens.
+        temperature: 0 is greedy.
+        told: what the files do not say themselves.
+    """
+    _check(max_new, temperature)
+    from earthmind_jax.infer.predictor import EarthMind
+
+    talk = EarthMind.load(checkpoint).conversation(optical=optical or None, sar=sar or None, told=told)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    asked = refused = 0
+    while line := _line():
+        words = line.strip()
+        if words == "/quit":
+            break
+        if not words:
+            continue
+        asked += 1
+        try:
+            _turn(talk, words, max_new, temperature)
+        except (UserError, WorkError) as error:
+            refused += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    if refused and not sys.stdin.isatty():
+        raise UserError(f"{refused} of {asked} lines were refused; what was wrong stands above.")
+
+
+def _line() -> str:
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline()
+
+
+def _turn(talk: Conversation, words: str, max_new: int, temperature: float) -> None:
+    if not words.startswith("/"):
+        print_answer(talk.ask(words, max_new=max_new, temperature=temperature), [], False)
+        sys.stdout.flush()
+        return
+    command, *rest = words.split()
+    if command == "/zoom":
+        talk.zoom(_numbers(rest))
+    elif command == "/box":
+        talk.zoom(_numbers(rest), crs="EPSG:4326")
+    elif command == "/out":
+        talk.zoom_out()
+    elif command == "/whole":
+        talk.whole()
+    elif command == "/save":
+        place = words.removeprefix("/save").strip()
+        if not place:
+            raise UserError("Name the directory to write to: /save DIR.")
+        for path in talk.save(place):
+            print(f"wrote {path}", flush=True)
+    else:
+        known = "/zoom, /box, /out, /whole, /save, /quit"
+        raise UserError(f"There is no command '{command}'; there are {known}, and anything else is a question.")
+
+
+def _numbers(words: list[str]) -> list[float]:
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"'{' '.join(words)}' are not numbers; give four.") from error
+
+
+def _batch(
+    file: Path,
+    checkpoint: Path,
+    out: Path | None,
+    masks: Path | None,
+    batch_size: int,
+    skip_broken: bool,
+    max_new: int,
+    as_json: bool,
+) -> None:
+    from rich.console import Console
+
+    from earthmind_jax.infer.batch import run
+    from earthmind_jax.infer.requests import read_requests
+
+    if out is None:
+        raise UserError("Name the file for the answers: --out answers.jsonl.")
+    _check(max_new, 0.0)
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
+    check_directory(masks)
+    if not file.is_file():
+        raise UserError(f"There is no file of questions '{file}'.")
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; name the file for the answers, such as {out / 'answers.jsonl'}.")
+    check_directory(out.parent)
+    from earthmind_jax.infer.predictor import EarthMind
+
+    console = Console(stderr=True)
+    model = EarthMind.load(checkpoint)
+    requests = read_requests(file, model, skip_broken=skip_broken)
+    options = {"maps": masks, "batch_size": batch_size, "max_new": max_new, "skip_broken": skip_broken}
+    done = run(model, requests, out, **options, console=console)
+    if as_json:
+        print(json.dumps(done, indent=2))
+        return
+    rate = done["answers"] / done["seconds"] if done["seconds"] else 0.0
+    print(
+        f"wrote {out}: {done['answers']} answers in {done['seconds']:.1f} s ({rate:.2f}/s), {done['kept']} were there "
+        f"before, {done['broken']} broken lines"
+    )
+
+
+def _refuse_with_batch(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"--batch takes its questions and images from the file; leave out '{name}'.")
+
+
+def _check(max_new: int, temperature: float) -> None:
+    if max_new < 1:
+        raise UserError(f"--max-new must be at least 1, not {max_new}.")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"--temperature must be 0 or more, not {temperature}.")
+
+
+def check_directory(path: Path | None) -> None:
+    """UserError where ``path`` cannot be a directory of results: before the work rather than after it."""
+    existing = path
+    while existing is not None and not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"{path} cannot be a directory: {existing} is a file; choose another place.")
+
+
+def check_page(path: Path | None) -> None:
+    """UserError where no page can be written to ``path``."""
+    if path is not None and path.is_dir():
+        raise UserError(f"{path} is a directory; name the page to write, such as {path / 'reason.html'}.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserError(f"The directory {path.absolute().parent} of {path.name} does not exist; create it first.")
+
+
+def print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:
+    """Print an answer and the files that were written, as text or JSON."""
+    facts = answer.to_dict() | (extra or {}) | {"files": [str(f) for f in files]}
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    print(answer.text)
+    for name, mask in zip(answer.names, facts["masks"], strict=True):
+        print(f"{name.replace('_', ' ')}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
+    if facts["fusion"]:
+        print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
+    for key, value in (extra or {}).items():
+        print(f"{key}: {value}")
+    for file in files:
+        print(f"wrote {file}")

@@ -1,0 +1,111 @@
+"""Several dates of one scene: every image is brought onto the grid of the first date."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.read import RASTERS, Images, load_images, model_bands, picture_header
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.told import NOTHING, Told
+
+_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)")
+TAGS = ("datetime", "acquired", "acquisition_time", "sensing_time", "product_start_time")
+
+
+def load_dates(sources: Mapping[str, Sequence[Any]], sensors: SensorConfig, told: Told = NOTHING) -> Images:
+    """The images of ``optical`` and/or ``sar``, one source for each date (see :func:`load_images`).
+
+    The first date is read as it is alone; rasters of later dates are resampled onto its grid (SAR in linear power),
+    and pictures must have its size. A sensor with a single image shows it on the first date only.
+
+    Raises:
+      UserError: the sensors have different numbers of dates (other than one), or a file cannot be used.
+    """
+    counts = {name: len(given) for name, given in sources.items()}
+    most = max(counts.values())
+    for name, count in counts.items():
+        if count not in (1, most):
+            raise UserError(f"There are {count} {name} images but {most} of the other sensor; give as many, or one.")
+    first = load_images({name: given[0] for name, given in sources.items()}, sensors, told)
+    if most == 1:
+        return first
+    if told.scl or told.mtl:
+        raise UserError(f"'{told.scl or told.mtl}' belongs to one image, but there are {most} dates; ask date by date.")
+    several = {name: given for name, given in sources.items() if len(given) > 1}
+    names = _names([next(iter(several.values()))[i] for i in range(most)])
+    later, notes = [], [*first.notes, f"{most} dates ({', '.join(names)}), all on the grid of the first"]
+    for i, name in enumerate(names[1:], 1):
+        images = _onto(first, {s: g[i] for s, g in several.items()}, sensors, told)
+        later.append(dataclasses.replace(images, date=name))
+        notes += [f"{name}: {note}" for note in images.notes]
+    return dataclasses.replace(first, date=names[0], later=tuple(later), notes=tuple(notes))
+
+
+def _onto(first: Images, sources: Mapping[str, Any], sensors: SensorConfig, told: Told) -> Images:
+    """The images of a later date on the grid of the first."""
+    if first.crs is None or not all(_is_raster(source, name) for name, source in sources.items()):
+        known = NOTHING if any(told.about(kind) for kind in {"optical", "sar"} - set(sources)) else told
+        images = load_images(sources, sensors, known)
+        for name, source in sources.items():
+            found = Images({name: images.pictures[name]}).shape
+            wanted = Images({name: first.pictures[name]}).shape
+            if found != wanted:
+                shown = " x ".join(map(str, found)), " x ".join(map(str, wanted))
+                label = "An array" if isinstance(source, np.ndarray) else f"'{source}'"
+                raise UserError(
+                    f"{label} has {shown[0]} pixels but the first date {shown[1]}; without a georeference in all of "
+                    "them, every date must have one size."
+                )
+        return images
+    from earthmind_jax.geo.align import load_onto
+    from earthmind_jax.geo.grid import Grid
+
+    grid = Grid(first.transform, first.crs, *first.shape, name="the first date")
+    pictures: dict[str, Any] = {}
+    notes: list[str] = []
+    for name, source in sources.items():
+        finished = picture_header(str(source)).finished and told.is_picture(name)
+        wanted = sensors.optical_bands if name == "optical" else sensors.sar_bands
+        bands = None if finished else tuple(dict.fromkeys(wanted))
+        raster = load_onto(source, grid, name, bands=bands, **told.image_options(name))
+        if finished and raster.unit == "display":
+            picture: Any = np.moveaxis(np.clip(np.rint(raster.data), 0, 255).astype(np.uint8), 0, -1)
+        else:
+            picture = model_bands(raster, name, sensors)
+        pictures[name] = picture, raster.valid
+        notes.append(f"{name}: {raster.notes[-1]}")
+    files = {name: str(source) for name, source in sources.items()}
+    return Images(pictures, first.transform, first.crs, tuple(notes), files)
+
+
+def _is_raster(source: Any, name: str) -> bool:
+    if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
+        return False
+    return picture_header(str(source)).is_raster(name)
+
+
+def _names(sources: Sequence[Any]) -> list[str]:
+    """A name for each date: the day that a file's tags or name tells, else its number; no two are the same."""
+    names = [_day(source) or f"date_{i}" for i, source in enumerate(sources, 1)]
+    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names, 1)]
+
+
+def _day(source: Any) -> str:
+    if not isinstance(source, str | Path):
+        return ""
+    texts = [Path(source).name]
+    if Path(source).suffix.lower() in RASTERS:
+        from earthmind_jax.geo.raster import open_raster
+
+        with open_raster(source) as dataset:
+            tags = {key.lower(): str(value) for key, value in dataset.tags().items()}
+        texts = [*(tags[key] for key in TAGS if key in tags), *texts]
+    found = next((match for text in texts if (match := _DATE.search(text))), None)
+    return "-".join(found.groups()) if found else ""

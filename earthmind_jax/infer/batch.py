@@ -1,0 +1,343 @@
+"""Many questions about many images: each image is read and encoded once, questions go through the model together.
+
+The answers are those of single questions (:meth:`EarthMind.ask`); only what is computed together differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from earthmind_jax import __version__
+from earthmind_jax.checkpoint import fingerprint
+from earthmind_jax.data.buckets import Buckets
+from earthmind_jax.data.collate import stack
+from earthmind_jax.data.encode import Example, encode_sample
+from earthmind_jax.data.layout import measure
+from earthmind_jax.data.masks import encode_rle
+from earthmind_jax.data.read import Images, decode_region
+from earthmind_jax.data.records import SENSORS, Sample, Turn
+from earthmind_jax.data.tokenizer import SEG
+from earthmind_jax.errors import UserError
+from earthmind_jax.infer.answer import replies
+from earthmind_jax.infer.engine import Pyramids, Seen, bucket
+from earthmind_jax.infer.journal import Journal, opened
+from earthmind_jax.infer.predictor import EarthMind, sample_of
+from earthmind_jax.infer.requests import QUESTIONS, Request
+from earthmind_jax.infer.result import Answer
+from earthmind_jax.types import Batch
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+AHEAD = 2  # scenes that are read before they are needed
+
+
+@dataclass(eq=False)
+class Scene:
+    """What all questions about one image share.
+
+    Attributes:
+      example: the image as tiles; once they are encoded, without them.
+      batch: a batch of one, without pixels.
+      pyramids: made when the first mask is drawn; until then ``grounds`` holds the pixels for it.
+    """
+
+    images: Images | None
+    example: Example | None
+    batch: Batch | None = None
+    seen: Seen | None = None
+    grounds: Batch | None = None
+    pyramids: Pyramids | None = None
+
+
+def run(
+    model: EarthMind,
+    requests: Sequence[Request],
+    out: str | Path,
+    *,
+    maps: str | Path | None = None,
+    batch_size: int = 8,
+    max_new: int = 128,
+    skip_broken: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Answer the requests and append the answers to ``out``, in the order in which they are finished.
+
+    A line of ``out`` has ``id``, ``line`` (of the file of questions), ``question``, ``answer``, ``masks`` (COCO
+    run-length codes with ``score`` and ``share``), ``fusion``, ``notes`` and ``key``; that of a broken request has
+    ``error`` in place of the answer. Answers that are there already are kept.
+
+    Args:
+      maps: directory for what :meth:`Answer.save` writes of each answer with a mask, below its id.
+      batch_size: questions that go through the model at once.
+      skip_broken: a request whose files turn out to be broken becomes an error line; else the work stops there.
+
+    Returns:
+      ``answers`` and ``broken``, how many were written now, ``kept`` from before, ``seconds``, and ``encoded`` scenes.
+
+    Raises:
+      UserError: ``out`` belongs to another model or other settings, or a file of a request cannot be used.
+      WorkError: the answers cannot be written.
+    """
+    began = time.perf_counter()
+    settings = {"weights": _fingerprint(model), "max_new": max_new, "version": __version__}
+    with opened(Path(out), settings) as journal:
+        pending = _pending(requests, journal)
+        work = _Work(model, journal, None if maps is None else Path(maps), batch_size, max_new, skip_broken)
+        kept = len(requests) - len(pending)
+        with _progress(console) as bar:
+            task = bar.add_task("answering", total=len(requests), completed=kept, rate="")
+            work.bar = (bar, task)
+            work.broken([request for request in pending if request.problem])
+            work.answer([request for request in pending if not request.problem])
+    return {**work.counts, "kept": kept, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def _fingerprint(model: EarthMind) -> str:
+    return fingerprint(model.config, model.engine.params, model.engine.tokenizer)
+
+
+def _pending(requests: Sequence[Request], journal: Journal) -> list[Request]:
+    answered = {id: key for key, id in journal.done.items() if id is not None}
+    for request in requests:
+        if answered.get(request.id, request.key) != request.key:
+            raise UserError(
+                f"Line {request.number} (id '{request.id}') is not what it was when {journal.path} answered it; give "
+                "it a new id, or choose another file."
+            )
+    return [request for request in requests if request.key not in journal.done]
+
+
+def _progress(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=console is None,
+    )
+
+
+class _Work:
+    """The way of the requests through the model."""
+
+    def __init__(
+        self, model: EarthMind, journal: Journal, maps: Path | None, batch_size: int, max_new: int, skip: bool
+    ) -> None:
+        self.model, self.journal, self.maps = model, journal, maps
+        self.batch_size, self.max_new, self.skip = batch_size, max_new, skip
+        self.buckets = model.buckets or Buckets()
+        self.counts = {"answers": 0, "broken": 0, "encoded": 0}
+        self.bar: tuple[Progress, TaskID] | None = None
+        self._began = time.perf_counter()
+
+    def broken(self, requests: Sequence[Request]) -> None:
+        """Write the error line of each request."""
+        lines = [{"id": r.id, "line": r.number, "error": r.problem, "key": r.key} for r in requests]
+        if lines:
+            self._write(lines, "broken")
+
+    def answer(self, requests: Sequence[Request]) -> None:
+        """Answer requests, those of a like shape together."""
+        scenes = self._ordered(requests)
+        with ThreadPoolExecutor(1, "reading") as reader:
+            ahead: list[Future[Scene]] = []
+            try:
+                ready: list[tuple[Request, Scene, Sample]] = []
+                for i, group in enumerate(scenes):
+                    while len(ahead) < AHEAD and i + len(ahead) < len(scenes):
+                        ahead.append(reader.submit(self._read, scenes[i + len(ahead)][0]))
+                    if ready and self._kind(group[0]) != self._kind(ready[0][0]):
+                        self._together(ready)
+                        ready = []
+                    for item in self._samples(group, ahead.pop(0)):
+                        ready.append(item)
+                        if len(ready) == self.batch_size:
+                            self._together(ready)
+                            ready = []
+                if ready:
+                    self._together(ready)
+            finally:
+                reader.shutdown(wait=True, cancel_futures=True)
+
+    def _ordered(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """Requests by scene; scenes of one kind one after another, short prompts first."""
+        by_scene = sorted(requests, key=lambda r: r.sources)
+        scenes = [list(group) for _, group in groupby(by_scene, key=lambda r: r.sources)]
+        return sorted(scenes, key=lambda scene: (self._kind(scene[0]), max(r.shape.text for r in scene)))
+
+    def _kind(self, request: Request) -> tuple[Any, ...]:
+        """What requests of one batch have in common: sensors, dates, tiles (as their bucket)."""
+        assert request.shape is not None
+        there = tuple(bool(paths) for paths in request.sources)
+        if self.model.sensors is not None:  # every batch has room for the same sensors
+            there = (any(there),)
+        dates = max(len(paths) for paths in request.sources)
+        return there, dates, self.buckets.fit_tiles(max(1, request.shape.tiles))
+
+    def _read(self, request: Request) -> Scene:
+        """The images of a request, and their tiles."""
+        assert request.record is not None
+        given = {s: list(paths) or None for s, paths in zip(SENSORS, request.sources, strict=True)}
+        images = self.model.images(**given)
+        sample = self._sample(request, images)
+        if images is None or images.later:
+            return Scene(images, None)
+        words = (self.model.config, QUESTIONS, self.model.engine.tokenizer, self.buckets)
+        return Scene(images, encode_sample(sample, *words, sensors=self.model.sensors or SENSORS))
+
+    def _sample(self, request: Request, images: Images | None) -> Sample:
+        assert request.record is not None
+        shape = (1, 1) if images is None else images.shape
+        turns = []
+        for i, turn in enumerate(request.record.turns):
+            # What earlier answers drew is not shown to the model; only their number has to be right.
+            count = (turn.answer or "").count(SEG)
+            drawn = np.zeros((count, *shape), bool) if count else None
+            turns.append(Turn(turn.question, turn.answer, drawn, decode_region(turn, shape, request.record.root, i)))
+        return Sample("ask", tuple(turns)) if images is None else sample_of(images, *turns)
+
+    def _samples(self, group: list[Request], reading: Future[Scene]) -> Iterator[tuple[Request, Scene, Sample]]:
+        try:
+            scene = reading.result()
+        except UserError as error:
+            self._failed(group, error)
+            return
+        for request in group:
+            try:
+                yield request, scene, self._sample(request, scene.images)
+            except UserError as error:
+                self._failed([request], error)
+
+    def _failed(self, requests: list[Request], error: UserError) -> None:
+        """An error that only the pixels tell."""
+        if not self.skip:
+            first = requests[0]
+            raise UserError(f"Line {first.number} (id '{first.id}'): {error}") from error
+        self.broken([replace(r, problem=f"Line {r.number} (id '{r.id}'): {error}") for r in requests])
+
+    def _together(self, items: Sequence[tuple[Request, Scene, Sample]]) -> None:
+        """Answer one batch and write it down."""
+        if items[0][1].images is not None and items[0][1].images.later:
+            answers = self._dated(items)
+        else:
+            answers = [(request, answer) for (request, _, _), answer in zip(items, self._same(items), strict=True)]
+        self._write([self._line(request, answer) for request, answer in answers], "answers")
+
+    def _dated(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[tuple[Request, Answer]]:
+        """Several dates, one by one: their stacks are large, and rarely asked about more than once."""
+        made = []
+        for request, scene, sample in items:
+            try:
+                *before, turn = sample.turns
+                made.append((request, self.model.look(scene.images, turn, self.max_new, before=before)))
+            except UserError as error:
+                self._failed([request], error)
+        return made
+
+    def _same(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[Answer]:
+        model, engine = self.model, self.model.engine
+        rows = bucket(len(items), tuple(2**i for i in range(20)))
+        filled = [items[i % len(items)] for i in range(min(rows, max(self.batch_size, len(items))))]
+        words = (model.config, QUESTIONS, engine.tokenizer, self.buckets)
+        sensors = model.sensors or SENSORS
+        examples = []
+        for _, scene, sample in filled:
+            if scene.images is None:
+                examples.append(encode_sample(sample, *words, sensors=sensors))
+                continue
+            if scene.batch is None:
+                self._see(scene)
+            prompt = measure(sample, *words, sensors=sensors).prompt
+            examples.append(replace(scene.example, prompt=prompt))
+        batch = stack(examples, model.config, QUESTIONS, self.buckets, sensors=())
+        scenes = [scene for _, scene, _ in filled]
+        seen = None
+        if scenes[0].images is not None:
+            names = ("optical_valid", "sar_valid", "ground_optical_valid", "ground_sar_valid")
+            joined = {name: _joined([getattr(scene.batch, name) for scene in scenes]) for name in names}
+            batch = batch.replace(**joined)
+            seen = tuple(_joined([scene.seen[i] for scene in scenes]) for i in range(2))
+        fused = engine.encode(batch, seen)
+        made = engine.generate(batch, fused, max_new=self.max_new)
+        pyramids = None
+        if made.seg_states.shape[1] and model.config.grounding is not None and fused is not None:
+            pyramids = _beside([self._pyramids(scene) for scene in scenes])
+        answers = []
+        found = replies(engine, batch, fused, made, [1] * len(items), pyramids)
+        for (_, scene, sample), reply in zip(items, found, strict=True):
+            turn = sample.turns[-1]
+            if scene.images is None:
+                answers.append(Answer(turn.question, reply.text, model=model.name))
+            else:
+                answers.append(model.answer(scene.images, turn, reply, self.max_new))
+        return answers
+
+    def _see(self, scene: Scene) -> None:
+        model = self.model
+        assert scene.example is not None
+        batch = stack([scene.example], model.config, QUESTIONS, self.buckets, sensors=model.sensors)
+        scene.seen = model.engine.see(batch)
+        scene.grounds = batch.replace(optical=None, sar=None)
+        scene.batch = scene.grounds.replace(ground_optical=None, ground_sar=None)
+        scene.example = replace(scene.example, pixels={}, valid={}, ground={})
+        self.counts["encoded"] += 1
+
+    def _pyramids(self, scene: Scene) -> Pyramids:
+        if scene.pyramids is None:
+            assert scene.grounds is not None
+            scene.pyramids, scene.grounds = self.model.engine.pyramids(scene.grounds), None
+        return scene.pyramids
+
+    def _line(self, request: Request, answer: Answer) -> dict[str, Any]:
+        files: list[Path] = []
+        place = request.maps or (None if self.maps is None else self.maps / directory_of(str(request.id)))
+        if place is not None and answer.masks:
+            files = answer.save(place, maps=all(mask.crs is not None for mask in answer.masks))
+        facts = answer.to_dict()
+        masks = [{**encode_rle(mask.array), **fact} for mask, fact in zip(answer.masks, facts["masks"], strict=True)]
+        line = {"id": request.id, "line": request.number, **facts, "masks": masks}
+        return line | {"files": [str(file) for file in files], "key": request.key}
+
+    def _write(self, lines: Sequence[dict[str, Any]], kind: str) -> None:
+        self.journal.add(lines)
+        self.counts[kind] += len(lines)
+        if self.bar is not None:
+            bar, task = self.bar
+            rate = self.counts["answers"] / max(time.perf_counter() - self._began, 1e-9)
+            bar.update(task, advance=len(lines), rate=f"{rate:.2f} answers/s")
+
+
+def directory_of(name: str) -> str:
+    """An id as the name of one directory: nothing in it leads elsewhere, and no two ids share one."""
+    safe = quote(name, safe=" ")
+    return "%2E" + safe[1:] if safe.startswith(".") else safe
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """The rows of all, None where the first has none."""
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows) if len(rows) > 1 else rows[0], *trees)
+
+
+def _beside(scenes: Sequence[Pyramids]) -> Pyramids:
+    """Features of all scenes; where both sensors are to be blended, the optical ones before those of SAR."""
+    each = [features for features, _ in scenes]
+    if scenes[0][1] is None:
+        return _joined(each), None
+    halves = [[jax.tree.map(lambda x, i=i: x[i : i + 1], features) for features in each] for i in range(2)]
+    return _joined([*halves[0], *halves[1]]), _joined([presence for _, presence in scenes])

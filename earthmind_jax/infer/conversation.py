@@ -1,0 +1,265 @@
+"""Several questions about one image, with its features and the key/value cache kept between them.
+
+How a conversation is shown to the model: as one prompt, the image in front of the first question and every turn after
+it, exactly as a record with several turns. Of a window (:meth:`Conversation.zoom`) the pixels of the window stand where
+those of the whole image stood, and what was said before stays said: the model reads the conversation as if it had been
+about the window from the start, which is the only form it knows from training. The first question that is asked about
+a view guides the fusion of its two sensors, and the fused tokens are then kept for the view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from earthmind_jax.checkpoint import write_text, writing
+from earthmind_jax.config import DataConfig
+from earthmind_jax.data.collate import Buckets, stack
+from earthmind_jax.data.encode import Example, encode_sample
+from earthmind_jax.data.layout import measure
+from earthmind_jax.data.read import Images
+from earthmind_jax.data.records import SENSORS, Turn
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.place import Window, window_of, window_of_box
+from earthmind_jax.infer.answer import replies
+from earthmind_jax.infer.engine import Generated, Pyramids
+from earthmind_jax.infer.kept import Kept
+from earthmind_jax.infer.result import Answer
+from earthmind_jax.types import Batch, Fused
+
+if TYPE_CHECKING:
+    from earthmind_jax.infer.predictor import EarthMind
+
+VIEWS = 8  # whose features are kept; those not looked at for longest are forgotten first
+_DATA = DataConfig(batch_size=1, masks_per_sample=1, turns=2**30)
+
+
+@dataclass(eq=False)
+class View:
+    """The image or a window of it, and what is kept of it.
+
+    Attributes:
+      window: None for the whole image.
+      batch: its arrays, without the pixels.
+      fused: visual tokens, guided by the first question asked about the view.
+      pyramids: the mask decoder's features; None where it has none, or of several dates.
+      kept: keys and values of the conversation so far.
+    """
+
+    images: Images
+    window: Window | None
+    batch: Batch | None = None
+    example: Example | None = None
+    fused: Fused | None = None
+    pyramids: Pyramids | None = None
+    kept: Kept | None = None
+
+
+class Conversation:
+    """A conversation about one image, or without an image.
+
+    >>> chat = em.conversation(optical="s2.tif", sar="s1.tif")
+    >>> chat.ask("Is there water?").text
+    >>> chat.zoom((120, 200, 64, 64)).ask("And here?").text
+    >>> chat.zoom_out().ask("Please segment the water.").masks
+
+    Attributes:
+      turns: what was asked and answered, regions on the grid of the whole image.
+      answers: of every turn, on the grid of the view that it was asked about.
+    """
+
+    def __init__(self, model: EarthMind, images: Images | None) -> None:
+        self.model, self.images = model, images
+        self.turns: list[Turn] = []
+        self.answers: list[Answer] = []
+        self._windows: list[Window | None] = []  # in which each turn was asked
+        self._path: list[Window | None] = [None]
+        self._views: OrderedDict[Window | None, View] = OrderedDict()
+
+    @property
+    def window(self) -> Window | None:
+        """The window in view; None for the whole image."""
+        return self._path[-1]
+
+    def ask(self, question: str, *, max_new: int = 256, temperature: float = 0.0, **options: Any) -> Answer:
+        """The answer to the next question, masks on the grid of the view.
+
+        Masks are drawn from the view as a whole; of a large scene zoom in for full resolution.
+
+        Args:
+          options: what the question points at, on the grid of the view (:meth:`EarthMind.turn`).
+
+        Raises:
+          UserError: the conversation is longer than the model can read.
+        """
+        view = self._view()
+        turn = self.model.turn(question, None if self.images is None else view.images, **options)
+        turns = [self._shown(t, i) for i, t in enumerate(self.turns, 1)] + [turn]
+        batch = self._prompt(view, turns)
+        kept, view.kept = view.kept, None  # used up, and not there any more if this turn is interrupted
+        made = self.model.engine.generate(
+            batch, view.fused, max_new=max_new, temperature=temperature, seed=len(self.turns), keep=True, kept=kept
+        )
+        answer = self._answer(view, turn, batch, made)
+        view.kept = made.kept
+        self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
+        self.answers.append(answer)
+        self._windows.append(self.window)
+        return answer
+
+    def zoom(self, place: Sequence[float], *, crs: Any = None) -> Conversation:
+        """Look at a window; what was said stays.
+
+        Args:
+          place: first row, first column, rows and columns in pixels of the whole image; with ``crs`` the box west,
+            south, east, north in that coordinate system ("EPSG:4326": degrees).
+
+        Raises:
+          UserError: the window is empty or not inside the image, or the image has no georeference.
+        """
+        if self.images is None:
+            raise UserError("This conversation has no image to zoom into; start it with one.")
+        window = self._place(place, crs)
+        self._move([*self._path, window])
+        return self
+
+    def zoom_out(self) -> Conversation:
+        """Back to what was in view before the last zoom."""
+        if len(self._path) == 1:
+            raise UserError("The whole image is in view already; there is nothing to zoom out of.")
+        self._move(self._path[:-1])
+        return self
+
+    def whole(self) -> Conversation:
+        """Back to the whole image."""
+        self._move([None])
+        return self
+
+    def save(self, directory: str | Path) -> list[Path]:
+        """Write ``conversation.json``, and what :meth:`Answer.save` writes of each turn below ``turn_1``, ``turn_2``...
+
+        Masks become maps where the image has a georeference, else pictures.
+
+        Raises:
+          WorkError: the files could not be written.
+        """
+        directory = Path(directory)
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"{directory} is a file; name a directory to write the conversation to.")
+        written: list[Path] = []
+        for i, answer in enumerate(self.answers, 1):
+            maps = all(mask.crs is not None for mask in answer.masks)
+            written += answer.save(directory / f"turn_{i}", maps=maps)
+        turns = [
+            {"window": None if window is None else list(window), **answer.to_dict()}
+            for window, answer in zip(self._windows, self.answers, strict=True)
+        ]
+        path = directory / "conversation.json"
+        with writing(directory):
+            write_text(path, json.dumps({"turns": turns}, indent=2, ensure_ascii=False))
+        return [*written, path]
+
+    def _place(self, place: Sequence[float], crs: Any) -> Window:
+        assert self.images is not None
+        if crs is None:
+            return window_of(place, self.images.shape)
+        grid = Grid(self.images.transform, self.images.crs, *self.images.shape)
+        return window_of_box(place, crs, grid)
+
+    def _move(self, path: list[Window | None]) -> None:
+        # Keys and values are the largest part of a view: only the one in sight keeps them.
+        if path[-1] != self.window and self.window in self._views:
+            self._views[self.window].kept = None
+        self._path = path
+
+    def _view(self) -> View:
+        view = self._views.pop(self.window, None)
+        if view is None:
+            assert self.images is not None or self.window is None
+            view = View(self._cut(self.window), self.window)
+        self._views[self.window] = view
+        while len(self._views) > VIEWS:
+            self._views.popitem(last=False)
+        return view
+
+    def _cut(self, window: Window | None) -> Images:
+        if self.images is None or window is None:
+            return self.images or Images({})
+        row, column, height, width = window
+        return self.images.crop((slice(row, row + height), slice(column, column + width)))
+
+    def _prompt(self, view: View, turns: list[Turn]) -> Batch:
+        """The whole conversation as a batch of one, without pixels; a view is encoded when it is first asked about."""
+        from earthmind_jax.infer.predictor import sample_of
+
+        model = self.model
+        config, buckets = model.config, model.buckets or Buckets()
+        limit = min(config.max_length, buckets.text[-1])
+        sample = sample_of(view.images, *turns)
+        words = (config, _DATA, model.engine.tokenizer, buckets)
+        sensors = model.sensors or SENSORS
+        try:
+            layout = measure(sample, *words, sensors=sensors)
+        except UserError as error:
+            raise _longer(error, limit, bool(self.turns)) from error
+        if len(layout.prompt) >= limit:
+            raise _longer(None, limit, bool(self.turns))
+        if view.example is None:
+            first = dataclasses.replace(sample, turns=tuple(turns[-1:]))
+            example = encode_sample(first, *words, sensors=sensors, follow=True)
+            batch = stack([example], config, _DATA, buckets, sensors=model.sensors)
+            view.fused = model.engine.encode(batch)
+            if config.grounding is not None and view.fused is not None and example.followed == 1:
+                view.pyramids = model.engine.pyramids(batch)
+                batch = batch.replace(ground_optical=None, ground_sar=None)
+            view.example = dataclasses.replace(example, pixels={}, valid={}, ground={})
+            view.batch = batch.replace(optical=None, sar=None)
+        assert view.batch is not None
+        spoken = stack([dataclasses.replace(view.example, prompt=layout.prompt)], config, _DATA, buckets, sensors=())
+        names = ("tokens", "visual_index", "lengths", "question", "loss_mask")
+        return view.batch.replace(**{name: getattr(spoken, name) for name in names})
+
+    def _answer(self, view: View, turn: Turn, batch: Batch, made: Generated) -> Answer:
+        if view.fused is None:
+            return Answer(turn.question, made.texts[0], model=self.model.name)
+        dates = len(view.images.later) + 1
+        reply = next(replies(self.model.engine, batch, view.fused, made, [dates], view.pyramids))
+        return self.model.whole(view.images, turn, reply)
+
+    def _placed(self, turn: Turn) -> Turn:
+        """A turn about the view, its region on the grid of the whole image."""
+        if turn.region is None or self.window is None:
+            return turn
+        assert self.images is not None
+        row, column, height, width = self.window
+        region = np.zeros(self.images.shape, bool)
+        region[row : row + height, column : column + width] = turn.region
+        return dataclasses.replace(turn, region=region)
+
+    def _shown(self, turn: Turn, number: int) -> Turn:
+        """An earlier turn, its region on the grid of the view."""
+        if turn.region is None or self.window is None:
+            return turn
+        row, column, height, width = self.window
+        region = turn.region[row : row + height, column : column + width]
+        if not region.any():
+            raise UserError(
+                f"Question {number} speaks of a region that lies outside the window {self.window}; zoom out, or "
+                "start a new conversation."
+            )
+        return dataclasses.replace(turn, region=region)
+
+
+def _longer(error: UserError | None, limit: int, begun: bool) -> UserError:
+    if error is not None and "is the most" not in str(error):
+        return error
+    what = "start a new conversation" if begun else "ask a shorter question"
+    return UserError(f"The conversation has reached the {limit} tokens that the model can read; {what}.")

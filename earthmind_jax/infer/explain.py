@@ -1,0 +1,286 @@
+"""An answer with its reason: what each sensor said alone, where each counted, what was not seen, how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from earthmind_jax.data.read import RASTERS, Images
+from earthmind_jax.data.records import SENSORS
+from earthmind_jax.data.tiles import nearest_resize
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.told import NOTHING, Told
+from earthmind_jax.infer.result import Answer
+
+if TYPE_CHECKING:
+    from earthmind_jax.infer.predictor import EarthMind, Sources
+
+RUNS = {"both": "both sensors", "optical": "optical alone", "sar": "SAR alone"}
+CLOUD_CLASSES = (3, 8, 9, 10)
+"""Of Sentinel-2's scene classification (Level-2A): shadow, cloud of medium and high probability, thin cirrus."""
+UNKNOWN_CLOUD = "clouds are not detected: the optical file has no scene classification band (SCL)"
+
+
+@dataclass
+class Times:
+    """Seconds of each step of one run, and what compiling took on top, which happens once for each shape."""
+
+    steps: dict[str, float] = field(default_factory=dict)
+    compiling: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """An answer and its reason.
+
+    Attributes:
+      answer: of all the sensors that there are, the same as :meth:`EarthMind.ask` gives.
+      alone: of each sensor by itself, where there are two, on the same grid.
+      valid: of each sensor where it has data, bool [H W].
+      cloud: bool [H W], None where the files do not tell; ``cloud_note`` says which.
+      times: seconds by run and step; ``read`` stands under ``both``.
+      facts: checkpoint, versions and the like, by name.
+    """
+
+    answer: Answer
+    alone: dict[str, Answer]
+    valid: dict[str, np.ndarray]
+    cloud: np.ndarray | None
+    cloud_note: str
+    times: dict[str, Times]
+    facts: dict[str, str]
+
+    @property
+    def runs(self) -> dict[str, Answer]:
+        """The answers by run, see :data:`RUNS`; a single sensor is its own run."""
+        if self.alone:
+            return {"both": self.answer, **self.alone}
+        return {next(iter(self.valid), "text"): self.answer}
+
+    @property
+    def agreement(self) -> dict[str, dict[str, Any]]:
+        """For each two runs: whether they said the same, and the IoU of their masks, pairwise in order.
+
+        Words are compared without case, space and punctuation at their ends. Two empty masks agree (1); a mask that
+        only one of them drew has none (0).
+        """
+        names = list(self.runs)
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+        return {f"{a} - {b}": _agreement(self.runs[a], self.runs[b]) for a, b in pairs}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **self.answer.to_dict(),
+            "alone": {name: answer.to_dict() for name, answer in self.alone.items()},
+            "agreement": self.agreement,
+            "valid": {name: float(valid.mean()) for name, valid in self.valid.items()},
+            "cloud": None if self.cloud is None else float(self.cloud.mean()),
+            "seconds": {name: {**t.steps, "compiling": t.compiling} for name, t in self.times.items()},
+            "facts": self.facts,
+        }
+
+    def save_page(self, path: str | Path) -> Path:
+        """Write one HTML page that needs nothing but itself.
+
+        Raises:
+          UserError: the folder does not exist.
+          WorkError: it could not be written.
+        """
+        from earthmind_jax.geo.write import written_beside
+        from earthmind_jax.infer.explain_page import page
+
+        text = page(self)
+        with written_beside(path) as beside:
+            Path(beside).write_text(text, encoding="utf-8", errors="replace")
+        return Path(path)
+
+
+def explain(
+    model: EarthMind,
+    question: str,
+    *,
+    optical: Sources | None = None,
+    sar: Sources | None = None,
+    segment: bool = False,
+    max_new: int | None = None,
+    temperature: float = 0.0,
+    overlap: float = 0.5,
+    told: Told = NOTHING,
+    command: str = "",
+    **options: Any,
+) -> Explanation:
+    """Ask with the reason; of a pair each sensor is asked alone, too, on the pair's own grid.
+
+    Args:
+      segment: ``question`` names what to draw (:meth:`EarthMind.segment`).
+      max_new: 256, of a target 32.
+      told: what the files do not say themselves.
+      command: what to say about how this was called.
+      options: what the question points at (:meth:`EarthMind.turn`).
+
+    Raises:
+      UserError: as of :meth:`EarthMind.ask`.
+    """
+    if segment and (options or temperature):
+        raise UserError("A target to segment is not pointed at and not drawn at random; ask a question instead.")
+    began = time.perf_counter()
+    images = model.images(optical, sar, told)
+    reading = time.perf_counter() - began
+    if segment and (images is None or not question.strip()):
+        raise UserError("Name something to segment, and give an optical image, a SAR image, or both.")
+    turn = None if segment else model.turn(question, images, **options)
+
+    def ask(timed: EarthMind, seen: Images | None) -> Answer:
+        if turn is None:
+            return timed.outline(seen, question, max_new or 32, overlap)
+        return timed.look(seen, turn, max_new or 256, temperature, overlap)
+
+    sensors = () if images is None else tuple(name for name in SENSORS if name in images.pictures)
+    views = {"both" if len(sensors) > 1 else (sensors or ("text",))[0]: images}
+    if len(sensors) > 1:
+        views |= {name: images.only(name) for name in sensors}
+    # With room for both sensors in every run, one compiled program serves all three.
+    room = SENSORS if len(sensors) > 1 else model.sensors
+    answers, times = {}, {}
+    for name, seen in views.items():
+        engine = Timed(model.engine)
+        answers[name] = ask(dataclasses.replace(model, engine=engine, sensors=room), seen)
+        times[name] = engine.times
+    first = next(iter(views))
+    times[first].steps = {"read": reading, **times[first].steps}
+    cloud, note = clouds(optical, images)
+    valid = {} if images is None else {name: images.only(name).valid for name in sensors}
+    answer = answers.pop(first)
+    return Explanation(answer, answers, valid, cloud, note, times, _facts(model, images, command, optical, sar))
+
+
+class Timed:
+    """An engine that notes how long each step takes.
+
+    A call that had to compile is repeated once: the repetition is the step's time, and the rest was compiling.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.times = engine, Times()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def encode(self, *args: Any, **options: Any) -> Any:
+        return self._time("encode", *args, **options)
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        return self._time("generate", *args, **options)
+
+    def masks(self, *args: Any, **options: Any) -> Any:
+        return self._time("masks", *args, **options)
+
+    def _time(self, step: str, *args: Any, **options: Any) -> Any:
+        before = self._engine.compiled()
+        result, seconds = self._once(step, *args, **options)
+        if self._engine.compiled() != before:
+            first = seconds
+            result, seconds = self._once(step, *args, **options)
+            self.times.compiling += max(0.0, first - seconds)
+        self.times.steps[step] = self.times.steps.get(step, 0.0) + seconds
+        return result
+
+    def _once(self, step: str, *args: Any, **options: Any) -> tuple[Any, float]:
+        began = time.perf_counter()
+        result = getattr(self._engine, step)(*args, **options)
+        jax.block_until_ready(result)
+        return result, time.perf_counter() - began
+
+
+def _agreement(first: Answer, second: Answer) -> dict[str, Any]:
+    def words(answer: Answer) -> str:
+        return " ".join(answer.text.casefold().split()).strip(" .,;:!?")
+
+    ious = []
+    for i in range(max(len(first.masks), len(second.masks))):
+        if i >= min(len(first.masks), len(second.masks)):
+            ious.append(0.0)
+            continue
+        a, b = first.masks[i].array, second.masks[i].array
+        a, b = (a, b) if a.shape == b.shape else (a, nearest_resize(b, a.shape))
+        union = int((a | b).sum())
+        ious.append(float((a & b).sum() / union) if union else 1.0)
+    return {"same_words": words(first) == words(second), "iou": ious}
+
+
+def clouds(optical: Any, images: Images | None) -> tuple[np.ndarray | None, str]:
+    """Where the optical file's own classification says cloud or shadow, on the images' grid."""
+    source = optical[0] if isinstance(optical, list | tuple) else optical
+    if images is None or "optical" not in images.pictures:
+        return None, "clouds are not asked for: there is no optical image"
+    if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
+        return None, UNKNOWN_CLOUD
+    from earthmind_jax.geo.raster import open_raster, read_raster
+
+    with open_raster(source) as dataset:
+        names = [(text or "").strip().upper() for text in dataset.descriptions]
+    if "SCL" not in names:
+        return None, UNKNOWN_CLOUD
+    classes = read_raster(source, ["SCL"], labels=True, native=True).data[0]
+    if classes.shape != images.shape:
+        classes = nearest_resize(classes, images.shape)
+    return np.isin(classes, CLOUD_CLASSES), "cloud, its shadow and cirrus as the file's classification band (SCL) says"
+
+
+def _facts(model: EarthMind, images: Images | None, command: str, optical: Any, sar: Any) -> dict[str, str]:
+    def files(given: Any) -> str:
+        several = given if isinstance(given, list | tuple) else [given]
+        return ", ".join(str(g) if isinstance(g, str | Path) else f"an array {np.shape(g)}" for g in several)
+
+    facts = {"checkpoint": model.path or model.name}
+    facts |= {f"checkpoint {name}": str(value) for name, value in model.source.items()}
+    fusion = model.config.fusion
+    facts["fusion"] = f"{fusion.mode}, masks from {fusion.grounding}"
+    facts |= {name: files(given) for name, given in (("optical", optical), ("sar", sar)) if given is not None}
+    if images is not None:
+        facts["size"] = f"{images.shape[1]} x {images.shape[0]} pixels"
+        facts |= _place(images)
+    if command:
+        facts["command"] = command
+    names = ("earthmind-jax", "jax", "numpy", "rasterio")
+    facts["versions"] = ", ".join([*(f"{name} {_version(name)}" for name in names), f"GDAL {_gdal()}"])
+    facts["device"] = jax.devices()[0].device_kind
+    return facts
+
+
+def _place(images: Images) -> dict[str, str]:
+    if images.crs is None or images.transform is None:
+        return {"CRS": "none: the image has no georeference"}
+    from earthmind_jax.geo.grid import Grid
+
+    grid = Grid(images.transform, images.crs, *images.shape)
+    x, y = grid.outline()
+    return {
+        "CRS": images.crs.to_string(),
+        "position": f"x {x.min():.10g} to {x.max():.10g}, y {y.min():.10g} to {y.max():.10g}",
+        "on Earth": grid.extent(),
+        "pixel": f"{grid.gsd:.2f} m",
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        from earthmind_jax import __version__
+
+        return __version__
+
+
+def _gdal() -> str:
+    import rasterio
+
+    return rasterio.__gdal_version__
