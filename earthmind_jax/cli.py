@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one sentence on 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys

@@ -335,9 +335,6 @@ def _joined(trees: Sequence[Any]) -> Any:
 
 
 def _beside(scenes: Sequence[Pyramids]) -> Pyramids:
-    """Features of all scenes; where both sensors are to be blended, the optical ones before those of SAR."""
-    each = [features for features, _ in scenes]
-    if scenes[0][1] is None:
-        return _joined(each), None
-    halves = [[jax.tree.map(lambda x, i=i: x[i : i + 1], features) for features in each] for i in range(2)]
-    return _joined([*halves[0], *halves[1]]), _joined([presence for _, presence in scenes])
+    """Features of all scenes, scene by scene."""
+    each, presence = [features for features, _ in scenes], [there for _, there in scenes]
+    return _joined(each), None if presence[0] is None else _joined(presence)

@@ -63,9 +63,10 @@ def _traced(answer: Answer, number: int) -> Polygons:
     if answer.fusion is not None:
         for i, name in enumerate(("optical_weight", "sar_weight")):
             weights[name] = _at_pixels(answer.fusion[..., i], mask.array.shape)
+    date = {"date": mask.date} if mask.date else {}
     return trace_polygons(
         mask.array, mask.transform, mask.crs, prompt=answer.question, model=answer.model,
-        probability=mask.probability, layers=weights, properties={"mask": number, **({"date": mask.date} if mask.date else {})},
+        probability=mask.probability, layers=weights, properties={"mask": number} | date,
     )  # fmt: skip
 
 

@@ -246,7 +246,7 @@ BAD = {
     "a broken region": ({"id": "x", "question": "q", **pair("a"), "region": [[1, 2, 3]]}, "polygon"),
     "reserved words": ({"id": "x", "question": "<IMG_CONTEXT>", **pair("a")}, "reserved token"),
     "too long": ({"id": "x", "question": "river " * 600}, "tokens but 256 is the most"),
-    "half a character": ('{"id": "x", "question": "lake \\ud800"}', "not valid Unicode text"),
+    "half a character": ('{"id": "x", "question": "lake \\ud800"}', "must be text"),
     "maps of another type": ({"id": "x", "question": "q", "maps": 1}, "'maps' must be text"),
     "an id twice": ({"id": "first", "question": "q"}, "id 'first' is that of line 1 already"),
 }  # fmt: skip

@@ -87,7 +87,8 @@ def test_every_date_has_a_mask_on_the_first_dates_grid(folder, tmp_path):
     assert answer.masks[2].valid[:, 11:].all()
     assert {f"optical {day}" for day in NAMES} | {"optical", "sar"} <= set(answer.pictures)
     files = [path.name for path in answer.save(tmp_path / "out")]
-    assert [f"mask_1_{day}.tif" for day in NAMES] == [name for name in files if name.endswith(".tif")]
+    kinds = (".tif", "_probability.tif")
+    assert [f"mask_1_{day}{kind}" for day in NAMES for kind in kinds] == [n for n in files if n.endswith(".tif")]
     told = json.loads((tmp_path / "out" / "answer.json").read_text())
     assert [mask["date"] for mask in told["masks"]] == list(NAMES)
     assert any("2024-07-15" in note for note in told["notes"])
