@@ -14,7 +14,7 @@ from earthmind_jax.geo.contents import contents
 from earthmind_jax.geo.dates import days_between
 from earthmind_jax.geo.describe import Description, georeference
 from earthmind_jax.geo.radiometry import SENSORS
-from earthmind_jax.geo.raster import open_raster
+from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.told import Told
 
 APART_DAYS = 30.0  # beyond it fields and water have changed
@@ -49,6 +49,7 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
         ratio = sar.facts["gsd_m"] / optical.facts["gsd_m"]
         facts |= {"overlap": round(found.overlap, 4), "gsd_ratio": round(ratio, 3), "alignment": found.raster.notes[-1]}
         facts |= _seen(first.valid, found.raster.valid)
+        facts |= _shift(first, found.raster, optical.facts["width"] / first.shape[1])
         if found.overlap < MIN_OVERLAP:
             warnings.append(f"the overlap is below {MIN_OVERLAP:.0%}: the pair would be refused")
         if not 1 / APART_RATIO <= ratio <= APART_RATIO:
@@ -71,6 +72,20 @@ def _looks_like(file: str | os.PathLike[str]) -> str | None:
     with open_raster(file, labels=True) as dataset:
         sensor = contents(dataset, None).sensor
     return None if sensor is None else SENSORS[sensor].kind
+
+
+def _shift(optical: Raster, sar: Raster, decimated: float) -> dict[str, Any]:
+    """How far the SAR image lies off the optical one, in optical pixels (rows down, columns right), where it can be
+    told; nothing is moved. ``decimated``: pixels of the scene in one of these overviews."""
+    try:
+        from earthmind_jax.geo.shift import residual_shift
+    except ImportError:
+        return {}
+    shift = residual_shift(optical.data, optical.valid, sar.data, sar.valid)
+    if shift is None:
+        return {"residual_shift": "cannot be told with confidence"}
+    rows, columns = (round(float(part * decimated), 2) for part in (shift.rows, shift.columns))
+    return {"residual_shift": {"rows": rows, "columns": columns, "confidence": round(float(shift.confidence), 2)}}
 
 
 def _seen(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
