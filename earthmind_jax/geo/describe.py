@@ -15,8 +15,9 @@ from rasterio.enums import ColorInterp
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.dates import acquired
+from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
-from earthmind_jax.geo.raster import Raster, open_raster, read_overview
+from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.reflectance import processing_baseline
 
 PICTURE_DRIVERS = ("PNG", "GIF", "BMP", "WEBP")
