@@ -102,7 +102,9 @@ def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, ti
     polarisations = [name for name in raw.bands if name in POLARISATIONS]
     warnings = [note for note in found.notes if any(doubt in note for doubt in _DOUBTS)]
     if problem is not None:
-        warnings.append(f"{problem}: text answers only, no maps")
+        warnings.append(
+            f"{problem}: its own pixels are no map" if raw.gcps else f"{problem}: text answers only, no maps"
+        )
     facts: dict[str, Any] = {
         "file": raw.path,
         "taken for": taken_for,
