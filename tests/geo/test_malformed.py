@@ -28,7 +28,7 @@ from support import model, params, run, tokenizer
 from earthmind_jax.geo.raster import read_raster
 from earthmind_jax.infer.predictor import EarthMind
 
-SECONDS = 10.0
+SECONDS = 30.0  # of a busy machine; alone it is two at most
 UNPLACED = {"no_crs", "identity_transform"}  # good for words only
 NO_PLACE = {"png_with_alpha", "animated"}  # pictures
 # What info describes although nothing can be made of it: labels, a picture, another sensor, no place on the map.
