@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from earthmind_jax.config import SensorConfig
-from earthmind_jax.data.read import RASTERS, Images, load_images, model_bands, picture_header
+from earthmind_jax.data.model_bands import model_bands
+from earthmind_jax.data.read import RASTERS, Images, load_images, picture_header
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,12 +15,10 @@ from PIL import Image
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.images import Image as Described
 from earthmind_jax.data.masks import decode
+from earthmind_jax.data.model_bands import model_bands, of_other_colours
 from earthmind_jax.data.records import SENSORS, Dated, Picture, Record, RecordTurn, Sample, Turn
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
-
-if TYPE_CHECKING:
-    from earthmind_jax.geo.raster import Raster
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
 
@@ -312,7 +310,7 @@ def load_images(
             wanted = sensors.optical_bands if name == "optical" else sensors.sar_bands
             as_it_is = header.finished and told.is_picture(name)
             bands[name] = None if as_it_is else tuple(dict.fromkeys(wanted))
-    notes = _of_other_colours(pictures, bands, sensors)
+    notes = of_other_colours(pictures, bands, sensors)
     files = {name: str(source) for name, source in sources.items() if isinstance(source, str | Path)}
     if not rasters:
         return Images(pictures, notes=notes, sources=files)
@@ -344,36 +342,6 @@ def load_images(
         (*map(str, pair.notes), *notes),
         files,
     )
-
-
-def model_bands(raster: Raster, name: str, sensors: SensorConfig) -> dict[str, np.ndarray]:
-    """The bands of a calibrated raster as the model asks for them."""
-    there = dict(zip(raster.bands, raster.data, strict=True))
-    if name == "optical":
-        ranges = dict.fromkeys(sensors.optical_bands, sensors.optical_range)
-        if len(there) == 1 and not set(there) <= set(ranges):  # a grey picture
-            there = dict.fromkeys(ranges, next(iter(there.values())))
-    else:
-        ranges = dict(zip(sensors.sar_bands, sensors.sar_ranges, strict=True))
-    if raster.unit == "display":
-        there = {band: low + there[band] * np.float32((high - low) / 255) for band, (low, high) in ranges.items()
-                 if band in there}  # fmt: skip
-    for band, (low, high) in ranges.items():
-        if band not in there:  # no cross-polarised band
-            first = next(iter(there))
-            bottom, top = ranges[first]
-            share = (there[first] - bottom) / (top - bottom) if sensors.sar_channels == "replicate" else 0.0
-            there[band] = (low + share * (high - low)) * np.ones_like(there[first])
-    return there
-
-
-def _of_other_colours(pictures: Mapping[str, Any], bands: Mapping[str, Any], sensors: SensorConfig) -> tuple[str, ...]:
-    """A note where a finished picture meets a model that was made for other bands than red, green and blue."""
-    finished = isinstance(pictures.get("optical", (None,))[0], np.ndarray) or bands.get("optical", ()) is None
-    if not finished or sensors.optical_bands == ("B04", "B03", "B02"):
-        return ()
-    made_for = " ".join(sensors.optical_bands)
-    return (f"the optical image is a finished picture, used as it is; the model was made for {made_for}",)
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -15,8 +15,9 @@ from rasterio.enums import ColorInterp
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.dates import acquired
+from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
-from earthmind_jax.geo.raster import Raster, open_raster, read_overview
+from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.reflectance import processing_baseline
 
 PICTURE_DRIVERS = ("PNG", "GIF", "BMP", "WEBP")
@@ -101,7 +102,9 @@ def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, ti
     polarisations = [name for name in raw.bands if name in POLARISATIONS]
     warnings = [note for note in found.notes if any(doubt in note for doubt in _DOUBTS)]
     if problem is not None:
-        warnings.append(f"{problem}: text answers only, no maps")
+        warnings.append(
+            f"{problem}: its own pixels are no map" if raw.gcps else f"{problem}: text answers only, no maps"
+        )
     facts: dict[str, Any] = {
         "file": raw.path,
         "taken for": taken_for,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from earthmind_jax.geo.contents import contents
 from earthmind_jax.geo.dates import days_between
 from earthmind_jax.geo.describe import Description, georeference
 from earthmind_jax.geo.radiometry import SENSORS
-from earthmind_jax.geo.raster import open_raster
+from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.told import Told
 
 APART_DAYS = 30.0  # beyond it fields and water have changed
@@ -49,6 +50,7 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
         ratio = sar.facts["gsd_m"] / optical.facts["gsd_m"]
         facts |= {"overlap": round(found.overlap, 4), "gsd_ratio": round(ratio, 3), "alignment": found.raster.notes[-1]}
         facts |= _seen(first.valid, found.raster.valid)
+        facts |= _shift(first, found.raster, (optical.facts["height"], optical.facts["width"]))
         if found.overlap < MIN_OVERLAP:
             warnings.append(f"the overlap is below {MIN_OVERLAP:.0%}: the pair would be refused")
         if not 1 / APART_RATIO <= ratio <= APART_RATIO:
@@ -71,6 +73,21 @@ def _looks_like(file: str | os.PathLike[str]) -> str | None:
     with open_raster(file, labels=True) as dataset:
         sensor = contents(dataset, None).sensor
     return None if sensor is None else SENSORS[sensor].kind
+
+
+def _shift(optical: Raster, sar: Raster, size: tuple[int, int]) -> dict[str, Any]:
+    """How far the SAR image lies off the optical one, in optical pixels (rows down, columns right), where it can be
+    told; nothing is moved. ``size``: rows and columns of the scene, of which these are overviews."""
+    try:
+        module = importlib.import_module("earthmind_jax.geo.shift")
+    except ModuleNotFoundError:
+        return {}
+    shift = module.residual_shift(optical.data, optical.valid, sar.data, sar.valid)
+    if shift is None:
+        return {"residual_shift": "cannot be told with confidence"}
+    moved = zip((shift.rows, shift.columns), size, optical.shape, strict=True)
+    rows, columns = (round(float(part * whole / small), 2) for part, whole, small in moved)
+    return {"residual_shift": {"rows": rows, "columns": columns, "confidence": round(float(shift.confidence), 2)}}
 
 
 def _seen(first: np.ndarray, second: np.ndarray) -> dict[str, float]:

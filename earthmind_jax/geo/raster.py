@@ -34,7 +34,6 @@ __all__ = [
     "open_raster",
     "peek_bands",
     "peek_sensor",
-    "read_overview",
     "read_raster",
     "require_georeference",
 ]
@@ -216,54 +215,7 @@ def read_raster(
             gcps=gcps,
         )
     if window is None and not labels and not raster.valid.any():
-        raise _nothing_valid(raster)
-    return raster
-
-
-def read_overview(
-    path: str | os.PathLike[str],
-    *,
-    sensor: str | None = None,
-    names: Sequence[str] | None = None,
-    labels: bool = False,
-) -> Raster:
-    """The whole scene with all of its measured bands, decimated to at most ``SAMPLE_SIDE`` rows and columns."""
-    with open_raster(path, labels) as dataset:
-        scene = contents(dataset, sensor, names)
-        size = dataset.height, dataset.width
-        stat = os.stat(path) if os.path.exists(path) else None
-        facts: dict[str, Any] = {
-            "crs": dataset.crs,
-            "dtype": dataset.dtypes[scene.indexes[0] - 1],
-            "tags": dict(dataset.tags()),
-            "nodata": dataset.nodatavals[scene.indexes[0] - 1],
-            "gcps": bool(dataset.gcps[0]),
-            "path": dataset.name,
-        }
-        for field_name in ("descriptions", "units"):
-            facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] or "" for i in scene.indexes)
-        for field_name in ("scales", "offsets"):
-            facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] for i in scene.indexes)
-        transform = dataset.transform
-        stamp = (stat.st_mtime_ns, stat.st_size) if stat else None
-        sample = file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, stamp)
-    height, width = sample.valid.shape
-    raster = Raster(
-        data=sample.values,
-        valid=sample.valid,
-        transform=transform @ Affine.scale(size[1] / width, size[0] / height),
-        bands=scene.bands,
-        stored=scene.bands,
-        scene_bands=scene.bands,
-        scene_indexes=scene.indexes,
-        scene_shape=size,
-        quality=scene.quality,
-        sensor=scene.sensor,
-        notes=list(scene.notes),
-        **facts,
-    )
-    if not raster.valid.any():
-        raise _nothing_valid(raster)
+        raise nothing_valid(raster)
     return raster
 
 
@@ -308,7 +260,8 @@ def _chosen(scene: Contents, wanted: Wanted, path: str) -> tuple[list[str], list
     return [scene.bands[i] for i in positions], called, notes + more
 
 
-def _nothing_valid(raster: Raster) -> UserError:
+def nothing_valid(raster: Raster) -> UserError:
+    """The sentence for an image without a single measurement."""
     return UserError(f"{raster.path} has no valid pixel: all are nodata ({raster.nodata}), masked or not a number.")
 
 

@@ -14,19 +14,27 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from malformed_rasters import BROKEN, ODD, PLACE, reflectance, tif
+from malformed_rasters import (
+    BROKEN,
+    ODD,
+    PLACE,
+    control_points_only,
+    rational_polynomials_only,
+    reflectance,
+    tif,
+)
 from support import model, params, run, tokenizer
 
 from earthmind_jax.geo.raster import read_raster
 from earthmind_jax.infer.predictor import EarthMind
 
-SECONDS = 10.0
-UNPLACED = {"no_crs", "identity_transform", "control_points_only", "rational_polynomials_only"}  # good for words only
+SECONDS = 30.0  # of a busy machine; alone it is two at most
+UNPLACED = {"no_crs", "identity_transform"}  # good for words only
 NO_PLACE = {"png_with_alpha", "animated"}  # pictures
 # What info describes although nothing can be made of it: labels, a picture, another sensor, no place on the map.
 DESCRIBED = {
     "palette", "png_of_16_bits", "unknown_names", "no_names", "missing_band", "no_crs", "identity_transform",
-    "control_points_only", "rational_polynomials_only", "huge_size_little_data",
+    "huge_size_little_data",
 }  # fmt: skip
 
 
@@ -176,6 +184,24 @@ def test_turned_images_lie_where_they_are(name, tmp_path):
     # half a pixel along x is 1e-4
     np.testing.assert_allclose(10 ** (pair.sar.band("VV") / 10), expected, atol=1e-4)
     assert pair.transform != PLACE or name == "rotated"
+
+
+@pytest.mark.parametrize("maker", [control_points_only, rational_polynomials_only])
+def test_placed_by_points_or_polynomials_alone(maker, tmp_path, capfd):
+    """Refused as a map, or a map that lies where the points say; info tells it either way."""
+    path, out = maker(tmp_path), tmp_path / "out"
+    code, _, err = run(capfd, "segment", "water", "--optical", path, "--out", out)
+    if code:
+        refused(code, err, None, "georeference")
+        assert not out.exists()
+    else:
+        with rasterio.open(out / "mask_1.tif") as mask:
+            longitude, latitude = mask.lnglat()
+        assert abs(longitude - 10) < 1
+        assert abs(latitude - 50) < 1
+    code, text, err = run(capfd, "info", path, "--json")
+    assert code == 0, err
+    assert json.loads(text)[0]["warnings"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -16,8 +16,9 @@ from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.landsat import read_mtl
+from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
-from earthmind_jax.geo.raster import read_overview, read_raster
+from earthmind_jax.geo.raster import read_raster
 from earthmind_jax.geo.told import Told
 
 RNG = np.random.default_rng(11)

@@ -1,0 +1,61 @@
+"""A whole scene in small: enough to say what a file is, whatever its size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from affine import Affine
+
+from earthmind_jax.geo.contents import contents
+from earthmind_jax.geo.opening import open_raster
+from earthmind_jax.geo.raster import Raster, nothing_valid
+from earthmind_jax.geo.sample import file_sample
+
+
+def read_overview(
+    path: str | os.PathLike[str],
+    *,
+    sensor: str | None = None,
+    names: Sequence[str] | None = None,
+    labels: bool = False,
+) -> Raster:
+    """The whole scene with all of its measured bands, decimated to at most ``SAMPLE_SIDE`` rows and columns."""
+    with open_raster(path, labels) as dataset:
+        scene = contents(dataset, sensor, names)
+        size = dataset.height, dataset.width
+        stat = os.stat(path) if os.path.exists(path) else None
+        facts: dict[str, Any] = {
+            "crs": dataset.crs,
+            "dtype": dataset.dtypes[scene.indexes[0] - 1],
+            "tags": dict(dataset.tags()),
+            "nodata": dataset.nodatavals[scene.indexes[0] - 1],
+            "gcps": bool(dataset.gcps[0]),
+            "path": dataset.name,
+        }
+        for field_name in ("descriptions", "units"):
+            facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] or "" for i in scene.indexes)
+        for field_name in ("scales", "offsets"):
+            facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] for i in scene.indexes)
+        transform = dataset.transform
+        stamp = (stat.st_mtime_ns, stat.st_size) if stat else None
+        sample = file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, stamp)
+    height, width = sample.valid.shape
+    raster = Raster(
+        data=sample.values,
+        valid=sample.valid,
+        transform=transform @ Affine.scale(size[1] / width, size[0] / height),
+        bands=scene.bands,
+        stored=scene.bands,
+        scene_bands=scene.bands,
+        scene_indexes=scene.indexes,
+        scene_shape=size,
+        quality=scene.quality,
+        sensor=scene.sensor,
+        notes=list(scene.notes),
+        **facts,
+    )
+    if not raster.valid.any():
+        raise nothing_valid(raster)
+    return raster
