@@ -28,6 +28,7 @@ SILENCE = 30  # seconds after which a machine that does not answer is lost
 GRACE = 30.0  # seconds to end by itself for a process whose peer failed: both may have found the same thing
 JOINING = 20.0  # seconds to connect; without a connection jax's own timeout remains
 ADDRESS = 512  # bytes of it that are sent around
+WELCOME = b"welcome\n"
 
 _line: Lifeline | None = None
 
@@ -157,6 +158,7 @@ def _accept(server: socket.socket, token: str, count: int) -> dict[int, socket.s
             peer.settimeout(left)
             said = peer.recv(1000).decode(errors="replace").split()
             if len(said) == 2 and said[0] == token and said[1].isdigit():
+                peer.sendall(WELCOME)
                 peers[int(said[1])] = _probed(peer)
             else:
                 peer.close()
@@ -167,7 +169,10 @@ def _connect(host: str, port: int, token: str, process: int) -> dict[int, socket
     with contextlib.suppress(OSError):
         peer = socket.create_connection((host, port), timeout=JOINING)
         peer.sendall(f"{token} {process}\n".encode())
-        return {0: _probed(peer)}
+        # Without it process 0 has gone on alone, and its end of the connection says nothing.
+        if peer.recv(len(WELCOME), socket.MSG_WAITALL) == WELCOME:
+            return {0: _probed(peer)}
+        peer.close()
     return {}
 
 
