@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from earthmind_jax.geo.dates import days_between
 from earthmind_jax.geo.describe import Description, georeference
 from earthmind_jax.geo.radiometry import SENSORS
 from earthmind_jax.geo.raster import Raster, open_raster
+from earthmind_jax.geo.shift import residual_shift
 from earthmind_jax.geo.told import Told
 
 APART_DAYS = 30.0  # beyond it fields and water have changed
@@ -78,11 +78,7 @@ def _looks_like(file: str | os.PathLike[str]) -> str | None:
 def _shift(optical: Raster, sar: Raster, size: tuple[int, int]) -> dict[str, Any]:
     """How far the SAR image lies off the optical one, in optical pixels (rows down, columns right), where it can be
     told; nothing is moved. ``size``: rows and columns of the scene, of which these are overviews."""
-    try:
-        module = importlib.import_module("earthmind_jax.geo.shift")
-    except ModuleNotFoundError:
-        return {}
-    shift = module.residual_shift(optical.data, optical.valid, sar.data, sar.valid)
+    shift = residual_shift(optical.data, optical.valid, sar.data, sar.valid)
     if shift is None:
         return {"residual_shift": "cannot be told with confidence"}
     moved = zip((shift.rows, shift.columns), size, optical.shape, strict=True)
