@@ -29,7 +29,7 @@ from earthmind_jax.models.sam2_tracker import Tracked, Tracker
 from earthmind_jax.ops import fusion as fusion_ops
 from earthmind_jax.ops import tokens as token_ops
 from earthmind_jax.ops.norms import rms_norm
-from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params
+from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params, VisualPrompts
 
 PROMPTED_FRAMES = 5
 """Frames of a stack that the language model sees and ``[SEG]`` prompts; those after them are followed."""
@@ -211,9 +211,16 @@ def grounding_weights(fused: Fused) -> Array:
     return whole_tile(fused, fused.weights)
 
 
-def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompts: Array) -> MaskOutput:
-    """One mask per language prompt [B M d]: the mask of highest predicted IoU, logits [B M h w] float32."""
-    return functional.apply_module(mask_module(cfg), params, "grounding", features, prompts, method="ground")
+def ground(
+    cfg: EarthMindConfig,
+    params: Params,
+    features: ImageFeatures,
+    prompts: Array | None,
+    marks: VisualPrompts | None = None,
+) -> MaskOutput:
+    """One mask per language prompt [B M d], per marked object, or for both together: the mask of highest predicted IoU,
+    logits [B M h w] float32."""
+    return functional.apply_module(mask_module(cfg), params, "grounding", features, prompts, marks, method="ground")
 
 
 def track(
