@@ -151,6 +151,8 @@ def _pole_inside(grid: Grid) -> int:
         return 0
     for pole in (1, -1):
         x, y = _projected(WGS84, grid.crs, np.zeros(1), np.array([90.0 * pole]))
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            continue
         column, row = (float(v[0]) for v in to_pixel(grid.transform, x, y))
         if 0 <= column <= grid.width and 0 <= row <= grid.height:
             return pole

@@ -80,6 +80,21 @@ class Mark:
         own = [shapely.Point(*p) for p in self.points[self.labels == 1]] if not self.lines else list(self.lines)
         return inside | touched(own, self.shape, cells) if own else inside
 
+    def resized(self, shape: tuple[int, int]) -> Mark:
+        """The mark on the same image with another number of pixels."""
+        y, x = shape[0] / self.shape[0], shape[1] / self.shape[1]
+        mask = self.mask
+        if mask is not None:
+            index = [(np.arange(n) * old // n) for n, old in zip(shape, mask.shape, strict=True)]
+            mask = mask[np.ix_(*index)]
+        return Mark(
+            self.name, shape, self.points * (x, y), self.labels,
+            tuple(_scaled(line, x, y) for line in self.lines),
+            None if self.box is None else tuple(np.multiply(self.box, (x, y, x, y)).tolist()),
+            None if self.area is None else _scaled(self.area, x, y),
+            mask if mask is None or mask.any() else None,
+        )  # fmt: skip
+
     def window(self, top: int, left: int, shape: tuple[int, int]) -> Mark | None:
         """The mark on a part of the image; None where nothing of what is meant lies there."""
         frame = shapely.box(left, top, left + shape[1], top + shape[0])
@@ -258,6 +273,10 @@ def _polygonal(geometry: BaseGeometry) -> BaseGeometry | None:
     parts = [p for p in shapely.get_parts(geometry) if p.geom_type == "Polygon" and p.area > 0]
     parts += [q for p in shapely.get_parts(geometry) if p.geom_type == "MultiPolygon" for q in p.geoms]
     return shapely.union_all(parts) if parts else None
+
+
+def _scaled(geometry: BaseGeometry, x: float, y: float) -> BaseGeometry:
+    return shapely.transform(geometry, lambda positions: positions * (x, y))
 
 
 def _shifted(geometry: BaseGeometry | None, left: float, top: float) -> BaseGeometry | None:

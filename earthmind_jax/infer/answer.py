@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jax import Array
 
@@ -13,8 +14,9 @@ from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.records import SENSORS, Sample
 from earthmind_jax.infer.engine import Engine
+from earthmind_jax.infer.marks import paired
 from earthmind_jax.ops.resize import bilinear
-from earthmind_jax.types import Batch, Fused
+from earthmind_jax.types import Batch, Fused, VisualPrompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ def answer(
     seed: int = 0,
     buckets: Buckets | None = None,
     sensors: tuple[str, ...] | None = None,
+    marks: VisualPrompts | None = None,
 ) -> Iterator[Reply]:
     """Answer the last question of every sample, in order.
 
@@ -64,6 +67,7 @@ def answer(
     Args:
       sensors: sensors that batches have room for; None: those that the samples of a batch have. Naming both keeps one
         compiled variant for samples with one sensor or two.
+      marks: what the ``[SEG]`` of every sample also point at [1 M ...] (:func:`earthmind_jax.infer.marks.paired`).
     """
     data = DataConfig(batch_size=batch_size, masks_per_sample=1, turns=2**30)
     for start in range(0, len(samples), batch_size):
@@ -72,7 +76,7 @@ def answer(
         batch = collate(filled, engine.config, data, engine.tokenizer, buckets or Buckets(), sensors=sensors)
         fused = engine.encode(batch)
         made = engine.generate(batch, fused, max_new=max_new, temperature=temperature, seed=seed)
-        logits = _logits(engine, batch, fused, made.seg_states)
+        logits = _logits(engine, batch, fused, made.seg_states, marks)
         weights = None if fused is None else _grid(fused.weights)
         for row in range(len(group)):
             found = () if logits is None else tuple(_masks(logits[row], group[row], made.seg_valid[row]))
@@ -85,10 +89,14 @@ def _ask(sample: Sample) -> Sample:
     return dataclasses.replace(sample, turns=(*sample.turns[:-1], last))
 
 
-def _logits(engine: Engine, batch: Batch, fused: Fused | None, states: Array) -> np.ndarray | None:
+def _logits(
+    engine: Engine, batch: Batch, fused: Fused | None, states: Array, marks: VisualPrompts | None
+) -> np.ndarray | None:
     if states.shape[1] == 0 or engine.config.grounding is None or fused is None:
         return None
-    return engine.masks(batch, fused, states)[0]
+    if marks is not None:
+        marks = jax.tree.map(lambda x: np.repeat(x, len(states), 0), paired(marks, states.shape[1]))
+    return engine.masks(batch, fused, states, marks)[0]
 
 
 def _masks(logits: np.ndarray, sample: Sample, valid: np.ndarray) -> Iterator[np.ndarray]:

@@ -18,11 +18,13 @@ from jax import Array
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data.prompts import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.errors import UserError
+from earthmind_jax.infer.marks import padded
 from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.ops import sampling
 from earthmind_jax.ops import tokens as token_ops
-from earthmind_jax.types import Batch, Fused, KVCache, Params
+from earthmind_jax.types import Batch, Fused, KVCache, Params, VisualPrompts
 
 NEW_TOKENS = (16, 64, 256, 1024, 2048)  # buffer sizes of one answer
 MASKS = (1, 2, 4, 8, 16, 32)  # [SEG] slots of one sample
@@ -136,19 +138,27 @@ class Engine:
                 break
         return self._collect(state, room, stop, keep_logits)
 
-    def masks(self, batch: Batch, fused: Fused | None, seg_states: Array) -> tuple[np.ndarray, np.ndarray]:
-        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D].
+    def masks(
+        self, batch: Batch, fused: Fused | None, seg_states: Array | None, marks: VisualPrompts | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D], for marks alone
+        (without states), or for each state with the mark of its place.
 
         Where the batch has stacks of grounding images [B F G G 3], logits [B F M h w] and IoU [B F M] of every frame:
         the first ones are prompted, the rest followed (:func:`earthmind_jax.models.earthmind.track`).
         """
-        count = bucket(seg_states.shape[1], MASKS)
-        padded = jnp.pad(seg_states, ((0, 0), (0, count - seg_states.shape[1]), (0, 0)))
+        given = seg_states if seg_states is not None else marks.points
+        image = batch.ground_sar if batch.ground_optical is None else batch.ground_optical
+        if marks is not None and image is not None and image.ndim == 5:
+            raise UserError("Marks point at one image; ask about a stack of dates in words.")
+        m = given.shape[1]
+        count = bucket(m, MASKS)
+        if seg_states is not None:
+            seg_states = jnp.pad(seg_states, ((0, 0), (0, count - m), (0, 0)))
         logits, iou = self._masks(
             self.params, batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid,
-            fused, padded,
+            fused, seg_states, None if marks is None else padded(marks, count),
         )  # fmt: skip
-        m = seg_states.shape[1]
         return np.asarray(logits)[..., :m, :, :], np.asarray(iou)[..., :m]
 
     def _said_stop(self, state: Decoding) -> bool:
@@ -285,14 +295,15 @@ def _masks(
     optical_valid: Array | None,
     sar_valid: Array | None,
     fused: Fused | None,
-    seg_states: Array,
+    seg_states: Array | None,
+    marks: VisualPrompts | None,
 ) -> tuple[Array, Array]:
     weights = None if fused is None else earthmind.grounding_weights(fused)
-    prompts = earthmind.seg_prompt(config, params, seg_states)
+    prompts = None if seg_states is None else earthmind.seg_prompt(config, params, seg_states)
     image = sar if optical is None else optical
     if image is not None and image.ndim == 5:
         tracked = earthmind.track(config, params, optical, sar, prompts, optical_valid, sar_valid, weights)
         return tracked.logits, tracked.iou
     features = earthmind.image_features(config, params, optical, sar, optical_valid, sar_valid, weights)
-    out = earthmind.ground(config, params, features, prompts)
+    out = earthmind.ground(config, params, features, prompts, marks)
     return out.logits, out.iou

@@ -11,7 +11,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.grid import WGS84, Grid, project, to_map
+from earthmind_jax.geo.grid import WGS84, Grid, project, to_map, to_pixel
 from earthmind_jax.geo.marks import place
 from earthmind_jax.geo.marks_file import parse_prompts, read_prompts
 from earthmind_jax.geo.prompts import Prompt
@@ -94,8 +94,6 @@ def test_straight_edges_are_straight_in_their_own_crs():
 
 
 def to_pixel_of(grid, longitude, latitude):
-    from earthmind_jax.geo.grid import to_pixel
-
     return np.stack(to_pixel(grid.transform, *project(WGS84, grid.crs, longitude, latitude)), -1)
 
 
@@ -175,9 +173,7 @@ def test_a_window_moves_and_cuts_marks():
     part = mark.window(30, 150, (64, 64))
     assert part.points.tolist() == [[10, 10]]
     assert part.box == (0, 0, 64, 64)
-    np.testing.assert_array_equal(
-        part.region((64, 64)), mark.region((200, 300))[30:94, 150:214] | part.region((64, 64))
-    )
+    assert part.region((64, 64)).all()
     assert mark.window(150, 0, (50, 50)) is None
     shape, _ = place([Prompt.polygon([(10, 10), (200, 30), (60, 190)])], UTM)
     window = shape[0].window(20, 40, (100, 90))
