@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from earthmind_jax import cli_checkpoints, cli_data, cli_plan, cli_train
+from earthmind_jax.cli_marks import NOWHERE, Pointing
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -57,11 +58,15 @@ def ask(
     out: Path | None = None,
     max_new: int = 128,
     temperature: float = 0.0,
+    steer: bool = False,
+    pointing: Pointing = NOWHERE,
     as_json: Annotated[bool, Named(name="json")] = False,
 ) -> None:
-    """Ask a question about an optical image, a SAR image, or a pair.
+    """Ask a question about an optical image, a SAR image, or a pair, and about places in it.
 
     Example: earthmind ask "Is there water in the image?" --optical s2.tif --sar s1.tif
+
+    Example: earthmind ask "How do region1 and region2 relate?" --optical s2.tif --box 10,10,60,40 --point 90,80
 
     Args:
         question: in plain words; "Please segment the water in this image." draws a mask.
@@ -71,19 +76,24 @@ def ask(
         out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON.
         max_new: longest answer, tokens.
         temperature: 0 is greedy.
+        steer: what is pointed at also prompts the mask decoder, together with the words.
+        pointing: places that the question is about.
         as_json: print JSON.
     """
     from earthmind_jax.infer.predictor import EarthMind
 
+    given = pointing.options()
     model = EarthMind.load(checkpoint)
-    answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature)
+    answer = model.ask(
+        question, optical=optical, sar=sar, max_new=max_new, temperature=temperature, steer=steer, **given
+    )
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
     _print_answer(answer, files, as_json)
 
 
 @app.command
 def segment(
-    target: str,
+    target: str = "",
     /,
     checkpoint: Path = Path("demo/checkpoint"),
     optical: Path | None = None,
@@ -92,14 +102,17 @@ def segment(
     picture: bool = False,
     truth: Path | None = None,
     truth_value: int = 1,
+    pointing: Pointing = NOWHERE,
     as_json: Annotated[bool, Named(name="json")] = False,
 ) -> None:
     """Draw the mask of something and write it as a Cloud-Optimized GeoTIFF and GeoJSON that land on the input.
 
     Example: earthmind segment water --optical s2.tif --sar s1.tif --out results
 
+    Example: earthmind segment --optical s2.tif --point 120,85 --box 10,10,60,40
+
     Args:
-        target: what to draw, e.g. "water".
+        target: what to draw, e.g. "water"; may be left out where something is pointed at.
         checkpoint: checkpoint directory.
         optical: Sentinel-2 GeoTIFF, or an 8-bit picture.
         sar: Sentinel-1 GeoTIFF (VV, VH).
@@ -107,12 +120,14 @@ def segment(
         picture: write a plain PNG mask (for images without georeference).
         truth: label raster to compare with; prints the foreground IoU.
         truth_value: the label value of the target in truth.
+        pointing: draw what is pointed at, one mask for each object.
         as_json: print JSON.
     """
     from earthmind_jax.infer.predictor import EarthMind
 
+    given = pointing.options()
     model = EarthMind.load(checkpoint)
-    answer = model.segment(target, optical=optical, sar=sar)
+    answer = model.segment(target, optical=optical, sar=sar, **given)
     iou = None if truth is None else _against(answer, truth, truth_value)
     files = answer.save(out, maps=not picture)
     _print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
@@ -182,7 +197,8 @@ def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str
         return
     print(answer.text)
     for i, mask in enumerate(facts["masks"], 1):
-        print(f"mask {i}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
+        name = f" ({mask['name']})" if "name" in mask else ""
+        print(f"mask {i}{name}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
     if facts["fusion"]:
         print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
     for key, value in (extra or {}).items():

@@ -26,6 +26,7 @@ from earthmind_jax.geo.prompts import KINDS, Prompt
 PIXELS = "pixels"
 MOST_BYTES = 64 * 2**20
 LABELS = {"object": 1, "background": 0, "foreground": 1}
+GEOJSON = (".geojson", ".json")
 OTHER_FILES = (".gpkg", ".fgb", ".shp", ".kml", ".gml")
 
 

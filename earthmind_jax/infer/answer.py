@@ -77,7 +77,7 @@ def answer(
         fused = engine.encode(batch)
         made = engine.generate(batch, fused, max_new=max_new, temperature=temperature, seed=seed)
         logits = _logits(engine, batch, fused, made.seg_states, marks)
-        weights = None if fused is None else _grid(fused.weights)
+        weights = None if fused is None else token_grid(fused.weights)
         for row in range(len(group)):
             found = () if logits is None else tuple(_masks(logits[row], group[row], made.seg_valid[row]))
             yield Reply(made.texts[row], found, None if weights is None else weights[row])
@@ -109,6 +109,7 @@ def _masks(logits: np.ndarray, sample: Sample, valid: np.ndarray) -> Iterator[np
             yield logits[:dates, i] if dates > 1 else logits[0, i]
 
 
-def _grid(weights: Array) -> np.ndarray:
+def token_grid(weights: Array) -> np.ndarray:
+    """Fusion weights [B I N 2] on the token grid of each tile [B I n n 2]."""
     side = round(weights.shape[2] ** 0.5)
     return np.asarray(weights, np.float32).reshape(*weights.shape[:2], side, side, 2)

@@ -15,12 +15,13 @@ from earthmind_jax.data.read import RASTERS, Images, picture_shape
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.marks import Mark, place
-from earthmind_jax.geo.marks_file import parse_prompts, read_prompts
+from earthmind_jax.geo.marks_file import GEOJSON, OTHER_FILES, parse_prompts, read_prompts
 from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.types import VisualPrompts
 
-Marks = str | Path | Mapping[str, Any] | Prompt | np.ndarray | Sequence[Prompt | np.ndarray]
-"""A vector file, GeoJSON, prompts, or masks [H W] on the image's own pixels."""
+Given = Prompt | np.ndarray | str | Path
+Marks = Given | Mapping[str, Any] | Sequence[Given]
+"""Prompts, masks [H W] on the image's own pixels, vector or mask files, several of these, or GeoJSON."""
 
 POINTS = (2, 4, 8, 16, 34)  # of one object, box corners included
 CERTAIN = 10.0  # logit of a mask prompt's pixels, as SAM2 makes logits of given masks
@@ -34,7 +35,7 @@ def gather(marks: Marks | None, region: np.ndarray | None, images: Images) -> tu
       UserError: naming the prompt that is wrong or lies outside the image.
     """
     prompts = [] if region is None else [Prompt.from_mask(region, where="the region")]
-    prompts += [] if marks is None else _prompts(marks)
+    prompts += [] if marks is None else _prompts(marks, images)
     if not prompts:
         return (), ()
     return place(prompts, grid_of(images))
@@ -47,20 +48,26 @@ def grid_of(images: Images) -> Grid:
     return Grid(images.transform or Affine.identity(), images.crs, *images.shape)
 
 
-def _prompts(marks: Marks) -> list[Prompt]:
-    if isinstance(marks, str | Path):
-        return list(read_prompts(marks))
+def _prompts(marks: Marks, images: Images) -> list[Prompt]:
     if isinstance(marks, Mapping):
         return list(parse_prompts(marks))
-    several = [marks] if isinstance(marks, Prompt | np.ndarray) else list(marks)
-    for mark in several:
-        if not isinstance(mark, Prompt | np.ndarray):
-            raise UserError(f"Point with prompts or masks, not with {mark!r}: see earthmind_jax.geo.prompts.Prompt.")
-    return [m if isinstance(m, Prompt) else Prompt.from_mask(m) for m in several]
+    prompts: list[Prompt] = []
+    for mark in [marks] if isinstance(marks, Prompt | np.ndarray | str | Path) else list(marks):
+        if isinstance(mark, Prompt):
+            prompts.append(mark)
+        elif isinstance(mark, np.ndarray):
+            prompts.append(Prompt.from_mask(mark))
+        elif not isinstance(mark, str | Path):
+            raise UserError(f"Point with prompts, masks or files, not with {mark!r}: see earthmind_jax.geo.prompts.")
+        elif Path(mark).suffix.lower() in (*GEOJSON, *OTHER_FILES):
+            prompts += read_prompts(mark)
+        else:
+            prompts.append(read_mask(Path(mark), images))
+    return prompts
 
 
 def read_mask(path: Path, images: Images) -> Prompt:
-    """The nonzero pixels of a mask file (picture, ``.npy`` or GeoTIFF), which must lie on the reference image's grid."""
+    """The nonzero pixels of a mask file (picture, ``.npy`` or GeoTIFF) on the reference image's grid."""
     from earthmind_jax.data.masks import decode
 
     where = f"the mask '{path}'"
@@ -114,8 +121,9 @@ def visual_prompts(marks: Sequence[Mark], config: GroundingConfig) -> VisualProm
     drawn = [mark.drawn() for mark in _small(marks, marks[0].shape)]
     side, masks, masked = config.mask_size, None, None
     if any(d is not None for d in drawn):
-        shares = [np.zeros((side, side), np.float32) if d is None else tiles.valid_share(d, (side, side)) for d in drawn]
-        masks = (np.stack(shares) * 2 - 1)[None] * np.float32(CERTAIN)
+        none = np.zeros((side, side), np.float32)
+        shares = np.stack([none if d is None else tiles.valid_share(d, (side, side)) for d in drawn])
+        masks = (shares * 2 - 1)[None] * np.float32(CERTAIN)
         masked = np.array([[d is not None for d in drawn]])
     return VisualPrompts(points[None], labels[None], valid[None], masks, masked)
 
