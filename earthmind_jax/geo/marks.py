@@ -110,7 +110,7 @@ class Mark:
             mask = mask if mask.any() else None
         cut_lines = (_shifted(frame.intersection(line), left, top) for line in self.lines)
         lines = tuple(line for line in cut_lines if line is not None and line.length)
-        there = (box, area, mask) != (None, None, None) or lines or (self.labels[inside] == 1).any()
+        there = any(part is not None for part in (box, area, mask)) or lines or (self.labels[inside] == 1).any()
         points = self.points[inside] - (left, top)
         return Mark(self.name, shape, points, self.labels[inside], lines, box, area, mask) if there else None
 
@@ -175,7 +175,7 @@ def _mark(name: str, parts: Sequence[Prompt], grid: Grid) -> tuple[Mark, list[st
         if cut:
             notes.append(f"{part.where} lies partly outside {grid.name} and is cut off at its edge.")
         mark = _with_geometry(mark, part, geometry)
-    if not (mark.labels == 1).any() and (mark.box, mark.area, mark.mask) == (None, None, None):
+    if not (mark.labels == 1).any() and all(part is None for part in (mark.box, mark.area, mark.mask)):
         raise UserError(f"{parts[0].where} is background only; point at the object, too.")
     if len(mark.points) > MOST_POINTS:
         raise UserError(f"{parts[0].where} has {len(mark.points)} points but {MOST_POINTS} is the most for one object.")
