@@ -1,4 +1,4 @@
-"""What 32 prompts on one image cost beside one: from words (``[SEG]``), and from points given to the mask decoder alone.
+"""What 32 prompts on one image cost beside one: from words (``[SEG]``), and from points with the mask decoder alone.
 
     python benchmarks/bench_prompts.py                         # a model of 448 px tiles with random weights
     python benchmarks/bench_prompts.py --checkpoint demo/checkpoint
@@ -109,8 +109,8 @@ def _random() -> Any:
     config = EarthMindConfig(
         vision=VisionConfig(depth=4),
         lm=LmConfig(
-            vocab=512, width=128, depth=2, heads=4, kv_heads=2, head_dim=32, mlp=256, rope=RopeConfig(max_position=1024),
-            remat="none",
+            vocab=512, width=128, depth=2, heads=4, kv_heads=2, head_dim=32, mlp=256,
+            rope=RopeConfig(max_position=1024), remat="none",
         ),
         grounding=GroundingConfig(
             image_size=512, embed_dim=96, heads=1, stages=(1, 2, 7, 2), global_blocks=(5, 7, 9),

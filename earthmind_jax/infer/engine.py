@@ -229,6 +229,7 @@ def _prefill(
     text = earthmind.embed(config, params, tokens)
     rows = None if visual is None else visual.reshape(batch, -1, visual.shape[-1])
     embeds = earthmind.place(text, rows, visual_index)
+    embeds = earthmind.refine(config, params, embeds, rows, tokens, visual_index)
     cache = init_cache(config.lm, batch, capacity, config.precision.compute)
     out = earthmind.language(config, params, embeds, lengths, cache=cache, fresh=True)
     last = token_ops.gather_rows(out.hidden, lengths[:, None] - 1)

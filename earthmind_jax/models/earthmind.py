@@ -26,6 +26,7 @@ from earthmind_jax.models.pyramid import MAPPED_MODES, PyramidMaps
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
 from earthmind_jax.models.sam2_memory import Memory, start_bank
 from earthmind_jax.models.sam2_tracker import Tracked, Tracker
+from earthmind_jax.models.visual_prompt import VisualPromptEncoder, region_numbers
 from earthmind_jax.ops import fusion as fusion_ops
 from earthmind_jax.ops import tokens as token_ops
 from earthmind_jax.ops.norms import rms_norm
@@ -117,6 +118,23 @@ def embed(cfg: EarthMindConfig, params: Params, tokens: Array) -> Array:
 def place(text: Array, visual: Array | None, index: Array) -> Array:
     """Put visual rows [B R D] at the positions that ``index`` [B T] names (``inputs_embeds``)."""
     return text if visual is None else token_ops.place_visual(text, visual.astype(text.dtype), index)
+
+
+def refine(
+    cfg: EarthMindConfig, params: Params, embeds: Array, visual: Array | None, tokens: Array, index: Array
+) -> Array:
+    """Inputs of the language model [B T D] with the region tokens corrected by the learned prompt encoder; as they are
+    without one (``cfg.prompts``), or without an image.
+
+    Args:
+      visual, index: as of :func:`place`.
+      tokens: ids [B T].
+    """
+    if cfg.prompts is None or visual is None:
+        return embeds
+    region = region_numbers(tokens, index, cfg.tokens.vp_start, cfg.tokens.vp_end)
+    correction = functional.apply_module(prompt_module(cfg), params, "visual_prompt", visual, index, region)
+    return embeds + correction.astype(embeds.dtype)
 
 
 def language(
@@ -314,6 +332,7 @@ def forward(
     hidden, looks = None, None
     if speaks:
         embeds = place(text, visual, batch.visual_index)
+        embeds = refine(cfg, params, embeds, visual, batch.tokens, batch.visual_index)
         rows = batch.seg_index if attention else None
         said = language(cfg, params, embeds, batch.lengths, dropout=dropout, rows=rows)
         hidden, looks = said.hidden, None if said.attention is None else said.attention[-1]
@@ -420,6 +439,9 @@ def _components(cfg: EarthMindConfig) -> list[tuple[str, nn.Module, tuple[Any, .
             parts.append(("grounding/memory", Memory(g, cfg.precision), (features.embed, bank)))
         if _has_pyramid_maps(cfg):
             parts.append(("pyramid", PyramidMaps(cfg.precision), (features, jnp.zeros((1,), bool))))
+    if cfg.prompts is not None:  # last: the others begin with the same numbers with it and without
+        place = jnp.zeros((1, 1), jnp.int32)
+        parts.append(("visual_prompt", prompt_module(cfg), (tokens[0], place, place)))
     return parts
 
 
@@ -437,6 +459,11 @@ def decoder_module(cfg: EarthMindConfig) -> Decoder:
 
 def fusion_module(cfg: EarthMindConfig) -> Fusion:
     return Fusion(cfg.fusion, cfg.lm.width, cfg.precision)
+
+
+def prompt_module(cfg: EarthMindConfig) -> VisualPromptEncoder:
+    assert cfg.prompts is not None
+    return VisualPromptEncoder(cfg.prompts, cfg.lm.width, cfg.vision.grid, cfg.precision)
 
 
 def seg_module(cfg: EarthMindConfig) -> TextHiddenFcs:
