@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 COUNTS = (1, 32)
-ROUNDS = 5
+ROUNDS = 3
 WORDS = (
     "water", "forest", "cropland", "grassland", "built-up land", "bare soil", "river", "lake", "road", "bridge",
     "airport", "harbour", "ship", "vehicle", "storage tank", "stadium", "roundabout", "solar panels", "quarry", "beach",

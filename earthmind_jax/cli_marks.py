@@ -32,7 +32,7 @@ class Places:
     prompt_crs: str | None = None
     """What points, boxes, lines and the file are in, e.g. EPSG:4326 (longitude,latitude) or EPSG:32633; "pixels" for a
     file in pixels."""
-    window: str | None = None
+    crop: str | None = None
     """row,column,height,width in pixels: the part of the scene to look at."""
     area: str | None = None
     """The same as x0,y0,x1,y1 in --prompt-crs (longitude,latitude if that is not given)."""
@@ -62,10 +62,10 @@ class Places:
         if self.prompts is not None:
             marks += read_prompts(self.prompts, self.prompt_crs)
         given: dict[str, Any] = {"marks": marks} if marks else {}
-        if self.window is not None and self.area is not None:
-            raise UserError("--window and --area both say which part to look at; leave one of them out.")
-        if self.window is not None:
-            given["window"] = tuple(_whole(v, self.window) for v in _numbers(self.window, "--window", WINDOW, (4,)))
+        if self.crop is not None and self.area is not None:
+            raise UserError("--crop and --area both say which part to look at; leave one of them out.")
+        if self.crop is not None:
+            given["window"] = tuple(_whole(v, self.crop) for v in _numbers(self.crop, "--crop", CROP, (4,)))
         if self.area is not None:
             corners = _numbers(self.area, "--area", "x0,y0,x1,y1", (4,))
             where = f"--area {self.area}"
@@ -73,7 +73,7 @@ class Places:
         return given
 
 
-WINDOW = "row,column,height,width"
+CROP = "row,column,height,width"
 NOWHERE = Places()
 Pointing = Annotated[Places, tyro.conf.arg(name="")]
 
@@ -90,5 +90,5 @@ def _numbers(text: str, option: str, form: str, counts: Sequence[int]) -> list[f
 
 def _whole(value: float, text: str) -> int:
     if value != value or value != int(value):
-        raise UserError(f"--window is {WINDOW} in whole pixels, not '{text}'.")
+        raise UserError(f"--crop is {CROP} in whole pixels, not '{text}'.")
     return int(value)

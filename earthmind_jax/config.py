@@ -392,6 +392,7 @@ class LossConfig:
     answer_power: float = 0.0  # tokens weigh length ** -power of their answer (ops.losses.answer_weights)
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
+    mark: float = 0.0  # the same for masks drawn from a click in the target, or its box, alone (as SAM2 learns)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
     region_word: float = 0.0  # visual tokens recognise the phrases of the masks they lie in (ours, as above)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy, on each shard of the batch

@@ -40,9 +40,9 @@ PROMPTED_FRAMES = 5
 class ForwardOutput:
     """Training outputs: ``hidden`` [B T D] or None, ``fused`` (None for text alone), ``masks`` [B M h w] logits (of
     stacks [B F M h w]), both sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from
-    the phrases themselves with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see
-    :func:`forward`), and the phrases' mean embeddings ``words`` [B M D]; ``attention`` [B M T] of each ``[SEG]`` in the
-    last layer (head mean)."""
+    the phrases themselves with ``phrase_valid`` [B M], those drawn from marks, the mask decoder's prompts [B M d] of
+    ``[SEG]`` and phrase (see :func:`forward`), and the phrases' mean embeddings ``words`` [B M D]; ``attention``
+    [B M T] of each ``[SEG]`` in the last layer (head mean)."""
 
     hidden: Array | None
     fused: Fused | None
@@ -50,6 +50,7 @@ class ForwardOutput:
     sensor_tokens: tuple[Array, Array] | None
     phrase_masks: MaskOutput | None = None
     phrase_valid: Array | None = None
+    marked: MaskOutput | None = None
     prompts: tuple[Array, Array] | None = None
     words: Array | None = None
     attention: Array | None = None
@@ -311,6 +312,7 @@ def forward(
     phrases: bool = False,
     speaks: bool = True,
     attention: bool = False,
+    marks: VisualPrompts | None = None,
 ) -> ForwardOutput:
     """Teacher-forced pass over a training batch.
 
@@ -320,6 +322,7 @@ def forward(
         ``[SEG]`` state, which teaches the mask decoder the words before the language model can tell them apart.
       speaks: run the language model; without it there are no ``hidden`` and no ``masks`` of ``[SEG]``.
       attention: also return the attention of each ``[SEG]``.
+      marks: also draw masks from these alone [B M ...], of stacks [(B F) M ...].
     """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
@@ -337,7 +340,7 @@ def forward(
         said = language(cfg, params, embeds, batch.lengths, dropout=dropout, rows=rows)
         hidden, looks = said.hidden, None if said.attention is None else said.attention[-1]
     out = ForwardOutput(hidden, fused, None, sensor_tokens, attention=looks)
-    if cfg.grounding is None or batch.seg_index is None or not (phrases or speaks):
+    if cfg.grounding is None or batch.seg_index is None or not (phrases or speaks or marks is not None):
         return out
     states = []
     if hidden is not None:
@@ -349,8 +352,11 @@ def forward(
         # The norm of the final state, so that one map serves both.
         states.append(rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(cfg.precision.compute))
     # Prompts of one image do not see each other, so both kinds share one pass of the decoder.
-    prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1))
-    drawn = _draw(cfg, params, batch, prompts, None if fused is None else grounding_weights(fused))
+    prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1)) if states else None
+    drawn, marked = _draw(cfg, params, batch, prompts, None if fused is None else grounding_weights(fused), marks)
+    out = out.replace(marked=marked)
+    if drawn is None or prompts is None:
+        return out
     count, before = batch.seg_index.shape[1], (slice(None),) * (drawn.iou.ndim - 1)
     if hidden is not None:
         out = out.replace(masks=jax.tree.map(lambda x: x[*before, :count], drawn))
@@ -361,21 +367,31 @@ def forward(
     return out
 
 
-def _draw(cfg: EarthMindConfig, params: Params, batch: Batch, prompts: Array, weights: Array | None) -> MaskOutput:
-    """Masks of the prompts [B M d] on each sample's image, or on all dates of its stack: [B M ...], or [B F M ...].
+def _draw(
+    cfg: EarthMindConfig,
+    params: Params,
+    batch: Batch,
+    prompts: Array | None,
+    weights: Array | None,
+    marks: VisualPrompts | None = None,
+) -> tuple[MaskOutput | None, MaskOutput | None]:
+    """Masks of the prompts [B M d] on each sample's image, or on all dates of its stack: [B M ...], or [B F M ...]; and
+    those of marks alone.
 
     The first five dates of a stack are prompted one by one and do not see each other (:func:`track`), so in training,
     which shows no more, they are so many images.
     """
     pictures = (batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid)
     image = next(x for x in pictures if x is not None)
-    if image.ndim == 4:
-        return ground(cfg, params, image_features(cfg, params, *pictures, weights), prompts)
-    samples, dates = image.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(samples * dates, *x.shape[2:]), pictures)
-    each = jax.tree.map(lambda x: jnp.repeat(x, dates, axis=0), (prompts, weights))
-    drawn = ground(cfg, params, image_features(cfg, params, *flat, each[1]), each[0])
-    return jax.tree.map(lambda x: x.reshape(samples, dates, *x.shape[1:]), drawn)
+    lead = image.shape[:1]
+    if image.ndim == 5:
+        lead = image.shape[:2]
+        pictures = jax.tree.map(lambda x: x.reshape(lead[0] * lead[1], *x.shape[2:]), pictures)
+        prompts, weights = jax.tree.map(lambda x: jnp.repeat(x, lead[1], axis=0), (prompts, weights))
+    features = image_features(cfg, params, *pictures, weights)
+    drawn = None if prompts is None else ground(cfg, params, features, prompts)
+    marked = None if marks is None else ground(cfg, params, features, None, marks)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (drawn, marked))
 
 
 def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) -> Params:

@@ -131,12 +131,12 @@ OPTIONS = {
     "mask without pixels": (["--mask", "empty.png"], "at least one pixel"),
     "mask elsewhere": (["--mask", "elsewhere.tif"], "lies on another grid"),
     "no mask": (["--mask", "nothing.png"], "there is no file"),
-    "window outside": (["--window", "100,100,64,64"], "does not lie on the image"),
-    "window of nothing": (["--window", "0,0,0,5"], "does not lie on the image"),
-    "window in fractions": (["--window", "0,0,1.5,5"], "whole pixels"),
-    "window and area": (["--window", "0,0,5,5", "--area", "15,50,16,51"], "leave one"),
+    "window outside": (["--crop", "100,100,64,64"], "does not lie on the image"),
+    "window of nothing": (["--crop", "0,0,0,5"], "does not lie on the image"),
+    "window in fractions": (["--crop", "0,0,1.5,5"], "whole pixels"),
+    "window and area": (["--crop", "0,0,5,5", "--area", "15,50,16,51"], "leave one"),
     "area outside": (["--area", "20,50,21,51"], "lies outside"),
-    "outside the window": (["--window", "0,0,20,20", "--point", "100,100"], "outside the window"),
+    "outside the window": (["--crop", "0,0,20,20", "--point", "100,100"], "outside the window"),
 }
 
 
@@ -168,7 +168,7 @@ def test_pointing_needs_an_image(folder, capsys):
 
 
 def refused(capsys, words, folder, image, *options):
-    target = ["water"] if {"--window", "--area"} & set(options) else []
+    target = ["water"] if {"--crop", "--area"} & set(options) else []
     for command in (["ask", "What is region1?"], ["segment", *target]):
         code, out, err = support.run(
             capsys, *command, "--checkpoint", folder / "model", "--optical", folder / image, *options

@@ -12,6 +12,7 @@ import optax
 import pytest
 import support
 
+from checkpoints_convert.export import find_layout, tensors_of
 from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig, MeshConfig, VisualPromptConfig, from_json, to_json
 from earthmind_jax.data.records import Sample, Turn
@@ -193,3 +194,10 @@ def test_bad_settings_are_refused():
     for bad in ({"heads": 3}, {"tokens": 0}):
         with pytest.raises(UserError, match=r"prompts\."):
             VisualPromptConfig(**bad)
+
+
+def test_exports_leave_it_out():
+    """No published layout has a place for it, as for the maps of fusion."""
+    layout = find_layout("internvl", CONFIG)
+    plain = {k: v for k, v in params().items() if not k.startswith(PREFIX)}
+    assert set(tensors_of(layout, params())) == set(tensors_of(layout, plain))
