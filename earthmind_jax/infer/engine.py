@@ -6,6 +6,7 @@ no more (:meth:`Engine.compiled` counts them). The key/value cache is donated fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +25,7 @@ from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.ops import sampling
 from earthmind_jax.ops import tokens as token_ops
-from earthmind_jax.types import Batch, Fused, KVCache, Params, VisualPrompts
+from earthmind_jax.types import Batch, Fused, KVCache, LmOutput, Params, VisualPrompts
 
 NEW_TOKENS = (16, 64, 256, 1024, 2048)  # buffer sizes of one answer
 MASKS = (1, 2, 4, 8, 16, 32)  # [SEG] slots of one sample
@@ -106,6 +107,7 @@ class Engine:
         stop: bool = True,
         forced: dict[int, int] | None = None,
         keep_logits: bool = False,
+        begin: Callable[[int], Decoding] | None = None,
     ) -> Generated:
         """Answer every prompt of the batch.
 
@@ -115,6 +117,7 @@ class Engine:
           stop: end at the end-of-turn token or stop word.
           forced: step -> token id fed instead of the chosen one (teacher forcing of single steps).
           keep_logits: keep the scores of every step (for tests).
+          begin: makes the prefilled state, given the size of its buffers, in place of a prefill of the whole prompts.
         """
         length = batch.tokens.shape[1]
         room = np.maximum(self.config.max_length - np.asarray(batch.lengths), 0)
@@ -123,10 +126,13 @@ class Engine:
         force = np.full(size, -1, np.int32)
         for step, token in (forced or {}).items():
             force[step] = token
-        state = self._prefill(
-            self.params, batch.tokens, batch.visual_index, batch.lengths, None if fused is None else fused.tokens,
-            capacity=length + size, size=size, keep_logits=keep_logits,
-        )  # fmt: skip
+        if begin is not None:
+            state = begin(size)
+        else:
+            state = self._prefill(
+                self.params, batch.tokens, batch.visual_index, batch.lengths, None if fused is None else fused.tokens,
+                capacity=length + size, size=size, keep_logits=keep_logits,
+            )  # fmt: skip
         stops = np.asarray(self.stop_ids if stop else (), np.int32)
         stops = np.pad(stops, (0, 4 - len(stops)), constant_values=-1) if len(stops) < 4 else stops
         end = 0
@@ -232,6 +238,14 @@ def _prefill(
     embeds = earthmind.refine(config, params, embeds, rows, tokens, visual_index)
     cache = init_cache(config.lm, batch, capacity, config.precision.compute)
     out = earthmind.language(config, params, embeds, lengths, cache=cache, fresh=True)
+    return prefilled(config, params, out, lengths, size, keep_logits)
+
+
+def prefilled(
+    config: EarthMindConfig, params: Params, out: LmOutput, lengths: Array, size: int, keep_logits: bool = False
+) -> Decoding:
+    """The state that decoding begins with, behind a pass over prompts of ``lengths`` tokens."""
+    batch = len(lengths)
     last = token_ops.gather_rows(out.hidden, lengths[:, None] - 1)
     scores = earthmind.logits(config, params, last)[:, 0].astype(jnp.float32)
     assert out.cache is not None
