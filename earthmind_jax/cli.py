@@ -203,6 +203,8 @@ def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str
         print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
     for key, value in (extra or {}).items():
         print(f"{key}: {value}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
     for file in files:
         print(f"wrote {file}")
 

@@ -34,7 +34,7 @@ class Mark:
     """One object that is pointed at, in pixels (column, row) of an image of ``shape`` (rows, columns).
 
     Attributes:
-      points: clicks, and points along scribbles [P 2]; ``labels`` [P], 1 object, 0 background.
+      points: clicks, and points along scribbles on the background [P 2]; ``labels`` [P], 1 object, 0 background.
       lines: the object's scribbles.
       box: x0, y0, x1, y1, where one was given.
       area: its polygons; ``mask`` bool [H W], its pixels; None where there are none.
@@ -61,6 +61,13 @@ class Mark:
         low, high = np.min(found, axis=0)[:2], np.max(found, axis=0)[2:]
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
+    @property
+    def clicks(self) -> tuple[np.ndarray, np.ndarray]:
+        """All points [P 2], those along the object's scribbles too, and their labels [P]."""
+        along = [_along(line) for scribble in self.lines for line in shapely.get_parts(scribble)]
+        points = np.concatenate([self.points, *along])
+        return points, np.pad(self.labels, (0, len(points) - len(self.labels)), constant_values=1)
+
     def drawn(self) -> np.ndarray | None:
         """bool [H W], the pixels of polygons and mask (of a polygon thinner than a pixel those that it touches); None
         where there are neither."""
@@ -77,7 +84,7 @@ class Mark:
         inside = np.zeros(self.shape, bool) if drawn is None else drawn
         if self.box is not None:
             inside |= draw(shapely.box(*self.box), self.shape)
-        own = [shapely.Point(*p) for p in self.points[self.labels == 1]] if not self.lines else list(self.lines)
+        own = [*map(shapely.Point, self.points[self.labels == 1]), *self.lines]
         return inside | touched(own, self.shape, cells) if own else inside
 
     def resized(self, shape: tuple[int, int]) -> Mark:
@@ -129,8 +136,16 @@ def touched(geometries: Iterable[BaseGeometry], shape: tuple[int, int], cells: t
     scale = Affine.scale(shape[1] / cells[1], shape[0] / cells[0])
     burnt = [(g, 1) for g in geometries]
     grid = rasterize(burnt, out_shape=cells, fill=0, dtype="uint8", transform=scale, all_touched=True).astype(bool)
-    index = [((np.arange(n) + 0.5) * count / n).astype(int) for n, count in zip(shape, cells, strict=True)]
-    return grid[np.ix_(*index)]
+    rows, columns = (_pixels_of(n, count) for n, count in zip(shape, cells, strict=True))
+    return (rows.T.astype(np.int32) @ grid @ columns) > 0
+
+
+def _pixels_of(pixels: int, cells: int) -> np.ndarray:
+    """bool [cells pixels]: the pixels of each cell. Its first is the one at which a mask is sampled for the cell
+    (``nearest_resize``), so that the cells found again are these and no others."""
+    first = (np.arange(cells, dtype=np.float32) * (np.float32(pixels) / np.float32(cells))).astype(int)
+    last = np.maximum(np.append(first[1:], pixels), first + 1)
+    return (np.arange(pixels) >= first[:, None]) & (np.arange(pixels) < last[:, None])
 
 
 def place(prompts: Sequence[Prompt], grid: Grid) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
@@ -175,10 +190,11 @@ def _mark(name: str, parts: Sequence[Prompt], grid: Grid) -> tuple[Mark, list[st
         if cut:
             notes.append(f"{part.where} lies partly outside {grid.name} and is cut off at its edge.")
         mark = _with_geometry(mark, part, geometry)
-    if not (mark.labels == 1).any() and all(part is None for part in (mark.box, mark.area, mark.mask)):
+    points, labels = mark.clicks
+    if not (labels == 1).any() and all(part is None for part in (mark.box, mark.area, mark.mask)):
         raise UserError(f"{parts[0].where} is background only; point at the object, too.")
-    if len(mark.points) > MOST_POINTS:
-        raise UserError(f"{parts[0].where} has {len(mark.points)} points but {MOST_POINTS} is the most for one object.")
+    if len(points) > MOST_POINTS:
+        raise UserError(f"{parts[0].where} has {len(points)} points but {MOST_POINTS} is the most for one object.")
     return mark, notes
 
 
@@ -198,9 +214,10 @@ def _with_geometry(mark: Mark, part: Prompt, geometry: BaseGeometry) -> Mark:
         return replace(mark, area=_polygonal(mark.area.difference(geometry)))
     if "Point" in kind:
         new = shapely.get_coordinates(geometry)
+    elif part.label:
+        return replace(mark, lines=(*mark.lines, geometry))
     else:
         new = np.concatenate([_along(line) for line in shapely.get_parts(geometry)])
-        mark = replace(mark, lines=(*mark.lines, geometry)) if part.label else mark
     labels = np.full(len(new), part.label, np.int32)
     return replace(mark, points=np.concatenate([mark.points, new]), labels=np.concatenate([mark.labels, labels]))
 

@@ -132,9 +132,10 @@ def _points(mark: Mark) -> tuple[np.ndarray, np.ndarray]:
     box = mark.box
     if box is None and (mark.area is not None or mark.mask is not None):
         box = mark.bounds
+    points, labels = mark.clicks
     if box is None:
-        return mark.points, mark.labels
-    return np.concatenate([np.reshape(box, (2, 2)), mark.points]), np.concatenate([[2, 3], mark.labels])
+        return points, labels
+    return np.concatenate([np.reshape(box, (2, 2)), points]), np.concatenate([[2, 3], labels])
 
 
 def _small(marks: Sequence[Mark], shape: tuple[int, int]) -> list[Mark]:

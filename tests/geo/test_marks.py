@@ -10,6 +10,7 @@ import shapely
 from affine import Affine
 from rasterio.crs import CRS
 
+from earthmind_jax.data.tiles import region_cells
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import WGS84, Grid, project, to_map, to_pixel
 from earthmind_jax.geo.marks import place
@@ -115,7 +116,8 @@ def test_a_polygon_across_the_antimeridian_in_either_form():
 def test_what_is_outside_is_cut_off_and_said():
     marks, notes = place([Prompt.from_box(-10, -10, 50, 40), Prompt.line([(290, 10), (400, 10)])], UTM)
     assert marks[0].box == (0, 0, 50, 40)
-    assert marks[1].points[:, 0].max() < 300
+    assert 290 < marks[1].clicks[0][:, 0].max() < 300
+    assert marks[1].clicks[1].tolist() == [1]
     assert len(notes) == 2
     assert all("partly outside s2.tif" in note for note in notes)
     world = Prompt.polygon([(-179, -80), (179, -80), (179, 84), (-179, 84)], crs="EPSG:4326")
@@ -167,6 +169,25 @@ def test_what_a_name_stands_for():
     assert box.region(cells).sum() == 150 * 100
 
 
+@pytest.mark.parametrize("shape", [(200, 300), (101, 37), (10, 13), (64, 64)])
+def test_tokens_touched_are_those_found_again(shape):
+    """Whatever the image's size: the token that a point lies in, and every token along a line, and no other."""
+    cells, rng = (16, 16), np.random.default_rng(0)
+    grid = Grid(Affine.identity(), None, *shape)
+    for _ in range(20):
+        x, y = rng.uniform(0, shape[1]), rng.uniform(0, shape[0])
+        (mark,), _ = place([Prompt.point(x, y)], grid)
+        found = [divmod(token, 16) for _, token in region_cells(mark.region(cells), 16, (1, 1))]
+        own = (int(y * 16 / shape[0]), int(x * 16 / shape[1]))
+        # An image with fewer pixels than tokens has pixels that several tokens share.
+        assert own in found
+        assert len(found) == 1 or min(shape) < 16
+    (mark,), _ = place([Prompt.line([(0.1, shape[0] / 2 + 0.1), (shape[1] - 0.1, shape[0] / 2 + 0.1)])], grid)
+    found = [divmod(token, 16) for _, token in region_cells(mark.region(cells), 16, (1, 1))]
+    assert {column for _, column in found} == set(range(16))
+    assert len({row for row, _ in found}) == 1 or min(shape) < 16
+
+
 def test_a_window_moves_and_cuts_marks():
     prompts = [Prompt.point(160, 40, name="a"), Prompt.from_box(100, 20, 250, 120, name="a")]
     (mark,), _ = place(prompts, UTM)
@@ -175,6 +196,9 @@ def test_a_window_moves_and_cuts_marks():
     assert part.box == (0, 0, 64, 64)
     assert part.region((64, 64)).all()
     assert mark.window(150, 0, (50, 50)) is None
+    (line,), _ = place([Prompt.line([(0, 100), (200, 100)])], UTM)
+    end = line.window(90, 190, (20, 20))
+    assert end.clicks[0].tolist() == [[5, 10]]
     shape, _ = place([Prompt.polygon([(10, 10), (200, 30), (60, 190)])], UTM)
     window = shape[0].window(20, 40, (100, 90))
     np.testing.assert_array_equal(window.drawn(), shape[0].drawn()[20:120, 40:130])
