@@ -167,8 +167,10 @@ def test_thirty_two_marks_take_one_encoding_and_one_call(model, monkeypatch):
 def test_many_targets_are_as_one_by_one(model, sensors):
     images = {name: SCENE[name] for name in sensors}
     targets = ["river", "lake", "ships near the harbour"]
+    before = 0 if model.many is None else model.many.compiled()["begin"]
     answer = model.segment(targets, **images)
-    assert model.many.compiled()["begin"] == (len(sensors) == 1)
+    # What the questions have in common is prefilled once where they read the same tokens, that is for one sensor.
+    assert model.many.compiled()["begin"] - before == (len(sensors) == 1)
     assert [mask.name for mask in answer.masks] == targets
     for i, target in enumerate(targets):
         alone = model.segment(target, **images)

@@ -22,9 +22,9 @@ CONFIG = support.model("average")
 
 @functools.cache
 def batch():
-    """Eight pictures of a bright square somewhere on the left and another on the right; only one of them is meant."""
+    """Four pictures of a bright square somewhere on the left and another on the right; only one of them is meant."""
     rng, samples = np.random.default_rng(0), []
-    for i in range(8):
+    for i in range(4):
         picture, mask = np.full((32, 32, 3), 60, np.uint8), np.zeros((2, 32, 32), bool)
         for side in range(2):
             row, column = rng.integers(1, 22), 16 * side + rng.integers(1, 6)
@@ -38,9 +38,9 @@ def batch():
 def test_marks_lie_where_their_masks_are():
     size = CONFIG.grounding.image_size
     kinds = set()
-    for seed in range(4):
+    for seed in range(6):
         marks = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), CONFIG))
-        for b, m in np.ndindex(8, 2):
+        for b, m in np.ndindex(4, 2):
             mask = np.asarray(batch().masks[b, m]) > 0.5
             points, labels, valid = marks.points[b, m], marks.labels[b, m], marks.valid[b, m]
             kinds.add((labels[0], valid[1]))
@@ -82,10 +82,10 @@ def test_the_decoder_learns_from_them():
         return optax.apply_updates(learned, updates), state, metrics
 
     state, found = optimiser.init(learned), []
-    for i in range(40):
+    for i in range(25):
         learned, state, metrics = step(learned, state, jax.random.key(i))
         found.append({name: float(value) for name, value in metrics.items()})
     assert set(found[0]) == {"mark_bce", "mark_dice", "mark_contrast", "loss"}
-    assert found[-1]["loss"] < 0.6 * found[0]["loss"]
+    assert found[-1]["loss"] < 0.75 * found[0]["loss"]
     moved = {k for k, v in learned.items() if np.abs(np.asarray(v - new[k])).max() > 0}
     assert {k for k in learned if "/transformer/" in k and k.endswith("kernel")} | {"grounding/prompt/points"} <= moved
