@@ -346,8 +346,8 @@ def forward(
     if hidden is not None:
         states.append(token_ops.gather_rows(hidden, batch.seg_index))
     if phrases:
-        marks = (cfg.tokens.p_start, cfg.tokens.p_end)
-        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
+        ends = (cfg.tokens.p_start, cfg.tokens.p_end)
+        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *ends)
         out = out.replace(words=words, phrase_valid=found)
         # The norm of the final state, so that one map serves both.
         states.append(rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(cfg.precision.compute))
