@@ -43,7 +43,7 @@ from earthmind_jax.models import earthmind
 
 WORKERS = 3  # one more than it takes to keep two cores busy: the disk is waited for
 IN_FLIGHT = 256 * 2**20  # bytes of source tensors in memory at a time; one that is larger is alone
-NEW = ("fusion/*", "pyramid/*", "text_hidden_fcs/*")
+NEW = ("fusion/*", "pyramid/*", "text_hidden_fcs/*", "visual_prompt/*")
 """Parameters that no published checkpoint need hold: they start at their initial values."""
 FRESH = "in no published checkpoint of this layout: at its initial value"
 PUBLISHED, TENSORS, IGNORED = "published", "tensors.json", "ignored.safetensors"

@@ -15,6 +15,7 @@ import tyro
 
 from earthmind_jax import cli_ask, cli_checkpoints, cli_data, cli_info, cli_plan, cli_train
 from earthmind_jax.cli_ask import COMMAND, print_answer
+from earthmind_jax.cli_marks import NOWHERE, Pointing
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.told import NOTHING, Told
 
@@ -51,7 +52,7 @@ def demo(
 
 @app.command
 def segment(
-    target: str,
+    target: str = "",
     /,
     checkpoint: Path = Path("demo/checkpoint"),
     optical: Path | None = None,
@@ -60,6 +61,7 @@ def segment(
     picture: bool = False,
     truth: Path | None = None,
     truth_value: int = 1,
+    pointing: Pointing = NOWHERE,
     told: Annotated[Told, cli_info.TOLD] = NOTHING,
     explain: Path | None = None,
     as_json: Annotated[bool, Named(name="json")] = False,
@@ -68,8 +70,10 @@ def segment(
 
     Example: earthmind segment water --optical s2.tif --sar s1.tif --out results
 
+    Example: earthmind segment --optical s2.tif --point 120,85 --box 10,10,60,40
+
     Args:
-        target: what to draw, e.g. "water".
+        target: what to draw, e.g. "water"; may be left out where something is pointed at.
         checkpoint: checkpoint directory.
         optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
         sar: Sentinel-1 GeoTIFF (VV, VH).
@@ -77,16 +81,20 @@ def segment(
         picture: write a plain PNG mask (for images without georeference).
         truth: label raster to compare with; prints the foreground IoU.
         truth_value: the label value of the target in truth.
+        pointing: draw what is pointed at, one mask for each object.
         told: what the files do not say themselves.
         explain: HTML page that says what each sensor alone would have drawn, and where each counted.
         as_json: print JSON.
     """
     from earthmind_jax.infer.predictor import EarthMind
 
+    given = pointing.options()
     cli_ask.check_page(explain)
+    if explain is not None and given:
+        raise UserError("--explain shows what words draw; leave out what points at places.")
     model = EarthMind.load(checkpoint)
     if explain is None:
-        answer, page = model.segment(target, optical=optical, sar=sar, told=told), []
+        answer, page = model.segment(target, optical=optical, sar=sar, told=told, **given), []
     else:
         reason = model.explain(target, optical=optical, sar=sar, told=told, segment=True, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]

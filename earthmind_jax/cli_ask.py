@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from earthmind_jax.cli_info import TOLD
+from earthmind_jax.cli_marks import NOWHERE, Pointing
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.told import NOTHING, Told
 
@@ -35,12 +36,16 @@ def ask(
     skip_broken: bool = False,
     max_new: int = 128,
     temperature: float = 0.0,
+    steer: bool = False,
+    pointing: Pointing = NOWHERE,
     told: Annotated[Told, TOLD] = NOTHING,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Ask a question about an optical image, a SAR image, a pair, or several dates; or a whole file of questions.
 
     Example: earthmind ask "Is there water in the image?" --optical s2.tif --sar s1.tif
+
+    Example: earthmind ask "How do region1 and region2 relate?" --optical s2.tif --box 10,10,60,40 --point 90,80
 
     Example: earthmind ask --batch questions.jsonl --out answers.jsonl
 
@@ -58,13 +63,16 @@ def ask(
         skip_broken: with batch, write an error for each line that is broken instead of stopping before the first.
         max_new: longest answer, tokens.
         temperature: 0 is greedy.
+        steer: what is pointed at also prompts the mask decoder, together with the words.
+        pointing: places that the question is about.
         told: what the files do not say themselves.
         as_json: print JSON.
     """
+    places = pointing.options()
     if batch is not None:
         facts = told.about("optical") + told.about("sar")
         given = {"optical": optical, "sar": sar, "explain": explain, "temperature": temperature}
-        _refuse_with_batch(question=question, **given, **dict.fromkeys(facts, True))
+        _refuse_with_batch(question=question, steer=steer, **given, **dict.fromkeys([*facts, *places], True))
         return _batch(batch, checkpoint, out, masks, batch_size, skip_broken, max_new, as_json)
     if masks is not None or skip_broken:
         raise UserError(f"--{'masks' if masks else 'skip-broken'} belongs to --batch; of one question, --out has all.")
@@ -77,11 +85,13 @@ def ask(
 
     model = EarthMind.load(checkpoint)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
-    given["told"] = told
+    given |= {"told": told, **places}
     page, extra = [], {}
     if explain is None:
-        answer = model.ask(question, **given)
+        answer = model.ask(question, steer=steer, **given)
     else:
+        if steer or "window" in places:
+            raise UserError("--explain shows the image as a whole; leave out --steer, --crop and --area.")
         reason = model.explain(question, **given, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
         extra = {"reason": reason.to_dict()} if as_json else {f"{n} alone": a.text for n, a in reason.alone.items()}
@@ -254,10 +264,13 @@ def print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str,
         return
     print(answer.text)
     for name, mask in zip(answer.names, facts["masks"], strict=True):
-        print(f"{name.replace('_', ' ')}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
+        what = f" ({mask['name']})" if "name" in mask else ""
+        print(f"{name.replace('_', ' ')}{what}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
     if facts["fusion"]:
         print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
     for key, value in (extra or {}).items():
         print(f"{key}: {value}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
     for file in files:
         print(f"wrote {file}")

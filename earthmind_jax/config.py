@@ -298,6 +298,21 @@ class SensorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisualPromptConfig:
+    """The learned encoder of marked regions (:mod:`earthmind_jax.models.visual_prompt`)."""
+
+    width: int = 256
+    heads: int = 8
+    mlp: int = 1024
+    tokens: int = 512  # of all regions of a conversation that are encoded; those beyond stay as they are
+    regions: int = 64  # that are told apart
+
+    def __post_init__(self) -> None:
+        require(self.width % self.heads == 0, f"prompts.width {self.width} must be a multiple of heads {self.heads}.")
+        require(self.tokens > 0 and self.regions > 0, "prompts.tokens and prompts.regions must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EarthMindConfig:
     """The whole model. ``grounding=None`` builds one that answers in text only."""
 
@@ -305,6 +320,7 @@ class EarthMindConfig:
     lm: LmConfig = LmConfig()
     grounding: GroundingConfig | None = GroundingConfig()
     fusion: FusionConfig = FusionConfig()
+    prompts: VisualPromptConfig | None = None  # None: region tokens are plain copies, as published
     sensors: SensorConfig = SensorConfig()
     tokens: SpecialTokens = SpecialTokens()
     precision: Precision = Precision()
@@ -376,6 +392,7 @@ class LossConfig:
     answer_power: float = 0.0  # tokens weigh length ** -power of their answer (ops.losses.answer_weights)
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
+    mark: float = 0.0  # the same for masks drawn from a click in the target, or its box, alone (as SAM2 learns)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
     region_word: float = 0.0  # visual tokens recognise the phrases of the masks they lie in (ours, as above)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy, on each shard of the batch

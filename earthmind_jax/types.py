@@ -102,6 +102,26 @@ class ImageFeatures:
 
 
 @struct.dataclass
+class VisualPrompts:
+    """What M objects of each image are pointed at with, for the mask decoder; coordinates in pixels of its image.
+
+    Attributes:
+      points: float32 (x, y) [B M P 2]; of a box its two corners.
+      labels: int32 [B M P]: 1 object, 0 background, 2 and 3 top-left and bottom-right corner of a box, -1 "no point at
+        all" (the token of an object that has none).
+      valid: bool [B M P], false where an object has fewer than P points.
+      masks: float32 logits [B M h w] at a quarter of the image's size; None where no object has a mask.
+      masked: bool [B M], the objects that have one.
+    """
+
+    points: Array
+    labels: Array
+    valid: Array
+    masks: Array | None = None
+    masked: Array | None = None
+
+
+@struct.dataclass
 class MaskOutput:
     """Mask decoder outputs: logits [B M h w], predicted IoU [B M], mask tokens [B M D], object score logits [B M]."""
 

@@ -101,7 +101,7 @@ def check_records(
         assert record is not None
         totals["turns"] += len(record.turns)
         totals["masks"] += sum(len(turn.masks) for turn in record.turns)
-        totals["regions"] += sum(turn.region is not None for turn in record.turns)
+        totals["regions"] += sum(len(turn.regions) for turn in record.turns)
         kinds["sensors"][" and ".join(name for name in SENSORS if record.paths(name)) or "none"] += 1
         kinds["dates"][record.dates] += 1
         kinds["tiles"][count] += 1

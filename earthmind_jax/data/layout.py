@@ -17,7 +17,7 @@ import numpy as np
 from earthmind_jax.config import DataConfig, EarthMindConfig, SensorConfig
 from earthmind_jax.data import prompts, tiles
 from earthmind_jax.data.buckets import Buckets, Shape
-from earthmind_jax.data.read import decode_region, picture_shape, picture_sizes
+from earthmind_jax.data.read import decode_regions, picture_shape, picture_sizes
 from earthmind_jax.data.records import SENSORS, Picture, Record, Sample
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
@@ -105,7 +105,7 @@ def measure(
         if isinstance(item, Record):
             views = record_views(item, cfg.sensors)
             extent = views["optical" if "optical" in views else "sar"].shape if views else (1, 1)
-            region = partial(decode_region, shape=extent, root=item.root)
+            region = partial(decode_regions, shape=extent, root=item.root)
         else:
             dated = {name: item.images(name) for name in SENSORS}
             views = {
@@ -113,7 +113,7 @@ def measure(
                 for name, images in dated.items()
                 if images
             }
-            region = attrgetter("region")
+            region = attrgetter("regions")
         return arrange(
             item.turns, views, cfg, data, tokenizer, buckets, rng=rng, sensors=sensors, variant=variant, region=region
         )
@@ -133,12 +133,12 @@ def arrange(
     sensors: Sequence[str] = SENSORS,
     variant: str = "hf",
     tiny_regions: bool = True,
-    region: Callable[[Any], np.ndarray | None] = attrgetter("region"),
+    region: Callable[[Any], Sequence[np.ndarray]] = attrgetter("regions"),
 ) -> Layout:
     """The layout of turns about images of the sizes ``views``; drawn at random: the sensors kept, then the turns kept.
 
     Args:
-      region: the part of the image [h w] that a turn asks about.
+      region: the parts of the image [h w] that a turn asks about.
     """
     kept = keep_sensors(views, data, rng, sensors)
     dates, frames, grid, count = tiling({name: views[name] for name in kept}, cfg)
@@ -210,7 +210,7 @@ _NOTHING = prompts.Prompt(*(np.zeros(0, t) for t in (np.int32, bool, bool, np.in
 
 def _prompt(
     layout: Layout,
-    regions: Sequence[np.ndarray | None],
+    regions: Sequence[Sequence[np.ndarray]],
     cfg: EarthMindConfig,
     tokenizer: Tokenizer,
     variant: str,
@@ -229,12 +229,11 @@ def _prompt(
     thumbnail = cfg.sensors.thumbnail
     last = count - tiles.tile_count(layout.grid, thumbnail)  # first tile of the last frame
     marked, texts = [], []
-    for turn, region in zip(layout.turns, regions, strict=True):
-        question = turn.question
-        if region is not None:
+    for turn, own in zip(layout.turns, regions, strict=True):
+        names = [f"region{len(marked) + i}" for i in range(1, len(own) + 1)]
+        for region in own:
             cells = tiles.region_cells(region, cfg.vision.grid, layout.grid, thumbnail, at_least_one=tiny_regions)
             marked.append([(last + tile) * stride + o + token for o in offsets for tile, token in cells])
-            question = question.replace("{region}", f"region{len(marked)}")
-        texts.append((question, turn.answer))
+        texts.append((prompts.name_regions(turn.question, names), turn.answer))
     visual = np.split(rows.astype(np.int32), layout.dates) if count else []
     return prompts.build(texts, tokenizer, cfg.template, visual=visual, regions=marked, variant=variant)

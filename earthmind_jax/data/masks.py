@@ -142,3 +142,36 @@ def draw_polygons(polygons: Sequence[Any], shape: tuple[int, int], where: str = 
             )
         draw.polygon([float(v) for v in polygon], fill=1)
     return np.asarray(canvas)
+
+
+MARKS = ("box", "points", "line")
+MARK_CELLS = 16  # on each side: the visual tokens of a published model's tile
+
+
+def is_marks(spec: Any) -> bool:
+    """Whether a region is written as a box, points or a line."""
+    return isinstance(spec, dict) and len(spec) == 1 and next(iter(spec)) in MARKS
+
+
+def draw_marks(spec: dict[str, Any], shape: tuple[int, int], where: str = "region") -> Mask:
+    """A region written as ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y], ...]}`` or ``{"line": [[x, y], ...]}``
+    in pixels of an image of ``shape``, (0, 0) the outer corner of the first pixel, bool [H W].
+
+    Points and lines stand for those of 16 x 16 cells laid over the image that they touch.
+
+    Raises:
+      UserError: naming ``where`` and what is wrong, or that nothing of it lies on the image.
+    """
+    from earthmind_jax.geo.grid import Affine, Grid
+    from earthmind_jax.geo.marks import place
+    from earthmind_jax.geo.prompts import Prompt
+
+    (kind, values), grid = next(iter(spec.items())), Grid(Affine.identity(), None, *shape)
+    if kind == "box":
+        if not isinstance(values, list) or len(values) != 4:
+            raise UserError(f"{where}: a box is [x0, y0, x1, y1], not {values!r}.")
+        prompt = Prompt.from_box(*values, where=where)
+    else:
+        prompt = (Prompt.points if kind == "points" else Prompt.line)(values, where=where)
+    (mark,), _ = place([prompt], grid)
+    return mark.region((MARK_CELLS, MARK_CELLS))

@@ -157,6 +157,14 @@ def region_string(counts: Sequence[int]) -> str:
     return f"\nThere are {len(counts)} part regions in the picture: {regions}.\n"
 
 
+def name_regions(question: str, names: Sequence[str]) -> str:
+    """The question with each ``{region}`` replaced by the next of ``names``, and by the last where there are more."""
+    if not names:
+        return question
+    first, *rest = question.split("{region}")
+    return first + "".join(names[min(i, len(names) - 1)] + part for i, part in enumerate(rest))
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A conversation as arrays of length T; ``seg`` are the positions of ``[SEG]`` in answers, in order."""

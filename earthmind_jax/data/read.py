@@ -14,7 +14,7 @@ from PIL import Image
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.images import Image as Described
-from earthmind_jax.data.masks import decode
+from earthmind_jax.data.masks import decode, draw_marks, is_marks
 from earthmind_jax.data.model_bands import model_bands, of_other_colours
 from earthmind_jax.data.records import SENSORS, Dated, Picture, Record, RecordTurn, Sample, Turn
 from earthmind_jax.errors import UserError
@@ -185,7 +185,7 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
                 turn.question,
                 turn.answer,
                 _masks(turn, shape, record.root, i),
-                decode_region(turn, shape, record.root, i),
+                _regions(turn, shape, record.root, i),
             )
             for i, turn in enumerate(record.turns)
         )
@@ -241,15 +241,30 @@ def check_marks(
         name = f"turns[{index}].masks[{i}]" if len(turn.masks) > 1 else f"turns[{index}].mask"
         one = RecordTurn(turn.question, turn.answer, (spec,))
         yield name, partial(_masks, one, shape, root, index)
-    if turn.region is not None:
-        yield f"turns[{index}].region", partial(decode_region, turn, shape, root, index)
+    for i, spec in enumerate(turn.regions):
+        name = f"turns[{index}].regions[{i}]" if len(turn.regions) > 1 else f"turns[{index}].region"
+        one = RecordTurn(turn.question, turn.answer, region=spec)
+        yield name, partial(decode_regions, one, shape, root, index)
 
 
-def decode_region(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int = 0) -> np.ndarray | None:
-    """The part of an image of ``shape`` that a turn as written asks about, bool [h w]; None for the whole."""
-    if turn.region is None:
-        return None
-    return _decode(turn.region, shape, root, f"turns[{index}].region")
+def decode_regions(
+    turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int = 0
+) -> tuple[np.ndarray, ...]:
+    """The parts of an image of ``shape`` that a turn as written asks about, each bool [h w]; none for the whole."""
+    name = f"turns[{index}].region"
+    made = []
+    for spec in turn.regions:
+        if not is_marks(spec):
+            made.append(_decode(spec, shape, root, name))
+        elif shape is not None:
+            made.append(draw_marks(spec, shape, name))
+    return tuple(made)
+
+
+def _regions(turn: RecordTurn, shape: tuple[int, int], root: Path, index: int) -> Any:
+    """A turn's regions in the forms of :class:`Turn`."""
+    made = decode_regions(turn, shape, root, index)
+    return made if len(made) > 1 else made[0] if made else None
 
 
 def _masks(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int) -> Any:

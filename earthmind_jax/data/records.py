@@ -14,14 +14,18 @@ A line of a record file::
 ``question``            text; ``<image>`` in the first says where the image goes (before it where not written)
 ``answer``              text, or null in the last turn, for the model to answer; each ``[SEG]`` is a mask
 ``mask``, ``masks``     of the answer's one ``[SEG]``; a list for several
-``region``              the part that the question asks about; ``{region}`` in the question becomes its name
+``region``, ``regions``  the part that the question asks about; a list for several. The first ``{region}`` in the
+                        question becomes the name of the first, the next that of the second, and so on
 ======================  ===================================================================================
 
 A mask or region is a path (picture, ``.npy``, GeoTIFF; nonzero is the object), ``{"file": path, "value": 3}`` (a value
 of a label image, or a list of some), a COCO run-length code, or polygons in pixels, on the grid of the optical image,
-or of the SAR image where it stands alone. With several dates a mask holds on all of them, or is ``{"dates": [mask of
-the first date, null, ...]}``, null where it is not known; the first five dates reach the model, and a region lies on
-the last of those.
+or of the SAR image where it stands alone. A region may also be ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y],
+...]}`` or ``{"line": [[x, y], ...]}`` in pixels; points and lines stand for those of 16 x 16 cells laid over the image
+that they touch, the visual tokens of the published models.
+
+With several dates a mask holds on all of them, or is ``{"dates": [mask of the first date, null, ...]}``, null where it
+is not known; the first five dates reach the model, and a region lies on the last of those.
 """
 
 from __future__ import annotations
@@ -65,13 +69,21 @@ class Turn:
       mask: [h w], or [k h w] for the k ``[SEG]`` of the answer, any size, nonzero is the object; or a tuple of k, each
         [h w] (on every date) or :class:`Dated`.
       region: [h w], the part of the image that the question asks about (``region1``, counted over the conversation; a
-        ``{region}`` in the question becomes that name).
+        ``{region}`` in the question becomes that name); or a tuple of several, whose names the question's ``{region}``
+        become one after the other.
     """
 
     question: str
     answer: str | None = None
     mask: np.ndarray | tuple[np.ndarray | Dated, ...] | None = None
-    region: np.ndarray | None = None
+    region: np.ndarray | tuple[np.ndarray, ...] | None = None
+
+    @property
+    def regions(self) -> tuple[np.ndarray, ...]:
+        """The parts of the image that the question asks about."""
+        if self.region is None:
+            return ()
+        return self.region if isinstance(self.region, tuple) else (self.region,)
 
     @property
     def masks(self) -> tuple[np.ndarray | Dated, ...]:
@@ -112,12 +124,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class RecordTurn:
-    """A turn as written: ``masks`` and ``region`` are in the forms of :mod:`earthmind_jax.data.masks`."""
+    """A turn as written: ``masks`` and ``region`` (a tuple of several) are in the forms of
+    :mod:`earthmind_jax.data.masks`."""
 
     question: str
     answer: str | None = None
     masks: tuple[Any, ...] = ()
     region: Any = None
+
+    @property
+    def regions(self) -> tuple[Any, ...]:
+        if self.region is None:
+            return ()
+        return self.region if isinstance(self.region, tuple) else (self.region,)
 
 
 @dataclass(frozen=True)
@@ -220,7 +239,8 @@ def _record(values: dict[str, Any], where: str, root: Path) -> Record:
         masks = turn.get("masks")
         if masks is None:
             masks = [] if turn.get("mask") is None else [turn["mask"]]
-        turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), turn.get("region")))
+        region = turn.get("region") if turn.get("regions") is None else tuple(turn["regions"])
+        turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), region))
     images = {sensor: files(values.get(sensor)) for sensor in SENSORS}
     return Record(str(values["id"]), tuple(turns), **images, root=root, where=where)
 
@@ -264,7 +284,7 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
     if not isinstance(turn, dict):
         yield f"{name} must be an object, not {turn!r}."
         return
-    yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region"))
+    yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region", "regions"))
     if not _is_text(turn.get("question")):
         yield f"field '{name}.question' must be text, not {turn.get('question')!r}."
     answer = turn.get("answer")
@@ -281,12 +301,17 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
         return
     for spec in masks:
         yield from _mask_problems(spec, f"{name}.mask", dates)
-    region = turn.get("region")
-    if region is not None:
+    regions = turn.get("regions")
+    if regions is None:
+        regions = [] if turn.get("region") is None else [turn["region"]]
+    elif not isinstance(regions, list) or not regions or turn.get("region") is not None:
+        yield f"field '{name}.regions' must be a list of at least one, and stands instead of 'region'."
+        return
+    for region in regions:
         if isinstance(region, dict) and "dates" in region:
             yield f"field '{name}.region' must be one region, not one for each date."
         yield from _mask_problems(region, f"{name}.region", dates)
-    if (masks or region is not None) and not dates:
+    if (masks or regions) and not dates:
         yield f"field '{name}' has a mask or a region, but the record has no image."
     count = (answer or "").count(SEG)
     if count != len(masks):
@@ -335,7 +360,8 @@ def record_values(record: Record) -> dict[str, Any]:
         values: dict[str, Any] = {"question": turn.question, "answer": turn.answer}
         masks = [encode_rle(m) if isinstance(m, np.ndarray) else m for m in turn.masks]
         values |= {"masks": masks} if len(masks) > 1 else {"mask": masks[0] if masks else None}
-        region = encode_rle(turn.region) if isinstance(turn.region, np.ndarray) else turn.region
-        turns.append(values | {"region": region})
+        regions = [encode_rle(r) if isinstance(r, np.ndarray) else r for r in turn.regions]
+        values |= {"regions": regions} if len(regions) > 1 else {"region": regions[0] if regions else None}
+        turns.append(values)
     images = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
     return {"id": record.id, **images, "turns": turns}

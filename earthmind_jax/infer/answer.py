@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jax import Array
 
@@ -13,8 +14,9 @@ from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.records import SENSORS, Sample
 from earthmind_jax.infer.engine import Engine, Generated, Pyramids
+from earthmind_jax.infer.marks import paired
 from earthmind_jax.ops.resize import bilinear
-from earthmind_jax.types import Batch, Fused
+from earthmind_jax.types import Batch, Fused, VisualPrompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ def answer(
     seed: int = 0,
     buckets: Buckets | None = None,
     sensors: tuple[str, ...] | None = None,
+    marks: VisualPrompts | None = None,
 ) -> Iterator[Reply]:
     """Answer the last question of every sample, in order.
 
@@ -64,6 +67,7 @@ def answer(
     Args:
       sensors: sensors that batches have room for; None: those that the samples of a batch have. Naming both keeps one
         compiled variant for samples with one sensor or two.
+      marks: what the ``[SEG]`` of every sample also point at [1 M ...] (:func:`earthmind_jax.infer.marks.paired`).
     """
     data = DataConfig(batch_size=batch_size, masks_per_sample=1, turns=2**30)
     for start in range(0, len(samples), batch_size):
@@ -73,7 +77,8 @@ def answer(
         batch = collate(filled, engine.config, data, engine.tokenizer, tables, sensors=sensors, follow=True)
         fused = engine.encode(batch)
         made = engine.generate(batch, fused, max_new=max_new, temperature=temperature, seed=seed)
-        yield from replies(engine, batch, fused, made, [_dates(sample) for sample in group])
+        dates = [_dates(sample) for sample in group]
+        yield from replies(engine, batch, fused, made, dates, marks=marks)
 
 
 def replies(
@@ -82,18 +87,23 @@ def replies(
     fused: Fused | None,
     made: Generated,
     dates: Sequence[int],
+    *,
+    marks: VisualPrompts | None = None,
     pyramids: Pyramids | None = None,
 ) -> Iterator[Reply]:
     """What was generated for the first rows of a batch, with masks and weights.
 
     Args:
       dates: images of each row's sample.
+      marks: as of :func:`answer`.
       pyramids: the mask decoder's features of the batch's images, where they are known already.
     """
-    logits = None
-    if made.seg_states.shape[1] and engine.config.grounding is not None and fused is not None:
-        logits = engine.masks(batch, fused, made.seg_states, pyramids)[0]
-    weights = None if fused is None else _grid(fused.weights)
+    logits, states = None, made.seg_states
+    if states.shape[1] and engine.config.grounding is not None and fused is not None:
+        if marks is not None:
+            marks = jax.tree.map(lambda x: np.repeat(x, len(states), 0), paired(marks, states.shape[1]))
+        logits = engine.masks(batch, fused, states, marks, pyramids=pyramids)[0]
+    weights = None if fused is None else token_grid(fused.weights)
     for row, count in enumerate(dates):
         found = () if logits is None else tuple(_masks(logits[row], count, made.seg_valid[row]))
         yield Reply(made.texts[row], found, None if weights is None else weights[row])
@@ -118,6 +128,7 @@ def _masks(logits: np.ndarray, dates: int, valid: np.ndarray) -> Iterator[np.nda
             yield logits[:dates, i] if dates > 1 else logits[0, i]
 
 
-def _grid(weights: Array) -> np.ndarray:
+def token_grid(weights: Array) -> np.ndarray:
+    """Fusion weights [B I N 2] on the token grid of each tile [B I n n 2]."""
     side = round(weights.shape[2] ** 0.5)
     return np.asarray(weights, np.float32).reshape(*weights.shape[:2], side, side, 2)

@@ -27,7 +27,7 @@ from earthmind_jax.data.collate import stack
 from earthmind_jax.data.encode import Example, encode_sample
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.masks import encode_rle
-from earthmind_jax.data.read import Images, decode_region
+from earthmind_jax.data.read import Images, decode_regions
 from earthmind_jax.data.records import SENSORS, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
@@ -209,7 +209,8 @@ class _Work:
             # What earlier answers drew is not shown to the model; only their number has to be right.
             count = (turn.answer or "").count(SEG)
             drawn = np.zeros((count, *shape), bool) if count else None
-            turns.append(Turn(turn.question, turn.answer, drawn, decode_region(turn, shape, request.record.root, i)))
+            parts = decode_regions(turn, shape, request.record.root, i)
+            turns.append(Turn(turn.question, turn.answer, drawn, parts or None))
         return Sample("ask", tuple(turns)) if images is None else sample_of(images, *turns)
 
     def _samples(self, group: list[Request], reading: Future[Scene]) -> Iterator[tuple[Request, Scene, Sample]]:
@@ -279,7 +280,7 @@ class _Work:
         if made.seg_states.shape[1] and model.config.grounding is not None and fused is not None:
             pyramids = _beside([self._pyramids(scene) for scene in scenes])
         answers = []
-        found = replies(engine, batch, fused, made, [1] * len(items), pyramids)
+        found = replies(engine, batch, fused, made, [1] * len(items), pyramids=pyramids)
         for (_, scene, sample), reply in zip(items, found, strict=True):
             turn = sample.turns[-1]
             if scene.images is None:

@@ -26,6 +26,7 @@ from earthmind_jax.data.encode import Example, encode_sample
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import SENSORS, Turn
+from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.place import Window, window_of, window_of_box
@@ -231,31 +232,34 @@ class Conversation:
         if view.fused is None:
             return Answer(turn.question, made.texts[0], model=self.model.name)
         dates = len(view.images.later) + 1
-        reply = next(replies(self.model.engine, batch, view.fused, made, [dates], view.pyramids))
+        reply = next(replies(self.model.engine, batch, view.fused, made, [dates], pyramids=view.pyramids))
         return self.model.whole(view.images, turn, reply)
 
     def _placed(self, turn: Turn) -> Turn:
-        """A turn about the view, its region on the grid of the whole image."""
+        """A turn about the view, its regions on the grid of the whole image."""
         if turn.region is None or self.window is None:
             return turn
         assert self.images is not None
         row, column, height, width = self.window
-        region = np.zeros(self.images.shape, bool)
-        region[row : row + height, column : column + width] = turn.region
-        return dataclasses.replace(turn, region=region)
+        placed = []
+        for part in turn.regions:
+            region = np.zeros(self.images.shape, bool)
+            region[row : row + height, column : column + width] = nearest_resize(part, (height, width))
+            placed.append(region)
+        return dataclasses.replace(turn, region=tuple(placed))
 
     def _shown(self, turn: Turn, number: int) -> Turn:
-        """An earlier turn, its region on the grid of the view."""
+        """An earlier turn, its regions on the grid of the view."""
         if turn.region is None or self.window is None:
             return turn
         row, column, height, width = self.window
-        region = turn.region[row : row + height, column : column + width]
-        if not region.any():
+        shown = tuple(region[row : row + height, column : column + width] for region in turn.regions)
+        if not all(region.any() for region in shown):
             raise UserError(
                 f"Question {number} speaks of a region that lies outside the window {self.window}; zoom out, or "
                 "start a new conversation."
             )
-        return dataclasses.replace(turn, region=region)
+        return dataclasses.replace(turn, region=shown)
 
 
 def _longer(error: UserError | None, limit: int, begun: bool) -> UserError:

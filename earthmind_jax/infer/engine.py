@@ -6,6 +6,7 @@ no more (:meth:`Engine.compiled` counts them). The key/value cache is donated fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,12 +20,14 @@ from jax import Array
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data.prompts import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
+from earthmind_jax.errors import UserError
 from earthmind_jax.infer.kept import Kept, capacity
+from earthmind_jax.infer.marks import padded
 from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.ops import sampling
 from earthmind_jax.ops import tokens as token_ops
-from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, Params
+from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, Params, VisualPrompts
 
 Seen = tuple[Array | None, Array | None]
 """Visual tokens of the optical and the SAR image before fusion, [B I N D] each; None for a sensor that is missing."""
@@ -133,6 +136,7 @@ class Engine:
         keep_logits: bool = False,
         keep: bool = False,
         kept: Kept | None = None,
+        begin: Callable[[int], Decoding] | None = None,
     ) -> Generated:
         """Answer every prompt of the batch.
 
@@ -145,6 +149,7 @@ class Engine:
           keep: return keys and values for a further turn (a batch of one).
           kept: those of an earlier turn about the same visual tokens, used up by this call: only what the prompt does
             not share with them is prefilled. The answer is that of the whole prompt.
+          begin: makes the prefilled state, given the size of its buffers, in place of a prefill of the whole prompts.
         """
         room = np.maximum(self.config.max_length - np.asarray(batch.lengths), 0)
         max_new = min(max_new, int(room.max()))
@@ -152,7 +157,10 @@ class Engine:
         force = np.full(size, -1, np.int32)
         for step, token in (forced or {}).items():
             force[step] = token
-        state = self._begin(batch, fused, kept, keep=keep, size=size, keep_logits=keep_logits)
+        if begin is not None:
+            state = begin(size)
+        else:
+            state = self._begin(batch, fused, kept, keep=keep, size=size, keep_logits=keep_logits)
         stops = np.asarray(self.stop_ids if stop else (), np.int32)
         stops = np.pad(stops, (0, 4 - len(stops)), constant_values=-1) if len(stops) < 4 else stops
         end = 0
@@ -174,7 +182,9 @@ class Engine:
         room = batch.tokens.shape[1] + options["size"]
         if keep:
             room = capacity(int(batch.lengths[0]) + options["size"], self.config.max_length)
-        if kept is None or not (shared := kept.shared(self.config.lm.rope, batch)):
+        # A learned prompt encoder sees the regions of the whole prompt at once.
+        whole = kept is None or self.config.prompts is not None
+        if whole or not (shared := kept.shared(self.config.lm.rope, batch)):
             inputs = (batch.tokens, batch.visual_index, batch.lengths)
             return self._prefill(self.params, *inputs, visual, cache=None, capacity=room, **options)
         cache, inputs = kept.extend(batch, shared, room)
@@ -189,10 +199,13 @@ class Engine:
         self,
         batch: Batch,
         fused: Fused | None,
-        seg_states: Array,
+        seg_states: Array | None,
+        marks: VisualPrompts | None = None,
+        *,
         pyramids: Pyramids | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D].
+        """Low-resolution mask logits [B M h w] and predicted IoU [B M] for ``[SEG]`` states [B M D], for marks alone
+        (without states), or for each state with the mark of its place.
 
         Where the batch has stacks of grounding images [B F G G 3], logits [B F M h w] and IoU [B F M] of every frame:
         the first ones are prompted, the rest followed (:func:`earthmind_jax.models.earthmind.track`).
@@ -200,13 +213,19 @@ class Engine:
         Args:
           pyramids: what :meth:`pyramids` made of the batch's images; they are not encoded again.
         """
-        count = bucket(seg_states.shape[1], MASKS)
-        padded = jnp.pad(seg_states, ((0, 0), (0, count - seg_states.shape[1]), (0, 0)))
+        given = seg_states if seg_states is not None else marks.points
+        image = batch.ground_sar if batch.ground_optical is None else batch.ground_optical
+        if marks is not None and image is not None and image.ndim == 5:
+            raise UserError("Marks point at one image; ask about a stack of dates in words.")
+        m = given.shape[1]
+        count = bucket(m, MASKS)
+        if seg_states is not None:
+            seg_states = jnp.pad(seg_states, ((0, 0), (0, count - m), (0, 0)))
         logits, iou = self._masks(
             self.params, *((None, None) if pyramids else (batch.ground_optical, batch.ground_sar)),
-            batch.ground_optical_valid, batch.ground_sar_valid, fused, padded, pyramids,
+            batch.ground_optical_valid, batch.ground_sar_valid, fused, seg_states,
+            None if marks is None else padded(marks, count), pyramids,
         )  # fmt: skip
-        m = seg_states.shape[1]
         return np.asarray(logits)[..., :m, :, :], np.asarray(iou)[..., :m]
 
     def _said_stop(self, state: Decoding) -> bool:
@@ -279,9 +298,18 @@ def _prefill(
     text = earthmind.embed(config, params, tokens)
     rows = None if visual is None else visual.reshape(batch, -1, visual.shape[-1])
     embeds = earthmind.place(text, rows, visual_index)
+    embeds = earthmind.refine(config, params, embeds, rows, tokens, visual_index)
     fresh = cache is None
     cache = init_cache(config.lm, batch, capacity, config.precision.compute) if cache is None else cache
     out = earthmind.language(config, params, embeds, lengths, cache=cache, fresh=fresh)
+    return prefilled(config, params, out, lengths, size, keep_logits)
+
+
+def prefilled(
+    config: EarthMindConfig, params: Params, out: LmOutput, lengths: Array, size: int, keep_logits: bool = False
+) -> Decoding:
+    """The state that decoding begins with, behind a pass over prompts of ``lengths`` tokens."""
+    batch = len(lengths)
     last = token_ops.gather_rows(out.hidden, lengths[:, None] - 1)
     scores = earthmind.logits(config, params, last)[:, 0].astype(jnp.float32)
     assert out.cache is not None
@@ -346,11 +374,12 @@ def _masks(
     optical_valid: Array | None,
     sar_valid: Array | None,
     fused: Fused | None,
-    seg_states: Array,
+    seg_states: Array | None,
+    marks: VisualPrompts | None,
     pyramids: Pyramids | None,
 ) -> tuple[Array, Array]:
     weights = None if fused is None else earthmind.grounding_weights(fused)
-    prompts = earthmind.seg_prompt(config, params, seg_states)
+    prompts = None if seg_states is None else earthmind.seg_prompt(config, params, seg_states)
     image = sar if optical is None else optical
     if image is not None and image.ndim == 5:
         tracked = earthmind.track(config, params, optical, sar, prompts, optical_valid, sar_valid, weights)
@@ -360,5 +389,5 @@ def _masks(
     features, presence = pyramids
     if presence is not None:
         features = earthmind.blend_features(features, presence, weights)
-    out = earthmind.ground(config, params, features, prompts)
+    out = earthmind.ground(config, params, features, prompts, marks)
     return out.logits, out.iou

@@ -18,12 +18,16 @@ from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Sample, Turn
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.told import NOTHING, Told
 from earthmind_jax.infer.answer import Reply, answer
 from earthmind_jax.infer.engine import Engine
+from earthmind_jax.infer.many import Many
+from earthmind_jax.infer.marks import Marks, gather, name_marks, regions, visual_prompts
+from earthmind_jax.infer.pointing import Zoom, closer_to, draw, within, zoomed
 from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.windows import Blend, windows
-from earthmind_jax.types import Params
+from earthmind_jax.types import Params, VisualPrompts
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.conversation import Conversation
@@ -34,6 +38,18 @@ Source = str | Path | np.ndarray
 
 Sources = Source | Sequence[Source]
 """One image, or one for each date."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The part of a scene that is asked about, and the (row, column) where it begins."""
+
+    images: Images
+    offset: tuple[int, int] = (0, 0)
+
+    def placed(self, answer: Answer) -> Answer:
+        """The answer with its masks at their place in the scene."""
+        return replace(answer, masks=tuple(replace(mask, offset=self.offset) for mask in answer.masks))
 
 
 @dataclass
@@ -53,6 +69,7 @@ class EarthMind:
     sensors: tuple[str, ...] | None = None  # those that batches have room for; None: those that a request has
     path: str = ""  # of the checkpoint; empty for parameters in memory
     source: dict[str, Any] = field(default_factory=dict)  # what the checkpoint was made from, as it says itself
+    many: Many | None = None  # the compiled functions of several targets at once, from the first time they are used
 
     @classmethod
     def load(cls, path: str | Path) -> EarthMind:
@@ -78,11 +95,14 @@ class EarthMind:
         *,
         optical: Sources | None = None,
         sar: Sources | None = None,
+        region: np.ndarray | None = None,
+        marks: Marks | None = None,
+        steer: bool = False,
+        window: Zoom | None = None,
         max_new: int = 256,
         temperature: float = 0.0,
         overlap: float = 0.5,
         told: Told = NOTHING,
-        **options: Any,
     ) -> Answer:
         """Ask about an optical image, a SAR image, both, or neither.
 
@@ -92,30 +112,62 @@ class EarthMind:
         tracker.
 
         Args:
+          region: bool [H W] on the image's grid, what the question calls ``region1``.
+          marks: what else the question points at (points, boxes, polygons, scribbles, masks): region1, region2, ... in
+            their order, or ``{name}`` in the question for an object of that name.
+          steer: the marks also prompt the mask decoder: a single one goes with every ``[SEG]``, else the first with the
+            first, and so on.
+          window: the part of the scene to ask about; masks then lie on its grid, and their boxes and polygons in the
+            scene's pixels. None: all of it, or, where something is pointed at and the image is larger than the model's
+            own window, the window around that.
           temperature: 0 is greedy.
           overlap: share of a window common to neighbours.
           told: what the files do not say themselves (sensor, scale, band names).
-          options: what the question points at, see :meth:`turn`.
 
         Raises:
           UserError: a file cannot be used, or the pair does not overlap.
         """
         images = self.images(optical, sar, told)
-        return self.look(images, self.turn(question, images, **options), max_new, temperature, overlap)
+        view, turn, prompts = self.point(question, images, region, marks, window, steer)
+        seen = None if view is None else view.images
+        answer = self.look(seen, turn, max_new, temperature, overlap, prompts=prompts)
+        return answer if view is None else view.placed(answer)
 
-    def turn(self, question: str, images: Images | None, *, region: np.ndarray | None = None) -> Turn:
-        """A question and what it points at, checked against the images: the one place where a turn is made.
-
-        Args:
-          region: bool [H W] on the images' grid, what the question calls ``region1``.
-        """
+    def point(
+        self,
+        question: str,
+        images: Images | None,
+        region: np.ndarray | None = None,
+        marks: Marks | None = None,
+        window: Zoom | None = None,
+        steer: bool = False,
+    ) -> tuple[View | None, Turn, VisualPrompts | None]:
+        """The part of the scene that a question is about, its turn, and what prompts the mask decoder beside it."""
         if not question.strip():
             raise UserError("The question is empty; ask something.")
-        if region is not None and images is None:
-            raise UserError("A region needs an image; give one, or ask without the region.")
-        if region is not None and region.shape != images.shape:
-            raise UserError(f"The region has {region.shape} pixels (rows, columns) but the image has {images.shape}.")
-        return Turn(question, region=region)
+        if images is None:
+            if not (region is None and marks is None and window is None):
+                raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
+            return None, Turn(question), None
+        view, placed = self._view(images, region, marks, window, closer=True)
+        prompts = None
+        if steer and placed and self.config.grounding is not None:
+            prompts = visual_prompts(placed, self.config.grounding)
+        found = regions(placed, view.images, self.config)
+        return view, Turn(name_marks(question, placed), region=found or None), prompts
+
+    def turn(
+        self, question: str, images: Images | None, *, region: np.ndarray | None = None, marks: Marks | None = None
+    ) -> Turn:
+        """A question about the images as a whole and what it points at on their grid, checked.
+
+        Args:
+          region, marks: as in :meth:`ask`.
+        """
+        if images is None:
+            return self.point(question, images, region, marks)[1]
+        whole = (0, 0, *images.shape)
+        return self.point(question, images, region, marks, whole)[1]
 
     def look(
         self,
@@ -126,17 +178,20 @@ class EarthMind:
         overlap: float = 0.5,
         *,
         before: Sequence[Turn] = (),
+        prompts: VisualPrompts | None = None,
     ) -> Answer:
-        """The answer to a turn about images that are read already, ``before`` being what was said earlier."""
+        """The answer to a turn about images that are read already, ``before`` being what was said earlier; ``prompts``
+        go to the mask decoder together with every ``[SEG]``."""
         if images is None:
             reply = self._reply([Sample("ask", (*before, turn))], max_new, temperature)[0]
             return Answer(turn.question, reply.text, model=self.name)
-        reply = self._reply([sample_of(images, *before, turn)], max_new, temperature)[0]
+        reply = self._reply([sample_of(images, *before, turn)], max_new, temperature, marks=prompts)[0]
         return self.answer(images, turn, reply, max_new, overlap)
 
     def answer(self, images: Images, turn: Turn, reply: Reply, max_new: int = 256, overlap: float = 0.5) -> Answer:
-        """A reply as an answer: masks on the images' own grid, of a large scene drawn anew window by window."""
-        if reply.masks and self.large(images):
+        """A reply as an answer: masks on the images' own grid, of a large scene drawn anew window by window, but where
+        the question points at something."""
+        if reply.masks and self.large(images) and turn.region is None:
             return self._windowed(turn.question, images, reply.text, max_new, overlap)
         return self.whole(images, turn, reply)
 
@@ -147,29 +202,46 @@ class EarthMind:
 
     def segment(
         self,
-        target: str,
+        target: str | Sequence[str] = "",
         *,
         optical: Sources | None = None,
         sar: Sources | None = None,
+        marks: Marks | None = None,
+        window: Zoom | None = None,
         max_new: int = 32,
         overlap: float = 0.5,
         told: Told = NOTHING,
     ) -> Answer:
         """Draw the mask of ``target`` ("water"); an image larger than the model's window is done window by window.
 
-        The answer always has one mask (one for each date); it is empty where the model finds nothing.
+        The answer always has one mask (one for each date); it is empty where the model finds nothing. Of several targets
+        it has one each, and the image is encoded once for all of them.
+
+        Args:
+          marks: draw what is pointed at instead, one mask for each object: from the marks alone, or, with a target,
+            from its words and the mark together. The decoder looks at the window around each object.
+          window: the part of the scene to look at, as in :meth:`ask`.
+          told: what the files do not say themselves.
         """
-        if not target.strip():
-            raise UserError("There is nothing to segment: the target is empty.")
+        targets = (target,) if isinstance(target, str) else tuple(target)
+        if not targets or (targets == (target,) and not target.strip() and marks is None):
+            raise UserError("There is nothing to segment: no target is named.")
+        if len(targets) > 1 and marks is not None:
+            raise UserError("What is pointed at is drawn with one target or none; ask for several targets alone.")
         images = self.images(optical, sar, told)
         if images is None:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
-        return self.outline(images, target, max_new, overlap)
+        self._require_masks()
+        view, placed = self._view(images, None, marks, window)
+        if placed:
+            return view.placed(self._drawn(view.images, placed, targets[0], max_new))
+        if isinstance(target, str):
+            return view.placed(self.outline(view.images, target, max_new, overlap))
+        return view.placed(self._outlines(view.images, targets, max_new, overlap))
 
     def outline(self, images: Images, target: str, max_new: int = 32, overlap: float = 0.5) -> Answer:
         """:meth:`segment` of images that are read already."""
-        if self.config.grounding is None:
-            raise UserError(f"Model '{self.name}' has no mask decoder; it answers in text only.")
+        self._require_masks()
         question = SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip())
         if self.large(images):
             return self._windowed(question, images, None, max_new, overlap)
@@ -178,6 +250,56 @@ class EarthMind:
         if probability is None:
             probability = np.zeros((len(images.later) + 1, *images.shape), np.float32)
         return self._answer(question, reply.text, dated_masks(probability, images), self._mosaic(reply, images), images)
+
+    def _drawn(self, images: Images, placed: Sequence[Mark], target: str, max_new: int) -> Answer:
+        """One mask for each object that is pointed at."""
+        found, said = draw(self.engine, images, placed, target.strip(), self.buckets, max_new)
+        pairs = zip(found, placed, strict=True)
+        masks = tuple(replace(dated_masks(p, images)[0], name=mark.name) for p, mark in pairs)
+        return self._answer(target.strip(), said, masks, None, images)
+
+    def _require_masks(self) -> None:
+        if self.config.grounding is None:
+            raise UserError(f"Model '{self.name}' has no mask decoder; it answers in text only.")
+
+    def _outlines(self, images: Images, targets: tuple[str, ...], max_new: int, overlap: float) -> Answer:
+        """:meth:`outline` of several targets; what does not depend on the question is computed once."""
+        for target in targets:
+            if not isinstance(target, str) or not target.strip():
+                raise UserError(f"There is nothing to segment: one of the targets is {target!r}.")
+        if self.large(images) or images.later:
+            each = [self.outline(images, target, max_new, overlap) for target in targets]
+            masks, texts, fusion = [a.masks for a in each], [a.text for a in each], each[0].fusion
+        else:
+            if self.many is None:
+                self.many = Many(self.engine)
+            questions = [SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip()) for target in targets]
+            replies = self.many.answer(sample_of(images, Turn(questions[0])), questions, self.buckets, max_new)
+            drawn = [reply.mask(images.shape) for reply in replies]
+            masks = [dated_masks(np.zeros(images.shape) if p is None else p, images) for p in drawn]
+            texts, fusion = [reply.text for reply in replies], self._mosaic(replies[0], images)
+        pairs = zip(masks, targets, strict=True)
+        named = tuple(replace(mask, name=target.strip()) for several, target in pairs for mask in several)
+        text = "\n".join(f"{target.strip()}: {text}" for target, text in zip(targets, texts, strict=True))
+        return self._answer("; ".join(targets), text, named, fusion, images)
+
+    def _view(
+        self,
+        images: Images,
+        region: np.ndarray | None,
+        marks: Marks | None,
+        window: Zoom | None,
+        closer: bool = False,
+    ) -> tuple[View, tuple[Mark, ...]]:
+        """The part of the scene that is asked about, and what is pointed at on it."""
+        _check_region(region, images)
+        placed, notes = gather(marks, region, images)
+        if window is None and not (closer and placed and self.large(images)):
+            return View(replace(images, notes=(*images.notes, *notes))), placed
+        part, said = zoomed(window, images) if window is not None else closer_to(placed, self.config.sensors.window)
+        crop = images.crop(part)
+        view = View(replace(crop, notes=(*images.notes, *said, *notes)), (part[0].start, part[1].start))
+        return view, within(placed, part)
 
     def conversation(
         self, *, optical: Sources | None = None, sar: Sources | None = None, told: Told = NOTHING
@@ -204,11 +326,16 @@ class EarthMind:
         return load_dates(sources, self.config.sensors, told) if sources else None
 
     def _reply(
-        self, samples: Sequence[Sample], max_new: int, temperature: float = 0.0, batch_size: int = 1
+        self,
+        samples: Sequence[Sample],
+        max_new: int,
+        temperature: float = 0.0,
+        batch_size: int = 1,
+        marks: VisualPrompts | None = None,
     ) -> list[Reply]:
         made = answer(
             self.engine, samples, batch_size=batch_size, max_new=max_new, temperature=temperature,
-            buckets=self.buckets, sensors=self.sensors,
+            buckets=self.buckets, sensors=self.sensors, marks=marks,
         )  # fmt: skip
         return list(made)
 
@@ -259,6 +386,11 @@ class EarthMind:
                     pictures[f"{name} {each.date}"] = frame
             sources |= {f"{name} {each.date}" if images.later else name: p for name, p in each.sources.items()}
         return Answer(question, text, masks, fusion, pictures, tuple(images.notes), self.name, sources)
+
+
+def _check_region(region: np.ndarray | None, images: Images) -> None:
+    if region is not None and region.shape != images.shape:
+        raise UserError(f"The region has {region.shape} pixels (rows, columns) but the image has {images.shape}.")
 
 
 def sample_of(images: Images, *turns: Turn) -> Sample:

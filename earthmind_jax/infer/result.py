@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
 
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.outline import Polygon, box_of, moved, polygons_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,8 @@ class Mask:
       transform, crs: of the reference image; ``crs`` is None for a plain picture.
       date: of several dates the one it is drawn on; else empty.
       score: mean probability inside the mask (0 where it is empty).
+      name: what was pointed at or asked for, where an answer has several masks.
+      offset: (row, column) of its first pixel in the scene, where a window of it was asked about.
     """
 
     probability: np.ndarray
@@ -30,6 +35,8 @@ class Mask:
     transform: Any
     crs: Any
     date: str = ""
+    name: str = ""
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def array(self) -> np.ndarray:
@@ -40,6 +47,32 @@ class Mask:
     def score(self) -> float:
         inside = self.array
         return float(self.probability[inside].mean()) if inside.any() else 0.0
+
+    @property
+    def box(self) -> tuple[float, float, float, float] | None:
+        """x0, y0, x1, y1 (columns and rows, outer edges) in pixels of the scene; None where the mask is empty."""
+        row, column = self.offset
+        found = box_of(self.array)
+        return None if found is None else (found[0] + column, found[1] + row, found[2] + column, found[3] + row)
+
+    @property
+    def polygons(self) -> list[Polygon]:
+        """The outlines of its largest parts (100 at most) along pixel edges, (column, row) in pixels of the scene."""
+        row, column = self.offset
+        return moved(polygons_of(self.array), Affine.translation(column, row))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Area, score and outline as plain JSON values; of a georeferenced image in its own CRS, too (``map``)."""
+        inside = self.array
+        values: dict[str, Any] = {key: text for key in ("name", "date") if (text := getattr(self, key))}
+        values |= {"pixels": int(inside.sum()), "share": float(inside.mean()), "score": self.score}
+        values |= {"box": self.box, "polygons": self.polygons}
+        if self.crs is not None and self.transform is not None:
+            outline = moved(polygons_of(inside), self.transform)
+            corners = np.array([position for rings in outline for ring in rings for position in ring]).reshape(-1, 2)
+            box = [*corners.min(0).tolist(), *corners.max(0).tolist()] if len(corners) else None
+            values["map"] = {"crs": CRS.from_user_input(self.crs).to_string(), "box": box, "polygons": outline}
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +120,11 @@ class Answer:
         return tuple(made)
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as plain JSON values (masks as area and score)."""
+        """The answer as plain JSON values (masks as area, score, box and polygons)."""
         return {
             "question": self.question,
             "answer": self.text,
-            "masks": [
-                {"pixels": int(m.array.sum()), "share": float(m.array.mean()), "score": m.score}
-                | ({"date": m.date} if m.date else {})
-                for m in self.masks
-            ],
+            "masks": [mask.to_dict() for mask in self.masks],
             "fusion": self.sensor_shares,
             "notes": list(self.notes),
             "model": self.model,

@@ -26,10 +26,11 @@ from earthmind_jax.models.pyramid import MAPPED_MODES, PyramidMaps
 from earthmind_jax.models.sam2 import ImageEncoder, MaskHead
 from earthmind_jax.models.sam2_memory import Memory, start_bank
 from earthmind_jax.models.sam2_tracker import Tracked, Tracker
+from earthmind_jax.models.visual_prompt import VisualPromptEncoder, region_numbers
 from earthmind_jax.ops import fusion as fusion_ops
 from earthmind_jax.ops import tokens as token_ops
 from earthmind_jax.ops.norms import rms_norm
-from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params
+from earthmind_jax.types import Batch, Fused, ImageFeatures, KVCache, LmOutput, MaskOutput, Params, VisualPrompts
 
 PROMPTED_FRAMES = 5
 """Frames of a stack that the language model sees and ``[SEG]`` prompts; those after them are followed."""
@@ -39,9 +40,9 @@ PROMPTED_FRAMES = 5
 class ForwardOutput:
     """Training outputs: ``hidden`` [B T D] or None, ``fused`` (None for text alone), ``masks`` [B M h w] logits (of
     stacks [B F M h w]), both sensors' tokens before fusion (for the sensor loss), and on request the masks drawn from
-    the phrases themselves with ``phrase_valid`` [B M], the mask decoder's prompts [B M d] of ``[SEG]`` and phrase (see
-    :func:`forward`), and the phrases' mean embeddings ``words`` [B M D]; ``attention`` [B M T] of each ``[SEG]`` in the
-    last layer (head mean)."""
+    the phrases themselves with ``phrase_valid`` [B M], those drawn from marks, the mask decoder's prompts [B M d] of
+    ``[SEG]`` and phrase (see :func:`forward`), and the phrases' mean embeddings ``words`` [B M D]; ``attention``
+    [B M T] of each ``[SEG]`` in the last layer (head mean)."""
 
     hidden: Array | None
     fused: Fused | None
@@ -49,6 +50,7 @@ class ForwardOutput:
     sensor_tokens: tuple[Array, Array] | None
     phrase_masks: MaskOutput | None = None
     phrase_valid: Array | None = None
+    marked: MaskOutput | None = None
     prompts: tuple[Array, Array] | None = None
     words: Array | None = None
     attention: Array | None = None
@@ -118,6 +120,23 @@ def embed(cfg: EarthMindConfig, params: Params, tokens: Array) -> Array:
 def place(text: Array, visual: Array | None, index: Array) -> Array:
     """Put visual rows [B R D] at the positions that ``index`` [B T] names (``inputs_embeds``)."""
     return text if visual is None else token_ops.place_visual(text, visual.astype(text.dtype), index)
+
+
+def refine(
+    cfg: EarthMindConfig, params: Params, embeds: Array, visual: Array | None, tokens: Array, index: Array
+) -> Array:
+    """Inputs of the language model [B T D] with the region tokens corrected by the learned prompt encoder; as they are
+    without one (``cfg.prompts``), or without an image.
+
+    Args:
+      visual, index: as of :func:`place`.
+      tokens: ids [B T].
+    """
+    if cfg.prompts is None or visual is None:
+        return embeds
+    region = region_numbers(tokens, index, cfg.tokens.vp_start, cfg.tokens.vp_end)
+    correction = functional.apply_module(prompt_module(cfg), params, "visual_prompt", visual, index, region)
+    return embeds + correction.astype(embeds.dtype)
 
 
 def language(
@@ -233,9 +252,16 @@ def grounding_weights(fused: Fused) -> Array:
     return whole_tile(fused, fused.weights)
 
 
-def ground(cfg: EarthMindConfig, params: Params, features: ImageFeatures, prompts: Array) -> MaskOutput:
-    """One mask per language prompt [B M d]: the mask of highest predicted IoU, logits [B M h w] float32."""
-    return functional.apply_module(mask_module(cfg), params, "grounding", features, prompts, method="ground")
+def ground(
+    cfg: EarthMindConfig,
+    params: Params,
+    features: ImageFeatures,
+    prompts: Array | None,
+    marks: VisualPrompts | None = None,
+) -> MaskOutput:
+    """One mask per language prompt [B M d], per marked object, or for both together: the mask of highest predicted IoU,
+    logits [B M h w] float32."""
+    return functional.apply_module(mask_module(cfg), params, "grounding", features, prompts, marks, method="ground")
 
 
 def track(
@@ -288,6 +314,7 @@ def forward(
     phrases: bool = False,
     speaks: bool = True,
     attention: bool = False,
+    marks: VisualPrompts | None = None,
 ) -> ForwardOutput:
     """Teacher-forced pass over a training batch.
 
@@ -297,6 +324,7 @@ def forward(
         ``[SEG]`` state, which teaches the mask decoder the words before the language model can tell them apart.
       speaks: run the language model; without it there are no ``hidden`` and no ``masks`` of ``[SEG]``.
       attention: also return the attention of each ``[SEG]``.
+      marks: also draw masks from these alone [B M ...], of stacks [(B F) M ...].
     """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
@@ -309,24 +337,28 @@ def forward(
     hidden, looks = None, None
     if speaks:
         embeds = place(text, visual, batch.visual_index)
+        embeds = refine(cfg, params, embeds, visual, batch.tokens, batch.visual_index)
         rows = batch.seg_index if attention else None
         said = language(cfg, params, embeds, batch.lengths, dropout=dropout, rows=rows)
         hidden, looks = said.hidden, None if said.attention is None else said.attention[-1]
     out = ForwardOutput(hidden, fused, None, sensor_tokens, attention=looks)
-    if cfg.grounding is None or batch.seg_index is None or not (phrases or speaks):
+    if cfg.grounding is None or batch.seg_index is None or not (phrases or speaks or marks is not None):
         return out
     states = []
     if hidden is not None:
         states.append(token_ops.gather_rows(hidden, batch.seg_index))
     if phrases:
-        marks = (cfg.tokens.p_start, cfg.tokens.p_end)
-        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *marks)
+        ends = (cfg.tokens.p_start, cfg.tokens.p_end)
+        words, found = token_ops.phrase_mean(text, batch.tokens, batch.seg_index, *ends)
         out = out.replace(words=words, phrase_valid=found)
         # The norm of the final state, so that one map serves both.
         states.append(rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(cfg.precision.compute))
     # Prompts of one image do not see each other, so both kinds share one pass of the decoder.
-    prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1))
-    drawn = _draw(cfg, params, batch, prompts, None if fused is None else grounding_weights(fused))
+    prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1)) if states else None
+    drawn, marked = _draw(cfg, params, batch, prompts, None if fused is None else grounding_weights(fused), marks)
+    out = out.replace(marked=marked)
+    if drawn is None or prompts is None:
+        return out
     count, before = batch.seg_index.shape[1], (slice(None),) * (drawn.iou.ndim - 1)
     if hidden is not None:
         out = out.replace(masks=jax.tree.map(lambda x: x[*before, :count], drawn))
@@ -337,21 +369,31 @@ def forward(
     return out
 
 
-def _draw(cfg: EarthMindConfig, params: Params, batch: Batch, prompts: Array, weights: Array | None) -> MaskOutput:
-    """Masks of the prompts [B M d] on each sample's image, or on all dates of its stack: [B M ...], or [B F M ...].
+def _draw(
+    cfg: EarthMindConfig,
+    params: Params,
+    batch: Batch,
+    prompts: Array | None,
+    weights: Array | None,
+    marks: VisualPrompts | None = None,
+) -> tuple[MaskOutput | None, MaskOutput | None]:
+    """Masks of the prompts [B M d] on each sample's image, or on all dates of its stack: [B M ...], or [B F M ...]; and
+    those of marks alone.
 
     The first five dates of a stack are prompted one by one and do not see each other (:func:`track`), so in training,
     which shows no more, they are so many images.
     """
     pictures = (batch.ground_optical, batch.ground_sar, batch.ground_optical_valid, batch.ground_sar_valid)
     image = next(x for x in pictures if x is not None)
-    if image.ndim == 4:
-        return ground(cfg, params, image_features(cfg, params, *pictures, weights), prompts)
-    samples, dates = image.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(samples * dates, *x.shape[2:]), pictures)
-    each = jax.tree.map(lambda x: jnp.repeat(x, dates, axis=0), (prompts, weights))
-    drawn = ground(cfg, params, image_features(cfg, params, *flat, each[1]), each[0])
-    return jax.tree.map(lambda x: x.reshape(samples, dates, *x.shape[1:]), drawn)
+    lead = image.shape[:1]
+    if image.ndim == 5:
+        lead = image.shape[:2]
+        pictures = jax.tree.map(lambda x: x.reshape(lead[0] * lead[1], *x.shape[2:]), pictures)
+        prompts, weights = jax.tree.map(lambda x: jnp.repeat(x, lead[1], axis=0), (prompts, weights))
+    features = image_features(cfg, params, *pictures, weights)
+    drawn = None if prompts is None else ground(cfg, params, features, prompts)
+    marked = None if marks is None else ground(cfg, params, features, None, marks)
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (drawn, marked))
 
 
 def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) -> Params:
@@ -415,6 +457,9 @@ def _components(cfg: EarthMindConfig) -> list[tuple[str, nn.Module, tuple[Any, .
             parts.append(("grounding/memory", Memory(g, cfg.precision), (features.embed, bank)))
         if _has_pyramid_maps(cfg):
             parts.append(("pyramid", PyramidMaps(cfg.precision), (features, jnp.zeros((1,), bool))))
+    if cfg.prompts is not None:  # last: the others begin with the same numbers with it and without
+        place = jnp.zeros((1, 1), jnp.int32)
+        parts.append(("visual_prompt", prompt_module(cfg), (tokens[0], place, place)))
     return parts
 
 
@@ -432,6 +477,11 @@ def decoder_module(cfg: EarthMindConfig) -> Decoder:
 
 def fusion_module(cfg: EarthMindConfig) -> Fusion:
     return Fusion(cfg.fusion, cfg.lm.width, cfg.precision)
+
+
+def prompt_module(cfg: EarthMindConfig) -> VisualPromptEncoder:
+    assert cfg.prompts is not None
+    return VisualPromptEncoder(cfg.prompts, cfg.lm.width, cfg.vision.grid, cfg.precision)
 
 
 def seg_module(cfg: EarthMindConfig) -> TextHiddenFcs:

@@ -7,6 +7,8 @@ prompt is that of Sa2VA / EarthMind.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
@@ -18,7 +20,7 @@ from earthmind_jax.models.hiera import FpnNeck, Hiera
 from earthmind_jax.models.sam2_decoder import Decoded, HighResolution, MaskDecoder, mask_logits
 from earthmind_jax.models.sam2_prompt import PromptEncoder
 from earthmind_jax.nn.param import param
-from earthmind_jax.types import ImageFeatures, MaskOutput
+from earthmind_jax.types import ImageFeatures, MaskOutput, VisualPrompts
 
 COARSEST = 32  # pixels per cell of the last trunk stage
 
@@ -71,13 +73,17 @@ class MaskHead(nn.Module):
         """:meth:`ground`."""
         return self.ground(features, language)
 
-    def ground(self, features: ImageFeatures, language: Array) -> MaskOutput:
-        """One mask for each language prompt [B M D]: of the three candidates, that of highest predicted IoU.
+    def ground(
+        self, features: ImageFeatures, language: Array | None = None, marks: VisualPrompts | None = None
+    ) -> MaskOutput:
+        """One mask for each prompted object: of the three candidates, that of highest predicted IoU.
 
-        The low-resolution logits [B M h w] are a quarter of the image's size. Gradients reach the chosen mask only. As
-        released, a negative object score does not empty the mask.
+        An object's prompt is its language vector [B M D], its marks, or both. The low-resolution logits [B M h w] are a
+        quarter of the image's size. Gradients reach the chosen mask only. As released, a negative object score does not
+        empty the mask.
         """
-        return best_mask(self.decode(features, language=language))
+        pointed = {} if marks is None else {f.name: getattr(marks, f.name) for f in dataclasses.fields(marks)}
+        return best_mask(self.decode(features, language=language, **pointed))
 
     def predict(
         self, features: ImageFeatures, *, multimask: bool = True, stability: bool | None = None, **prompts: Array | None

@@ -58,8 +58,8 @@ class DecoderAttention(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, q: Array, k: Array, v: Array) -> Array:
-        """q [B M|1 T D], k and v [B M|1 S D] -> [B M T D]."""
+    def __call__(self, q: Array, k: Array, v: Array, seen: Array | None = None) -> Array:
+        """q [B M|1 T D], k and v [B M|1 S D] -> [B M T D]; ``seen`` bool [B M|1 S], false at keys to be left out."""
         split = (self.heads, self.inner // self.heads)
 
         def project(name: str, x: Array) -> Array:
@@ -74,7 +74,8 @@ class DecoderAttention(nn.Module):
         else:
             q = jnp.broadcast_to(q, (batch, objects, queries, *split)).reshape(-1, queries, *split)
             k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
-        out = attend(q, k, v).reshape(batch, objects, queries, *split)
+        mask = None if seen is None else seen.reshape(-1, 1, 1, seen.shape[-1])
+        out = attend(q, k, v, mask=mask).reshape(batch, objects, queries, *split)
         return Linear(width, ("heads", "head", "embed"), contract=2, precision=self.precision, name="out")(out)
 
 
@@ -86,8 +87,11 @@ class TwoWayBlock(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, tokens: Array, image: Array, token_code: Array, image_code: Array) -> tuple[Array, Array]:
-        """tokens and token_code [B M T D], image [B M|1 S D], image_code [S D] -> tokens, image [B M S D]."""
+    def __call__(
+        self, tokens: Array, image: Array, token_code: Array, image_code: Array, seen: Array | None = None
+    ) -> tuple[Array, Array]:
+        """tokens and token_code [B M T D], image [B M|1 S D], image_code [S D], ``seen`` [B M T] -> tokens, image
+        [B M S D]."""
         config, precision = self.config, self.precision
 
         def attention(name: str, reduce: int = 2) -> DecoderAttention:
@@ -97,16 +101,16 @@ class TwoWayBlock(nn.Module):
             return LayerNorm(eps=1e-5, precision=precision, name=name)(x)
 
         if self.first:
-            tokens = attention("self_attn", 1)(tokens, tokens, tokens)
+            tokens = attention("self_attn", 1)(tokens, tokens, tokens, seen)
         else:
             placed = tokens + token_code
-            tokens = tokens + attention("self_attn", 1)(placed, placed, tokens)
+            tokens = tokens + attention("self_attn", 1)(placed, placed, tokens, seen)
         tokens = norm("norm1", tokens)
         placed_image = image + image_code
         tokens = norm("norm2", tokens + attention("token_to_image")(tokens + token_code, placed_image, image))
         mlp = Perceptron((config.decoder_mlp, config.width), precision, name="mlp")
         tokens = norm("norm3", tokens + mlp(tokens))
-        image = norm("norm4", image + attention("image_to_token")(placed_image, tokens + token_code, tokens))
+        image = norm("norm4", image + attention("image_to_token")(placed_image, tokens + token_code, tokens, seen))
         return tokens, image
 
 
@@ -117,12 +121,15 @@ class TwoWayTransformer(nn.Module):
     precision: Precision
 
     @nn.compact
-    def __call__(self, tokens: Array, image: Array, image_code: Array) -> tuple[Array, Array]:
-        """tokens [B M T D], image [B M|1 S D], image_code [S D] -> tokens [B M T D], image [B M S D]."""
+    def __call__(
+        self, tokens: Array, image: Array, image_code: Array, seen: Array | None = None
+    ) -> tuple[Array, Array]:
+        """tokens [B M T D], image [B M|1 S D], image_code [S D] -> tokens [B M T D], image [B M S D]; no one looks at
+        the tokens that ``seen`` bool [B M T] leaves out."""
         config, token_code = self.config, tokens
         for index in range(config.decoder_depth):
             block = TwoWayBlock(config, index == 0, self.precision, name=f"layer_{index}")
-            tokens, image = block(tokens, image, token_code, image_code)
+            tokens, image = block(tokens, image, token_code, image_code, seen)
         final = DecoderAttention(config.decoder_heads, config.width // 2, self.precision, name="final_attn")
         tokens = tokens + final(tokens + token_code, image + image_code, image)
         return LayerNorm(eps=1e-5, precision=self.precision, name="norm_final")(tokens), image
@@ -201,10 +208,13 @@ class MaskDecoder(nn.Module):
         own = jnp.concatenate([token("object_token", 1), token("iou_token", 1), token("mask_tokens", candidates)])
         own = jnp.broadcast_to(own, (*prompts.sparse.shape[:2], *own.shape))
         tokens = jnp.concatenate([own, prompts.sparse], axis=2).astype(precision.compute)
+        seen = prompts.seen
+        if seen is not None:
+            seen = jnp.pad(seen, ((0, 0), (0, 0), (own.shape[2], 0)), constant_values=True)
         image = (embed + prompts.dense).astype(precision.compute)
         image = image.reshape(batch, -1, height * columns, width)
         code = prompts.position.reshape(height * columns, width).astype(precision.compute)
-        tokens, image = TwoWayTransformer(config, precision, name="transformer")(tokens, image, code)
+        tokens, image = TwoWayTransformer(config, precision, name="transformer")(tokens, image, code, seen)
         pixels = self._upscale(image.reshape(*image.shape[:2], height, columns, width), high)
         masks = tokens[:, :, 2 : 2 + candidates]
 

@@ -27,11 +27,13 @@ MASK_CHANNELS = 16
 
 
 class Prompts(NamedTuple):
-    """float32 ``sparse`` [B M T D], ``dense`` [B M g g D] ([1 1 1 1 D] without mask prompts), ``position`` [g g D]."""
+    """float32 ``sparse`` [B M T D], ``dense`` [B M g g D] ([1 1 1 1 D] without mask prompts), ``position`` [g g D];
+    ``seen`` bool [B M T], false at tokens that only pad, None where there are none."""
 
     sparse: Array
     dense: Array
     position: Array
+    seen: Array | None = None
 
 
 class MaskDownscale(nn.Module):
@@ -74,8 +76,10 @@ class PromptEncoder(nn.Module):
         *,
         points: Array | None = None,
         labels: Array | None = None,
+        valid: Array | None = None,
         boxes: Array | None = None,
         masks: Array | None = None,
+        masked: Array | None = None,
         language: Array | None = None,
     ) -> Prompts:
         """Encode the prompts of ``batch`` images whose embeddings have ``grid`` cells (16 pixels each).
@@ -83,18 +87,26 @@ class PromptEncoder(nn.Module):
         Args:
           points: (x, y) in pixels [B M P 2]; ``labels`` int [B M P]: 1 object, 0 background, 2 and 3 top-left and
             bottom-right corner of a box, -1 no point at all. Without boxes, one "no point" token follows the points.
+          valid: bool [B M P], false at points that pad an object's to P. Unlike "no point at all", which is a token
+            of its own, nothing sees them: an object's masks are those that its own points alone give.
           boxes: (x0, y0, x1, y1) in pixels [B M 4].
           masks: logits at a quarter of the image's size [B M 4g 4g].
+          masked: bool [B M], the objects that have a mask prompt; None: all.
           language: vectors [B M D], one token each, placed last. With neither points nor boxes the tokens begin with
             two "no point" tokens, as the published models do.
 
         Raises:
           UserError: prompts that disagree about B or M, points without labels, or masks of another size.
         """
-        given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks, "language": language}
+        given = {
+            "points": points, "labels": labels, "valid": valid, "boxes": boxes, "masks": masks, "masked": masked,
+            "language": language,
+        }  # fmt: skip
         objects = _objects({name: x for name, x in given.items() if x is not None}, batch)
         if (points is None) != (labels is None):
             raise UserError("Point prompts need labels, one for each point; give both or neither.")
+        if (valid is not None and points is None) or (masked is not None and masks is None):
+            raise UserError("'valid' and 'masked' say which points and masks are there; give these, too.")
         lead = (batch, objects)
         empty = jnp.broadcast_to(self.not_a_point.astype(jnp.float32), (*lead, 1, self.config.width))
         tokens = []
@@ -108,10 +120,12 @@ class PromptEncoder(nn.Module):
             tokens.append(empty)
         if language is not None:
             tokens.append(language.astype(jnp.float32)[:, :, None])
+        sparse = jnp.concatenate(tokens, axis=2)
         return Prompts(
-            sparse=jnp.concatenate(tokens, axis=2),
-            dense=self._dense(masks, grid),
+            sparse=sparse,
+            dense=self._dense(masks, masked, grid),
             position=position.fourier_grid(*grid, self._frequencies()),
+            seen=None if valid is None else _followed(valid, sparse.shape[2]),
         )
 
     def _frequencies(self) -> Array:
@@ -124,22 +138,29 @@ class PromptEncoder(nn.Module):
         kind = self.points.astype(jnp.float32)[jnp.clip(labels, 0, 3)]
         return jnp.where(labels[..., None] < 0, self.not_a_point.astype(jnp.float32), code + kind)
 
-    def _dense(self, masks: Array | None, grid: tuple[int, int]) -> Array:
+    def _dense(self, masks: Array | None, masked: Array | None, grid: tuple[int, int]) -> Array:
+        none = self.no_mask.astype(jnp.float32)[None, None, None, None]
         if masks is None:
-            return self.no_mask.astype(jnp.float32)[None, None, None, None]
+            return none
         size = (MASK_STEPS * grid[0], MASK_STEPS * grid[1])
         if masks.shape[2:] != size:
             raise UserError(
                 f"Mask prompts have {masks.shape[2:]} pixels; resize them to {size}, a quarter of the image."
             )
         dense = self.mask(masks.reshape(-1, *size, 1))
-        return dense.reshape(*masks.shape[:2], *dense.shape[1:]).astype(jnp.float32)
+        dense = dense.reshape(*masks.shape[:2], *dense.shape[1:]).astype(jnp.float32)
+        return dense if masked is None else jnp.where(masked[..., None, None, None], dense, none)
 
 
 def box_points(boxes: Array) -> tuple[Array, Array]:
     """Boxes [B M 4] as labelled points [B M 2 2], int [B M 2]: how SAM2's image predictor prompts with a box."""
     lead = boxes.shape[:2]
     return boxes.reshape(*lead, 2, 2), jnp.broadcast_to(jnp.array([2, 3]), (*lead, 2))
+
+
+def _followed(valid: Array, tokens: int) -> Array:
+    """Which of ``tokens`` tokens are there: the points as ``valid`` [B M P] says, and all that follow them."""
+    return jnp.pad(valid, ((0, 0), (0, 0), (0, tokens - valid.shape[2])), constant_values=True)
 
 
 def _objects(given: dict[str, Array], batch: int) -> int:

@@ -68,7 +68,7 @@ def step_flops(config: RunConfig, tiles: int, *, flash: bool = False, shards: in
         _language(ledger, config)
     if config.loss.text:
         _head(ledger, config, shards)
-    if config.model.grounding is not None and (speaks or config.loss.phrase):
+    if config.model.grounding is not None and (speaks or config.loss.phrase or config.loss.mark):
         flops_masks.count(ledger, config, speaks)
         if config.loss.region_word and config.loss.phrase:
             _region_word(ledger, config)

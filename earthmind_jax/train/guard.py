@@ -17,6 +17,7 @@ from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import batch_sharding, replicated
 from earthmind_jax.errors import WorkError
 from earthmind_jax.models import earthmind
+from earthmind_jax.train.marks import sample_marks
 from earthmind_jax.train.state import RUN_ONCE, TrainState
 from earthmind_jax.train.step import Metrics
 from earthmind_jax.types import Batch, Params
@@ -131,9 +132,10 @@ def sound_samples(config: RunConfig, mesh: Mesh, state: TrainState, batch: Batch
             dropout=key,
             phrases=weights.phrase > 0,
             speaks=weights.text > 0 or weights.seg > 0,
+            marks=sample_marks(key, batch, config.model) if weights.mark else None,
         )
         found = jnp.ones(len(batch.tokens), bool)
-        masks = [m.logits for m in (out.masks, out.phrase_masks) if m is not None]
+        masks = [m.logits for m in (out.masks, out.phrase_masks, out.marked) if m is not None]
         for x in (out.hidden, batch.masks, *masks):
             if x is not None:
                 found &= jnp.isfinite(x).reshape(len(x), -1).all(axis=1)

@@ -16,6 +16,7 @@ from earthmind_jax.distributed.sharding import batch_sharding, batch_shards, put
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.ops import losses, resize
 from earthmind_jax.train.by_source import PREFIX, SAMPLES, of_masks, of_samples
+from earthmind_jax.train.marks import sample_marks
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
 from earthmind_jax.types import Batch, Fused, Params
 
@@ -29,14 +30,15 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     Terms (EarthMind configs/earthmind_4b_sft.py): ``text`` next-token cross-entropy over supervised tokens, ``bce`` and
     ``dice`` on points sampled where the mask is uncertain, ``sensor_mse`` the June 2025 pull between the sensors'
     tokens of pairs, ``attention`` the match of what ``[SEG]`` looks at with its mask in samples of one sensor;
-    ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours. Of a mixture, ``text``, ``bce`` and ``dice`` also
-    come by source (:mod:`earthmind_jax.train.by_source`).
+    ``phrase``, ``contrast``, ``align`` and ``region_word`` are ours; ``mark`` is how SAM2 learns to be pointed. Of a
+    mixture, ``text``, ``bce`` and ``dice`` also come by source (:mod:`earthmind_jax.train.by_source`).
     """
     weights = config.loss
     drop, points = jax.random.split(key)
     speaks = weights.text > 0 or weights.seg > 0
     wanted = {"phrases": weights.phrase > 0, "speaks": speaks, "attention": weights.attention > 0}
-    out = earthmind.forward(config.model, params, batch, dropout=drop, **wanted)
+    marks = sample_marks(jax.random.fold_in(key, 1), batch, config.model) if weights.mark else None
+    out = earthmind.forward(config.model, params, batch, dropout=drop, marks=marks, **wanted)
     loss, metrics = jnp.zeros(()), {}
     sources = count_sources(config, batch)
     if weights.text and out.hidden is not None:
@@ -55,6 +57,7 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
         for name, weight, masks, valid in (
             ("", weights.seg, out.masks, batch.mask_valid),
             ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid),
+            ("mark_", weights.mark, out.marked, (batch.masks > 0.5).any((-2, -1))),
         ):
             if weight and masks is not None:
                 keep = batch.mask_valid & (valid if valid.ndim == batch.mask_valid.ndim else valid[:, None])

@@ -1,0 +1,91 @@
+"""Clicks and boxes made from target masks, and a mask decoder that learns to be pointed with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import support
+
+from earthmind_jax.config import LossConfig
+from earthmind_jax.data.records import Sample, Turn
+from earthmind_jax.models import earthmind
+from earthmind_jax.train.marks import sample_marks
+from earthmind_jax.train.step import loss_terms
+
+CONFIG = support.model("average")
+
+
+@functools.cache
+def batch():
+    """Four pictures of a bright square somewhere on the left and another on the right; only one of them is meant."""
+    rng, samples = np.random.default_rng(0), []
+    for i in range(4):
+        picture, mask = np.full((32, 32, 3), 60, np.uint8), np.zeros((2, 32, 32), bool)
+        for side in range(2):
+            row, column = rng.integers(1, 22), 16 * side + rng.integers(1, 6)
+            picture[row : row + 9, column : column + 9] = 220
+            mask[side, row : row + 9, column : column + 9] = True
+        turn = Turn("Show the ships near the harbour, all of them.", "Sure, [SEG] and [SEG].", mask)
+        samples.append(Sample(f"{i}", (turn,), optical=picture))
+    return jax.tree.map(jnp.asarray, support.batch(samples, CONFIG))
+
+
+def test_marks_lie_where_their_masks_are():
+    size = CONFIG.grounding.image_size
+    kinds = set()
+    for seed in range(6):
+        marks = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), CONFIG))
+        for b, m in np.ndindex(4, 2):
+            mask = np.asarray(batch().masks[b, m]) > 0.5
+            points, labels, valid = marks.points[b, m], marks.labels[b, m], marks.valid[b, m]
+            kinds.add((labels[0], valid[1]))
+            if labels[0] == 2:
+                rows, columns = np.nonzero(mask)
+                side = np.array([np.ptp(columns) + 1, np.ptp(rows) + 1])
+                corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+                assert (np.abs(points / 4 - corners) < 5 * 0.1 * side).all()
+                continue
+            cell = (points * mask.shape[0] / size).astype(int)
+            assert mask[cell[0, 1], cell[0, 0]]
+            assert not valid[1] or not mask[cell[1, 1], cell[1, 0]]
+    assert kinds == {(1, False), (1, True), (2, True)}
+
+
+def test_an_object_that_fills_the_image_has_nothing_beside_it():
+    full = batch().replace(masks=jnp.ones_like(batch().masks))
+    marks = sample_marks(jax.random.key(0), full, CONFIG)
+    assert not np.asarray(marks.valid[..., 1] & (marks.labels[..., 0] == 1)).any()
+
+
+def test_the_decoder_learns_from_them():
+    """The loss falls, every part of the decoder that marks go through moves, and the mark decides what is drawn."""
+    loss = LossConfig(points=0, text=0.0, seg=0.0, mark=1.0, mask_contrast=1.0)
+    config = dataclasses.replace(support.run_config(CONFIG), loss=loss)
+    paths = [path for path in support.params(CONFIG) if path.startswith("grounding/")]
+    new = jax.jit(functools.partial(earthmind.init, CONFIG, only=paths))(jax.random.key(0))
+    everything = {k: jnp.asarray(v) for k, v in support.params(CONFIG).items()} | new
+    learned = {k: v for k, v in new.items() if k.startswith(("grounding/decoder/", "grounding/prompt/points"))}
+    optimiser = optax.adam(1e-3)
+
+    @jax.jit
+    def step(learned, state, key):
+        def total(learned):
+            return loss_terms(config, everything | learned, batch(), key)
+
+        (_, metrics), gradient = jax.value_and_grad(total, has_aux=True)(learned)
+        updates, state = optimiser.update(gradient, state)
+        return optax.apply_updates(learned, updates), state, metrics
+
+    state, found = optimiser.init(learned), []
+    for i in range(25):
+        learned, state, metrics = step(learned, state, jax.random.key(i))
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert set(found[0]) == {"mark_bce", "mark_dice", "mark_contrast", "loss"}
+    assert found[-1]["loss"] < 0.75 * found[0]["loss"]
+    moved = {k for k, v in learned.items() if np.abs(np.asarray(v - new[k])).max() > 0}
+    assert {k for k in learned if "/transformer/" in k and k.endswith("kernel")} | {"grounding/prompt/points"} <= moved
