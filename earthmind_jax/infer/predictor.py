@@ -214,8 +214,8 @@ class EarthMind:
     ) -> Answer:
         """Draw the mask of ``target`` ("water"); an image larger than the model's window is done window by window.
 
-        The answer always has one mask (one for each date); it is empty where the model finds nothing. Of several targets
-        it has one each, and the image is encoded once for all of them.
+        The answer always has one mask (one for each date); it is empty where the model finds nothing. Of several
+        targets it has one each, and the image is encoded once for all of them.
 
         Args:
           marks: draw what is pointed at instead, one mask for each object: from the marks alone, or, with a target,
