@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_checkpoints, cli_data, cli_plan, cli_train
+from earthmind_jax import cli_checkpoints, cli_data, cli_plan, cli_segment, cli_train
+from earthmind_jax.cli_print import print_answer
 from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
@@ -78,44 +79,7 @@ def ask(
     model = EarthMind.load(checkpoint)
     answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature)
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
-    _print_answer(answer, files, as_json)
-
-
-@app.command
-def segment(
-    target: str,
-    /,
-    checkpoint: Path = Path("demo/checkpoint"),
-    optical: Path | None = None,
-    sar: Path | None = None,
-    out: Path = Path("segment"),
-    picture: bool = False,
-    truth: Path | None = None,
-    truth_value: int = 1,
-    as_json: Annotated[bool, Named(name="json")] = False,
-) -> None:
-    """Draw the mask of something and write it as a Cloud-Optimized GeoTIFF and GeoJSON that land on the input.
-
-    Example: earthmind segment water --optical s2.tif --sar s1.tif --out results
-
-    Args:
-        target: what to draw, e.g. "water".
-        checkpoint: checkpoint directory.
-        optical: Sentinel-2 GeoTIFF, or an 8-bit picture.
-        sar: Sentinel-1 GeoTIFF (VV, VH).
-        out: directory for the results.
-        picture: write a plain PNG mask (for images without georeference).
-        truth: label raster to compare with; prints the foreground IoU.
-        truth_value: the label value of the target in truth.
-        as_json: print JSON.
-    """
-    from earthmind_jax.infer.predictor import EarthMind
-
-    model = EarthMind.load(checkpoint)
-    answer = model.segment(target, optical=optical, sar=sar)
-    iou = None if truth is None else _against(answer, truth, truth_value)
-    files = answer.save(out, maps=not picture)
-    _print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
+    print_answer(answer, files, as_json)
 
 
 @app.command
@@ -169,37 +133,11 @@ def bench(
 
 for _name in ("convert", "compose", "export", "inspect", "verify"):
     app.command(getattr(cli_checkpoints, _name))
+app.command(cli_segment.segment)
 app.command(cli_train.train)
 app.command(cli_train.result)
 app.command(cli_plan.plan)
 app.command(cli_data.app, name="data", help="Check the records that a model is to be trained on.")
-
-
-def _print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    facts = answer.to_dict() | (extra or {}) | {"files": [str(f) for f in files]}
-    if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    print(answer.text)
-    for i, mask in enumerate(facts["masks"], 1):
-        print(f"mask {i}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
-    if facts["fusion"]:
-        print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
-    for key, value in (extra or {}).items():
-        print(f"{key}: {value}")
-    for file in files:
-        print(f"wrote {file}")
-
-
-def _against(answer: Any, truth: Path, value: int) -> float:
-    from earthmind_jax.evaluate.metrics import foreground_iou
-    from earthmind_jax.geo.raster import read_raster
-
-    mask = answer.masks[0]
-    labels = read_raster(truth, labels=True, native=True).data[0]
-    if labels.shape != mask.array.shape:
-        raise UserError(f"{truth} has {labels.shape} pixels (rows, columns) but the image has {mask.array.shape}.")
-    return foreground_iou(mask.array, labels == value, mask.valid)
 
 
 def _raster_facts(path: Path) -> dict[str, Any]:
@@ -272,7 +210,7 @@ TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.
 
 def _restart_with_huge_pages(arguments: list[str]) -> None:
     """Start this process again with glibc told so, which it reads only at the start; elsewhere nothing happens."""
-    computes = arguments[:1] in (["demo"], ["train"], ["bench"])
+    computes = arguments[:1] in (["demo"], ["train"], ["bench"], ["segment"])
     if computes and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": TUNABLES})
 

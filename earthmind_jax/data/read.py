@@ -199,8 +199,11 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
     return mask
 
 
-def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig) -> Images:
+def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, **options: Any) -> Images:
     """The images of ``optical`` and/or ``sar``, given as files or as arrays (8-bit pictures, or bands by name).
+
+    Args:
+      options: for reading rasters, as of :func:`earthmind_jax.geo.align.load_pair` (a ``window``, ``min_overlap``).
 
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
@@ -232,6 +235,7 @@ def load_images(sources: Mapping[str, str | Path | Picture], sensors: SensorConf
         rasters.get("sar"),
         optical_bands=bands.get("optical"),
         sar_bands=bands.get("sar"),
+        **options,
     )
     for name in rasters:
         raster = getattr(pair, name)

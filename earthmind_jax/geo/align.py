@@ -91,6 +91,7 @@ def align(
       kind: "sar_linear" (to dB, resampled as power), "reflectance" (calibrated where the sensor is known; bilinear, or
         the average where pixels shrink in number) or "label" (nearest).
       sensor, bands, options: for reading a path and calibrating a raw raster (see ``radiometry.calibrate``).
+      min_overlap: part of the reference's valid pixels to be covered, 0..1; with 0, none need be.
 
     Raises:
       UserError: no georeference, or less than ``min_overlap`` of the reference is covered; both images are named.
@@ -104,7 +105,7 @@ def align(
         grid, expected = reference.grid, reference.valid
         require_georeference(reference, "bringing two images onto one grid")
     if not isinstance(source, Raster):
-        source = _read_covering(source, grid, kind, sensor, bands)
+        source = _read_covering(source, grid, kind, sensor, bands, needed=min_overlap > 0)
     require_georeference(source, "bringing two images onto one grid")
     if kind == "sar_linear":
         source = calibrate(source, _sar_sensor(source, sensor), **options)
@@ -116,7 +117,7 @@ def align(
     else:
         data, valid, how = _warp(source, grid, kind, ratio)
     overlap = float((valid & expected).sum() / max(1, expected.sum()))
-    if overlap == 0:
+    if overlap == 0 < min_overlap:
         raise _apart(source.grid, grid)
     if overlap < min_overlap:
         raise UserError(
@@ -233,9 +234,16 @@ def _sar_sensor(source: Raster, told: str | None) -> str:
 
 
 def _read_covering(
-    path: str | os.PathLike[str], grid: Grid, kind: str, sensor: str | None, bands: Sequence[str] | None
+    path: str | os.PathLike[str],
+    grid: Grid,
+    kind: str,
+    sensor: str | None,
+    bands: Sequence[str] | None,
+    *,
+    needed: bool,
 ) -> Raster:
-    """Reads the window of a file that covers ``grid``, with a margin for the resampling kernel."""
+    """Reads the window of a file that covers ``grid``, with a margin for the resampling kernel; where there is none and
+    none is ``needed``, its first pixel."""
     labels = kind == "label"
     with open_raster(path, labels) as dataset:
         there = Grid(dataset.transform, dataset.crs, dataset.height, dataset.width, dataset.name)
@@ -248,7 +256,9 @@ def _read_covering(
     left, top = max(0, int(columns.min()) - margin), max(0, int(rows.min()) - margin)
     right, bottom = min(there.width, int(columns.max()) + margin), min(there.height, int(rows.max()) + margin)
     if left >= right or top >= bottom:
-        raise _apart(there, grid)
+        if needed:
+            raise _apart(there, grid)
+        left, top, right, bottom = 0, 0, 1, 1
     whole = (left, top, right, bottom) == (0, 0, there.width, there.height)
     window = None if whole else Window(left, top, right - left, bottom - top)
     return read_raster(path, bands, window, sensor=sensor, labels=labels)

@@ -167,22 +167,42 @@ def image_features(
     ``fused`` encodes both and blends the pyramids with the fusion weights [B N 2] of one token grid, brought onto each
     level; ``optical`` / ``sar`` encode one, falling back to the other where a sample lacks it.
     """
+    features, presence = sensor_features(cfg, params, optical, sar, optical_valid, sar_valid)
+    return features if presence is None else blend_features(features, presence, weights)
+
+
+def sensor_features(
+    cfg: EarthMindConfig,
+    params: Params,
+    optical: Array | None,
+    sar: Array | None,
+    optical_valid: Array | None = None,
+    sar_valid: Array | None = None,
+) -> tuple[ImageFeatures, Array | None]:
+    """What of :func:`image_features` does not depend on the question: the features, and None; or, where the pyramids
+    of both sensors are still to be blended, those of the optical images before those of SAR [2B ...], and which of them
+    are there, float [B 1 2]."""
     assert cfg.grounding is not None
     if optical is None or sar is None:
         image = optical if optical is not None else sar
         assert image is not None
         mark = jnp.full((image.shape[0],), optical is not None)
-        return _mapped(cfg, params, _image_encoder(cfg, params, image), mark)
+        return _mapped(cfg, params, _image_encoder(cfg, params, image), mark), None
     has_optical = jnp.ones(len(optical), bool) if optical_valid is None else optical_valid
     has_sar = jnp.ones(len(sar), bool) if sar_valid is None else sar_valid
     if cfg.fusion.grounding != "fused":
         use_optical = has_optical if cfg.fusion.grounding == "optical" else ~has_sar
         image = jnp.where(use_optical[:, None, None, None], optical, sar)
-        return _mapped(cfg, params, _image_encoder(cfg, params, image), use_optical)
+        return _mapped(cfg, params, _image_encoder(cfg, params, image), use_optical), None
     both = _image_encoder(cfg, params, jnp.concatenate([optical, sar]))
     kind = jnp.concatenate([jnp.ones(len(optical), bool), jnp.zeros(len(sar), bool)])
-    both = _mapped(cfg, params, both, kind)
     presence = jnp.stack([has_optical, has_sar], -1).astype(jnp.float32)[:, None]
+    return _mapped(cfg, params, both, kind), presence
+
+
+def blend_features(both: ImageFeatures, presence: Array, weights: Array | None = None) -> ImageFeatures:
+    """Features of both sensors [2 B' ...] blended by the fusion weights [B N 2]; B' is B, or 1 for one image under the
+    weights of B questions."""
     weights = presence if weights is None else weights * presence
     total = weights.sum(-1, keepdims=True)
     # A token invalid in both sensors says nothing: share it between the sensors that are there.

@@ -1,0 +1,167 @@
+"""The finished rows of a large scene as maps: probability, mask, polygons, and the account of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.windows import Window
+
+from earthmind_jax.checkpoint import write_text, writing
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.vector import polygons
+from earthmind_jax.geo.write import BLOCK, cog_writer, written_beside
+from earthmind_jax.infer.scene_read import SceneReader
+from earthmind_jax.infer.scene_store import ANSWER, Canvas, Store
+
+if TYPE_CHECKING:
+    from earthmind_jax.infer.scene import Lattice
+
+NODATA = 255
+STRIP = 2048  # rows of a mask whose polygons are made at once
+HALF = 50  # percent; a mask is what lies above
+
+
+@dataclass(frozen=True, eq=False)
+class SceneResult:
+    """What a run over a scene has written.
+
+    Attributes:
+      out: the directory.
+      answer: the contents of ``answer.json``: of every target its pixels, share of the pixels with data, area and score
+        (mean probability inside the mask), the mean weights of the sensors, what was assumed about the files, and the
+        files written.
+      seconds: what the parts of this start took; empty where everything was finished before.
+    """
+
+    out: Path
+    answer: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.out / name for name in self.answer["files"]]
+
+
+def write_maps(
+    out: Path,
+    work: dict[str, Any],
+    store: Store,
+    reader: SceneReader,
+    lattice: Lattice,
+    model: str,
+    names: Sequence[str],
+    questions: Sequence[str],
+    seconds: dict[str, float],
+    weights: bool,
+) -> SceneResult:
+    """Everything that is drawn, from the rows on disk; ``answer.json`` comes last and says that the run is finished."""
+    started, grid, done = perf_counter(), reader.grid, store.done
+    files: list[str] = []
+    masks = []
+    for k, (name, question) in enumerate(zip(names, questions, strict=True)):
+        pixels, total = _counted(store.percent[k])
+        score = total / pixels / 100 if pixels else 0.0
+        tags = {"prompt": question, "model": model, "score": round(score, 4)}
+        mask, probability = out / f"mask_{k + 1}.tif", out / f"mask_{k + 1}_probability.tif"
+        _write(probability, store.percent[k], grid.transform, grid, tags, "probability (%)")
+        _write(mask, store.percent[k], grid.transform, grid, tags, "mask", cut=HALF)
+        written = [mask, probability, *write_vectors(mask, name, question, model, score)]
+        if weights:
+            fusion = out / f"mask_{k + 1}_sar_weight.tif"
+            tokens = grid.transform @ Affine.scale(lattice.cell)
+            _write(fusion, store.weight[k], tokens, grid, tags, "weight of SAR (%)")
+            written.append(fusion)
+        files += [path.name for path in written]
+        masks.append(
+            {
+                "target": name,
+                "pixels": pixels,
+                "share": pixels / max(1, done.seen[2]),
+                "score": score,
+                "fusion": _shares(done.weights[k], done.tokens[k], reader),
+                "files": [path.name for path in written],
+            }
+        )
+    answer = {
+        "targets": list(names),
+        "masks": masks,
+        "scene": {
+            "pixels": list(grid.shape),
+            "crs": grid.crs.to_string() if grid.crs else None,
+            "valid": done.seen[2] / (grid.height * grid.width),
+            "overlap": done.seen[1] / max(1, done.seen[0]) if len(reader.sources) == 2 else None,
+            "windows": done.windows,
+            "empty windows": done.empty,
+        },
+        "notes": list(done.notes),
+        "model": model,
+        "files": [*files, ANSWER],
+        "run": json.loads(json.dumps(work)),
+    }
+    with writing(out):
+        write_text(out / ANSWER, json.dumps(answer, indent=2, ensure_ascii=False))
+    return SceneResult(out, answer, seconds | {"maps": perf_counter() - started})
+
+
+def write_vectors(mask: Path, name: str, question: str, model: str, score: float) -> list[Path]:
+    """The polygons of a finished mask, ``STRIP`` rows at a time; a region that reaches over several strips is cut."""
+    geojson = mask.with_suffix(".geojson")
+    with rasterio.open(mask) as dataset, written_beside(geojson) as beside, open(beside, "w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        comma = ""
+        for top in range(0, dataset.height, STRIP):
+            rows = Window(0, top, dataset.width, min(STRIP, dataset.height - top))
+            found = polygons(
+                dataset.read(1, window=rows), dataset.window_transform(rows), dataset.crs, prompt=question,
+                score=round(score, 4), model=model, properties={"target": name},
+            )  # fmt: skip
+            for feature in found["features"]:
+                file.write(f"{comma}\n{json.dumps(feature, ensure_ascii=False)}")
+                comma = ","
+        file.write("]}\n")
+    return [geojson]
+
+
+def _bands(canvas: Canvas) -> Iterator[slice]:
+    for top in range(0, canvas.shape[0], BLOCK):
+        yield slice(top, min(top + BLOCK, canvas.shape[0]))
+
+
+def _counted(canvas: Canvas) -> tuple[int, int]:
+    """Pixels of the mask, and the sum of their percents."""
+    pixels = total = 0
+    for rows in _bands(canvas):
+        values = canvas.read(rows)
+        inside = values[(values > HALF) & (values != NODATA)]
+        pixels, total = pixels + inside.size, total + int(inside.sum(dtype=np.int64))
+    return pixels, total
+
+
+def _write(
+    path: Path, canvas: Canvas, transform: Affine, grid: Grid, tags: dict[str, Any], band: str, cut: int | None = None
+) -> None:
+    """A canvas as a Cloud-Optimized GeoTIFF; with ``cut``, as the mask of the values above it."""
+    with cog_writer(
+        path, canvas.shape, transform, grid.crs, dtype="uint8", nodata=NODATA, tags=tags, band_name=band
+    ) as write:
+        for rows in _bands(canvas):
+            values = canvas.read(rows)
+            if cut is not None:
+                values = np.where(values == NODATA, NODATA, values > cut).astype(np.uint8)
+            write(values, rows.start, 0)
+
+
+def _shares(weight: float, tokens: int, reader: SceneReader) -> dict[str, float]:
+    """Mean weight of each sensor over the tokens that have data."""
+    if not tokens:
+        return {}
+    sar = weight / tokens
+    return {"optical": 1 - sar, "sar": sar}

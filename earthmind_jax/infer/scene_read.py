@@ -1,0 +1,158 @@
+"""A large scene as 8-bit frames, read strip by strip, the next strip while one is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from rasterio.windows import Window
+
+from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.encode import sensor_frames
+from earthmind_jax.data.layout import frames_of
+from earthmind_jax.data.read import RASTERS, load_images
+from earthmind_jax.data.records import SENSORS
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.align import MIN_OVERLAP
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.raster import peek_sensor, read_raster, require_georeference
+from earthmind_jax.geo.scene import has_data, sampled_overlap, strips
+
+Frames = tuple[np.ndarray, np.ndarray]
+"""uint8 [F h w 3] of one sensor, and bool [h w], where it has data."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whole rows of a scene: the frames of each sensor."""
+
+    top: int
+    frames: dict[str, Frames]
+
+    @property
+    def bottom(self) -> int:
+        return self.top + len(self.valid)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [h W], where any sensor has data."""
+        return np.logical_or.reduce([valid for _, valid in self.frames.values()])
+
+    def part(self, top: int, bottom: int) -> Rows:
+        cut = slice(top - self.top, bottom - self.top)
+        return Rows(top, {name: (frames[:, cut], valid[cut]) for name, (frames, valid) in self.frames.items()})
+
+
+class SceneReader:
+    """Reads a scene from top to bottom.
+
+    Attributes:
+      sources: sensor -> raster file.
+      grid: the scene's pixels on the map: those of the optical image, or of the SAR image where it stands alone.
+      frames: sensor -> three-channel frames that its image makes.
+      overlap: the part of the optical image that the SAR image covers, by a decimated look (1 with one sensor).
+      notes: what was found out or decided while reading, the same for all parts read so far.
+      seconds: time spent on reading.
+    """
+
+    def __init__(self, sources: Mapping[str, str | Path], sensors: SensorConfig) -> None:
+        """Looks at the headers, and at a decimated view of both files.
+
+        Raises:
+          UserError: a file that cannot be used, no georeference, no data, or too little ground in common.
+        """
+        self.sources = {name: Path(sources[name]) for name in SENSORS if sources.get(name) is not None}
+        if not self.sources:
+            raise UserError("Give an optical image, a SAR image, or both to segment.")
+        for name, path in self.sources.items():
+            if path.suffix.lower() not in RASTERS:
+                raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
+            if name == "sar" and peek_sensor(path)[1] == "uint8":
+                raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
+        self.sensors = sensors
+        first = {name: read_raster(path, window=Window(0, 0, 1, 1)) for name, path in self.sources.items()}
+        for name, raster in first.items():
+            require_georeference(raster)
+            if not has_data(raster):
+                raise UserError(f"{self.sources[name]} has no valid pixel: all are nodata, masked or zero.")
+        self.reference = "optical" if "optical" in first else "sar"
+        raster = first[self.reference]
+        assert raster.scene_shape is not None
+        self.grid = Grid(raster.transform, raster.crs, *raster.scene_shape, name=str(self.sources[self.reference]))
+        self.overlap = sampled_overlap(first["optical"], first["sar"]) if len(first) == 2 else 1.0
+        if self.overlap < MIN_OVERLAP:
+            raise UserError(
+                f"{self.sources['sar']} covers {self.overlap:.1%} of {self.sources['optical']} and {MIN_OVERLAP:.0%} "
+                "is needed; give images of the same ground."
+            )
+        self.notes: tuple[str, ...] | None = None
+        self.seconds = 0.0
+        self._strips = strips(self.sources[self.reference])
+        self._tops = [strip[0].row_off for strip in self._strips]
+        self.frames = {
+            name: 1 if raster.dtype == "uint8" else frames_of({}, name, sensors) for name, raster in first.items()
+        }
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the scene."""
+        return self.grid.shape
+
+    def rows(self, bands: Iterator[tuple[int, int]]) -> Iterator[Rows]:
+        """The rows [top, bottom) of each of ``bands``, which move down the scene and may overlap."""
+        with ThreadPoolExecutor(1, "read") as pool:
+            held: list[Rows] = []
+            ahead: Future[Rows] | None = None
+            number = -1
+            try:
+                for top, bottom in bands:
+                    held = [strip for strip in held if strip.bottom > top]
+                    while not held or held[-1].bottom < bottom:
+                        if number < 0:  # the first strip that is needed
+                            number = max(i for i, first in enumerate(self._tops) if first <= top)
+                            ahead = pool.submit(self._read, number)
+                        assert ahead is not None
+                        held.append(ahead.result())
+                        number += 1
+                        if number < len(self._strips):
+                            ahead = pool.submit(self._read, number)
+                    yield _join([s.part(max(top, s.top), min(bottom, s.bottom)) for s in held if s.top < bottom])
+            finally:
+                if ahead is not None:
+                    ahead.cancel()
+
+    def _read(self, number: int) -> Rows:
+        """One strip of the scene."""
+        started = perf_counter()
+        parts = [self._frames(window) for window in self._strips[number]]
+        frames = {
+            name: (np.concatenate([p[name][0] for p in parts], 2), np.concatenate([p[name][1] for p in parts], 1))
+            for name in self.sources
+        }
+        self.seconds += perf_counter() - started
+        return Rows(self._tops[number], frames)
+
+    def _frames(self, window: Window) -> dict[str, Frames]:
+        images = load_images(self.sources, self.sensors, window=window, min_overlap=0.0)
+        # Counts of pixels differ from part to part; what was decided about the files does not.
+        self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
+        return {name: sensor_frames(*images.pictures[name], name, self.sensors) for name in self.sources}
+
+
+def _join(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        parts[0].top,
+        {
+            name: (
+                np.concatenate([p.frames[name][0] for p in parts], 1),
+                np.concatenate([p.frames[name][1] for p in parts]),
+            )
+            for name in parts[0].frames
+        },
+    )
