@@ -76,8 +76,6 @@ class WindowModel:
         data = DataConfig(masks_per_sample=1, turns=2**30)
         self._layouts = [arrange((Turn(q),), views, config, data, engine.tokenizer, Buckets()) for q in questions]
         self._prompts = _stacked(self._layouts, config.tokens.pad)
-        self._see = jax.jit(partial(_see, config, self.count))
-        self._draw = jax.jit(partial(_draw, config, side))
 
     @property
     def layout(self) -> Layout:
@@ -112,7 +110,9 @@ class WindowModel:
         """
         engine, size = self.engine, self.batch_size
         tokens, question, index, lengths = self._prompts
-        fused, features = self._see(engine.params, batch.tiles, batch.valid, batch.ground, tokens, question)
+        fused, features = _see(
+            engine.config, self.count, engine.params, batch.tiles, batch.valid, batch.ground, tokens, question
+        )
         prompts = Batch(
             tokens=np.tile(tokens, (size, 1)),
             loss_mask=np.zeros((size * self.count, tokens.shape[1]), bool),
@@ -126,7 +126,15 @@ class WindowModel:
         if made.seg_states.shape[1] == 0:
             return np.zeros((size, self.side, self.side, self.count), np.float32), weights
         found = np.asarray(made.seg_valid[:, 0])
-        drawn = self._draw(engine.params, *features, earthmind.grounding_weights(fused), made.seg_states[:, :1], found)
+        drawn = _draw(
+            engine.config,
+            self.side,
+            engine.params,
+            *features,
+            earthmind.grounding_weights(fused),
+            made.seg_states[:, :1],
+            found,
+        )
         drawn = np.asarray(drawn).reshape(size, self.count, self.side, self.side)
         return np.moveaxis(drawn, 1, -1), weights
 
@@ -159,6 +167,7 @@ def _normalised(pixels: Array) -> Array:
     return (pixels.astype(jnp.float32) / 255 - tiles.MEAN) / tiles.STD
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _see(
     config: EarthMindConfig,
     count: int,
@@ -190,6 +199,7 @@ def _sensor(images: dict[str, Array], name: str) -> Array | None:
     return _normalised(images[name]) if name in images else None
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _draw(
     config: EarthMindConfig,
     side: int,

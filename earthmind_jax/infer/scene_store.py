@@ -85,7 +85,7 @@ class Canvas:
 
     def write(self, top: int, values: np.ndarray) -> None:
         """Write rows [n W] from ``top`` on, down to the disk."""
-        data, place = memoryview(np.ascontiguousarray(values, np.uint8)).cast("B"), top * self.shape[1]
+        data, place = np.ascontiguousarray(values, np.uint8).tobytes(), top * self.shape[1]
         with writing(self.path):
             while len(data):
                 count = os.pwrite(self._file, data, place)
@@ -142,8 +142,7 @@ class Store:
         top = done.pixels - len(percent)
         for k, (pixels, tokens) in enumerate(zip(self.percent, self.weight, strict=True)):
             pixels.write(top, percent[..., k])
-            if len(weight):
-                tokens.write(weight_top, weight[..., k])
+            tokens.write(weight_top, weight[..., k])
         with writing(self.place):
             self._log.write(_line(done))
             self._log.flush()
