@@ -77,6 +77,9 @@ def ask(
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
+    if cli_segment.large(optical, sar):
+        cli_segment.ask_large(model, question, optical, sar, out, max_new, temperature, as_json)
+        return
     answer = model.ask(question, optical=optical, sar=sar, max_new=max_new, temperature=temperature)
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
     print_answer(answer, files, as_json)
@@ -210,7 +213,7 @@ TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.
 
 def _restart_with_huge_pages(arguments: list[str]) -> None:
     """Start this process again with glibc told so, which it reads only at the start; elsewhere nothing happens."""
-    computes = arguments[:1] in (["demo"], ["train"], ["bench"], ["segment"])
+    computes = arguments[:1] in (["demo"], ["train"], ["bench"])
     if computes and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": TUNABLES})
 

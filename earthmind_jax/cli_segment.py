@@ -62,7 +62,7 @@ def segment(
 
     if not targets:
         raise UserError("There is nothing to segment: name a target, such as water.")
-    scene = len(targets) > 1 or window is not None or overlap is not None or weights or _large(optical, sar)
+    scene = len(targets) > 1 or window is not None or overlap is not None or weights or large(optical, sar)
     if scene and picture:
         raise UserError("A plain picture is made of one target on a small image; leave --picture out.")
     if truth is not None and len(targets) > 1:
@@ -118,8 +118,31 @@ def _scene(
         print(f"wrote {file}")
 
 
+def ask_large(
+    model: Any,
+    question: str,
+    optical: Path | None,
+    sar: Path | None,
+    out: Path | None,
+    max_new: int,
+    temperature: float,
+    as_json: bool,
+) -> None:
+    """``earthmind ask`` about an image for which :func:`large` holds."""
+    from earthmind_jax.cli_print import print_answer
+    from earthmind_jax.infer import scene_ask
+
+    with stopping(out):
+        answer, drawn = scene_ask.ask_large(
+            model, question, optical=optical, sar=sar, out=out, max_new=max_new, temperature=temperature,
+            report=progress(),
+        )  # fmt: skip
+    files = [] if drawn is None else drawn.files
+    print_answer(answer, files, as_json, {} if drawn is None else {"scene": drawn.answer["masks"][0]})
+
+
 @contextlib.contextmanager
-def stopping(out: Path) -> Iterator[None]:
+def stopping(out: Path | None) -> Iterator[None]:
     """A request to end (SIGTERM) is taken as Ctrl-C is, and what becomes of the work is said."""
 
     def stop(number: int, frame: Any) -> None:
@@ -130,7 +153,8 @@ def stopping(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nwhat is finished is kept in {out}; the same command goes on from there", file=sys.stderr)
+        if out is not None and out.exists():
+            print(f"\nwhat is finished is kept in {out}; the same command goes on from there", file=sys.stderr)
         raise
     finally:
         if main:
@@ -162,7 +186,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
 
 
-def _large(optical: Path | None, sar: Path | None) -> bool:
+def large(optical: Path | None, sar: Path | None) -> bool:
     """Whether the image that masks are drawn on is a raster too large for the small road."""
     from earthmind_jax.data.read import RASTERS
     from earthmind_jax.geo.raster import open_raster

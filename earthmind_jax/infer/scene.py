@@ -27,7 +27,7 @@ from earthmind_jax.infer.scene_maps import SceneResult, write_maps
 from earthmind_jax.infer.scene_model import Window, WindowModel
 from earthmind_jax.infer.scene_read import Rows, SceneReader
 from earthmind_jax.infer.scene_store import Done, Store, finished, held
-from earthmind_jax.infer.windows import Blend, starts
+from earthmind_jax.infer.windows import Blend, Lattice
 from earthmind_jax.types import Params
 
 OVERLAP = 0.25
@@ -36,47 +36,6 @@ DEPTH = 4  # batches of windows prepared in advance
 
 Report = Callable[[int, int, float, float], None]
 """Told (windows done, windows in all, seconds, square kilometres) after every row of windows, of this start alone."""
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Where the windows of a scene [H W] lie: their first rows and columns, and the token grid over all of them.
-
-    Attributes:
-      cell: pixels of a token.
-    """
-
-    shape: tuple[int, int]
-    side: int
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    cell: float
-
-    @classmethod
-    def of(cls, shape: tuple[int, int], side: int, overlap: float, tokens: int) -> Lattice:
-        tops, lefts = (tuple(starts(length, side, overlap)) for length in shape)
-        return cls(shape, side, tops, lefts, side / tokens)
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Rows and columns of the token grid: cells whose centre lies in the scene."""
-        height, width = (max(1, self.token(length)) for length in self.shape)
-        return height, width
-
-    def token(self, pixel: int) -> int:
-        """The first cell whose centre does not lie before ``pixel``."""
-        return int(np.ceil(pixel / self.cell - 0.5))
-
-    def next_top(self, row: int) -> int:
-        """The first pixel row that windows after the row ``row`` still change."""
-        return self.rows[row + 1] if row + 1 < len(self.rows) else self.shape[0]
-
-    def first_row(self, pixels: int) -> int:
-        """The first row of windows that reaches beyond the first ``pixels`` rows."""
-        return next(i for i, top in enumerate(self.rows) if top + self.side > pixels)
-
-    def band(self, row: int) -> tuple[int, int]:
-        return self.rows[row], min(self.rows[row] + self.side, self.shape[0])
 
 
 def segment_scene(
@@ -155,7 +114,7 @@ def ask_scene(
         answer = finished(out, work)
         if answer is not None:
             return SceneResult(out, answer)
-        store = Store(out, work, len(questions), lattice.shape, lattice.tokens)
+        store = Store(out, work, len(questions), lattice.shape, lattice.tokens, tuple(reader.sources))
         with closing(store):
             seconds = _Run(windows, reader, lattice, store, report).go() if store.done.pixels < lattice.shape[0] else {}
             result = write_maps(out, work, store, reader, lattice, model.name, names, questions, seconds, weights)
@@ -197,12 +156,12 @@ def _file(path: Path) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Work:
     """A batch of windows (None: no data) of one row of windows, at the columns ``lefts``; the last one of its row has
-    the validity of the row's ``band``, bool [sensors h W]."""
+    the row's ``band``."""
 
     row: int
     lefts: tuple[int, ...]
     batch: Window | None
-    band: np.ndarray | None = None
+    band: Rows | None = None
 
 
 class _Run:
@@ -260,7 +219,7 @@ class _Run:
             groups = [tuple(lefts[i : i + size]) for i in range(0, len(lefts), size)]
             for group in groups:
                 yield _Work(row, group, self.windows.stack([self._window(band, left) for left in group]))
-            yield _Work(row, (), None, np.stack([valid for _, valid in band.frames.values()]))
+            yield _Work(row, (), None, band)
 
     def _window(self, band: Rows, left: int) -> Window:
         columns = slice(left, left + self.lattice.side)
@@ -291,22 +250,23 @@ class _Run:
         if work.row > self.done.row:
             self.done = replace(self.done, windows=self.done.windows + len(work.lefts))
 
-    def _finish(self, work: _Work) -> tuple[Done, np.ndarray, np.ndarray, int]:
-        """The rows that the row of windows has finished, without those that an earlier start had finished."""
+    def _finish(self, work: _Work) -> tuple[Done, np.ndarray, np.ndarray, int, dict[str, np.ndarray]]:
+        """What :meth:`Store.add` takes of the rows that are finished now, without those of an earlier start."""
         lattice, done = self.lattice, self.done
         top, until = self.blend.top, lattice.next_top(work.row)
         fresh = slice(max(top, done.pixels) - top, until - top)
         probability = self.blend.finish(until)[fresh]
         assert work.band is not None
-        band = work.band[:, : until - top][:, fresh]
-        percent = to_percent(probability, band.any(0))
+        band = work.band.part(top + fresh.start, until)
+        percent = to_percent(probability, band.valid)
         token_top = self.fusion.top
         token_until = min(lattice.token(until), lattice.tokens[0]) if until < lattice.shape[0] else lattice.tokens[0]
         known = self.fusion.weight[: token_until - token_top, :, 0] > 0
         weight = self.fusion.finish(token_until)
         begun = max(token_top, min(lattice.token(done.pixels), lattice.tokens[0]) if done.pixels else 0) - token_top
         weight, known = weight[begun:], known[begun:]
-        counts = (int(band[0].sum()), int(band.all(0).sum()), int(band.any(0).sum()))
+        sensors = [valid for _, valid in band.frames.values()]
+        counts = tuple(int(x.sum()) for x in (sensors[0], np.logical_and.reduce(sensors), band.valid))
         if work.row > done.row:
             missing = len(lattice.columns) * (work.row + 1) - done.windows - done.empty
             done = replace(done, row=work.row, empty=done.empty + missing)
@@ -318,7 +278,8 @@ class _Run:
             seen=tuple(a + b for a, b in zip(done.seen, counts, strict=True)),
             notes=self.reader.notes or (),
         )
-        return self.done, percent, to_percent(weight, known), token_top + begun
+        pictures = {name: frames[0] for name, (frames, _) in band.frames.items()}
+        return self.done, percent, to_percent(weight, known), token_top + begun, pictures
 
     def _tell(self, seconds: float) -> None:
         assert self.report is not None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -18,11 +18,10 @@ from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.vector import polygons
 from earthmind_jax.geo.write import BLOCK, cog_writer, written_beside
+from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.scene_read import SceneReader
 from earthmind_jax.infer.scene_store import ANSWER, Canvas, Store
-
-if TYPE_CHECKING:
-    from earthmind_jax.infer.scene import Lattice
+from earthmind_jax.infer.windows import Lattice
 
 NODATA = 255
 STRIP = 2048  # rows of a mask whose polygons are made at once
@@ -90,6 +89,7 @@ def write_maps(
                 "files": [path.name for path in written],
             }
         )
+    files.append(_write_panel(out, store, names, masks).name)
     answer = {
         "targets": list(names),
         "masks": masks,
@@ -157,6 +157,23 @@ def _write(
             if cut is not None:
                 values = np.where(values == NODATA, NODATA, values > cut).astype(np.uint8)
             write(values, rows.start, 0)
+
+
+def _write_panel(out: Path, store: Store, names: Sequence[str], masks: Sequence[dict[str, Any]]) -> Path:
+    """One picture of the scene, each mask over it, and the mean weight of SAR, decimated."""
+    from earthmind_jax.infer.panel import write_panel
+
+    step, drawn = store.step, []
+    for canvas in store.percent:
+        kept = [canvas.read(rows)[-rows.start % step :: step, ::step] for rows in _bands(canvas)]
+        percent = np.concatenate(kept)
+        drawn.append(Mask(percent / np.float32(100), percent != NODATA, None, None))
+    weights = np.stack([canvas.read() for canvas in store.weight])
+    sar = weights.mean(0, dtype=np.float32) / 100
+    fusion = np.stack([1 - sar, sar], -1) * (weights[0] != NODATA)[..., None]
+    pictures = {name: canvas.read().reshape(canvas.shape[0], -1, 3) for name, canvas in store.picture.items()}
+    said = ", ".join(f"{mask['share']:.1%}" for mask in masks)
+    return write_panel(Answer(", ".join(names), said, tuple(drawn), fusion, pictures), out / "panel.png")
 
 
 def _shares(weight: float, tokens: int, reader: SceneReader) -> dict[str, float]:

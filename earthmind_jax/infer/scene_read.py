@@ -14,8 +14,8 @@ from rasterio.windows import Window
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.layout import frames_of
-from earthmind_jax.data.read import RASTERS, load_images
-from earthmind_jax.data.records import SENSORS
+from earthmind_jax.data.read import RASTERS, Images, load_images
+from earthmind_jax.data.records import SENSORS, Picture
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import MIN_OVERLAP
 from earthmind_jax.geo.grid import Grid
@@ -125,6 +125,21 @@ class SceneReader:
                 if ahead is not None:
                     ahead.cancel()
 
+    def view(self, side: int) -> dict[str, Picture]:
+        """The whole scene with at most ``side`` pixels along its longer side: every n-th pixel of each sensor, a
+        picture or bands by name; NaN where bands have no data."""
+        step = -(-max(self.shape) // side)
+        parts: dict[str, list[list[Picture]]] = {name: [] for name in self.sources}
+        for strip in self._strips:
+            for name in self.sources:
+                parts[name].append([])
+            for window in strip:
+                images = self._images(window)
+                cut = slice(-window.row_off % step, None, step), slice(-window.col_off % step, None, step)
+                for name, (picture, valid) in images.pictures.items():
+                    parts[name][-1].append(_thinned(picture, valid, cut))
+        return {name: _mosaic(rows) for name, rows in parts.items()}
+
     def _read(self, number: int) -> Rows:
         """One strip of the scene."""
         started = perf_counter()
@@ -136,11 +151,29 @@ class SceneReader:
         self.seconds += perf_counter() - started
         return Rows(self._tops[number], frames)
 
-    def _frames(self, window: Window) -> dict[str, Frames]:
+    def _images(self, window: Window) -> Images:
         images = load_images(self.sources, self.sensors, window=window, min_overlap=0.0)
         # Counts of pixels differ from part to part; what was decided about the files does not.
         self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
+        return images
+
+    def _frames(self, window: Window) -> dict[str, Frames]:
+        images = self._images(window)
         return {name: sensor_frames(*images.pictures[name], name, self.sensors) for name in self.sources}
+
+
+def _thinned(picture: Picture, valid: np.ndarray | None, cut: tuple[slice, slice]) -> Picture:
+    if isinstance(picture, np.ndarray):
+        return picture[cut]
+    bands = {name: np.asarray(band[cut], np.float32) for name, band in picture.items()}
+    return bands if valid is None else {name: np.where(valid[cut], band, np.nan) for name, band in bands.items()}
+
+
+def _mosaic(rows: list[list[Picture]]) -> Picture:
+    if isinstance(rows[0][0], np.ndarray):
+        return np.concatenate([np.concatenate(row, 1) for row in rows])
+    names = rows[0][0]
+    return {name: np.concatenate([np.concatenate([p[name] for p in row], 1) for row in rows]) for name in names}
 
 
 def _join(parts: list[Rows]) -> Rows:

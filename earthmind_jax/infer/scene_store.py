@@ -6,6 +6,7 @@
     OUT/.scene/rows.jsonl     one line for every finished row of windows, with all that is counted so far
     OUT/.scene/percent_K.raw  uint8 [H W] of target K: probability in percent, 255 without data
     OUT/.scene/weight_K.raw   uint8 on the token grid: the weight of SAR in percent
+    OUT/.scene/picture_S.raw  uint8 [h w 3] of each sensor, for the panel: every n-th pixel
 
 Pixels reach the disk before the line that counts them, and plain files have nothing inside that a kill could break.
 """
@@ -17,7 +18,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.errors import UserError, WorkError
 
+PICTURE = 1024  # pixels of the longer side of a panel's pictures
 PLACE, WORK, LOG, ANSWER = ".scene", "work.json", "rows.jsonl", "answer.json"
 
 
@@ -92,8 +94,9 @@ class Canvas:
                 data, place = data[count:], place + count
             os.fsync(self._file)
 
-    def read(self, rows: slice) -> np.ndarray:
-        """uint8 [n W]."""
+    def read(self, rows: slice | None = None) -> np.ndarray:
+        """uint8 [n W]; all rows where none are named."""
+        rows = rows or slice(0, self.shape[0])
         size, width = rows.stop - rows.start, self.shape[1]
         data = os.pread(self._file, size * width, rows.start * width)
         if len(data) != size * width:
@@ -110,10 +113,17 @@ class Store:
     Attributes:
       done: what is finished.
       percent, weight: a canvas for each target.
+      picture: a canvas [h w*3] for each sensor, of every ``step``-th pixel.
     """
 
     def __init__(
-        self, out: Path, work: dict[str, Any], targets: int, shape: tuple[int, int], tokens: tuple[int, int]
+        self,
+        out: Path,
+        work: dict[str, Any],
+        targets: int,
+        shape: tuple[int, int],
+        tokens: tuple[int, int],
+        sensors: Sequence[str] = (),
     ) -> None:
         """Takes up the run in ``out``, or begins one.
 
@@ -136,13 +146,28 @@ class Store:
             self._log = open(self.place / LOG, "a")  # noqa: SIM115 - open as long as the work goes on
         self.percent = [Canvas(self.place / f"percent_{k}.raw", shape) for k in range(targets)]
         self.weight = [Canvas(self.place / f"weight_{k}.raw", tokens) for k in range(targets)]
+        self.step = -(-max(shape) // PICTURE)
+        height, width = (-(-side // self.step) for side in shape)
+        self.picture = {name: Canvas(self.place / f"picture_{name}.raw", (height, 3 * width)) for name in sensors}
 
-    def add(self, done: Done, percent: np.ndarray, weight: np.ndarray, weight_top: int) -> None:
-        """Rows of windows up to ``done.row`` are finished, and with them pixels [n W K] and tokens [m w K]."""
+    def add(
+        self,
+        done: Done,
+        percent: np.ndarray,
+        weight: np.ndarray,
+        weight_top: int,
+        pictures: Mapping[str, np.ndarray],
+    ) -> None:
+        """Rows of windows up to ``done.row`` are finished, and with them pixels [n W K], tokens [m w K], and each
+        sensor's picture [n W 3] of the same pixels."""
         top = done.pixels - len(percent)
         for k, (pixels, tokens) in enumerate(zip(self.percent, self.weight, strict=True)):
             pixels.write(top, percent[..., k])
             tokens.write(weight_top, weight[..., k])
+        first = -top % self.step
+        for name, pixels in pictures.items():
+            shown = pixels[first :: self.step, :: self.step]
+            self.picture[name].write((top + first) // self.step, shown.reshape(len(shown), self.picture[name].shape[1]))
         with writing(self.place):
             self._log.write(_line(done))
             self._log.flush()
@@ -150,7 +175,7 @@ class Store:
 
     def close(self) -> None:
         self._log.close()
-        for canvas in (*self.percent, *self.weight):
+        for canvas in (*self.percent, *self.weight, *self.picture.values()):
             canvas.close()
 
     def remove(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,47 @@ def windows(shape: tuple[int, int], size: int, overlap: float) -> Iterator[tuple
     for top in starts(shape[0], size, overlap):
         for left in starts(shape[1], size, overlap):
             yield slice(top, min(top + size, shape[0])), slice(left, min(left + size, shape[1]))
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where the windows of a scene [H W] lie: their first rows and columns, and the token grid over all of them.
+
+    Attributes:
+      cell: pixels of a token.
+    """
+
+    shape: tuple[int, int]
+    side: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    cell: float
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], side: int, overlap: float, tokens: int) -> Lattice:
+        tops, lefts = (tuple(starts(length, side, overlap)) for length in shape)
+        return cls(shape, side, tops, lefts, side / tokens)
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Rows and columns of the token grid: cells whose centre lies in the scene."""
+        height, width = (max(1, self.token(length)) for length in self.shape)
+        return height, width
+
+    def token(self, pixel: int) -> int:
+        """The first cell whose centre does not lie before ``pixel``."""
+        return int(np.ceil(pixel / self.cell - 0.5))
+
+    def next_top(self, row: int) -> int:
+        """The first pixel row that windows after the row ``row`` still change."""
+        return self.rows[row + 1] if row + 1 < len(self.rows) else self.shape[0]
+
+    def first_row(self, pixels: int) -> int:
+        """The first row of windows that reaches beyond the first ``pixels`` rows."""
+        return next(i for i, top in enumerate(self.rows) if top + self.side > pixels)
+
+    def band(self, row: int) -> tuple[int, int]:
+        return self.rows[row], min(self.rows[row] + self.side, self.shape[0])
 
 
 @lru_cache(maxsize=16)

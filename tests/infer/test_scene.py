@@ -17,10 +17,11 @@ from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.scene import strips
 from earthmind_jax.infer.ahead import ahead
-from earthmind_jax.infer.scene import Lattice, to_percent
+from earthmind_jax.infer.scene import to_percent
+from earthmind_jax.infer.scene_ask import ask_large, view_side
 from earthmind_jax.infer.scene_read import SceneReader
 from earthmind_jax.infer.scene_store import PLACE, Store
-from earthmind_jax.infer.windows import Blend, windows
+from earthmind_jax.infer.windows import Blend, Lattice, windows
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,22 @@ def test_several_targets_are_each_what_they_are_alone(pair, whole, tmp_path):
     assert np.abs(several - read(alone.out / "mask_1_probability.tif")).max() <= 1
 
 
+def test_a_question_about_a_large_image(pair, whole, tmp_path):
+    """Words from a view of the whole, the mask at full resolution."""
+    view = SceneReader(pair, scenes.model().config.sensors).view(view_side(scenes.model()))
+    images = load_images(pair, scenes.model().config.sensors)
+    for name, bands in images.pictures.items():
+        for band, values in bands[0].items():
+            thin = np.where(bands[1], values, np.nan)[::5, ::5]
+            assert view[name][band].shape == (21, 30)
+            np.testing.assert_allclose(view[name][band], thin, atol=1e-4)
+    question = whole.answer["run"]["questions"][1]
+    answer, drawn = ask_large(scenes.model(), question, **pair, out=tmp_path / "out", max_new=6)
+    assert answer.masks[0].probability.shape == (21, 30)
+    several = read(whole.out / "mask_2_probability.tif").astype(int)
+    assert np.abs(several - read(drawn.out / "mask_1_probability.tif")).max() <= 1
+
+
 @pytest.mark.parametrize("size", [(20, 20), (33, 17), (16, 97)])
 def test_odd_sizes(size, tmp_path):
     """Smaller than a window, one pixel more than a window, narrow."""
@@ -279,9 +296,9 @@ def test_a_block_that_breaks_on_the_way_keeps_what_is_finished(tmp_path):
 
 def test_a_full_disk_keeps_what_is_finished(pair, whole, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, limits[1]))
     try:
-        with pytest.raises(WorkError, match=r"percent_0\.raw"):
+        with pytest.raises(WorkError, match=r"picture_optical\.raw: File too large"):
             scenes.draw(pair, tmp_path / "out", weights=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
