@@ -49,6 +49,18 @@ class SceneResult:
         return [self.out / name for name in self.answer["files"]]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The rasters of one target, and what to say about them."""
+
+    mask: Path
+    probability: Path
+    target: str
+    question: str
+    model: str
+    score: float
+
+
 def write_maps(
     out: Path,
     work: dict[str, Any],
@@ -63,32 +75,31 @@ def write_maps(
 ) -> SceneResult:
     """Everything that is drawn, from the rows on disk; ``answer.json`` comes last and says that the run is finished."""
     started, grid, done = perf_counter(), reader.grid, store.done
-    files: list[str] = []
-    masks = []
+    masks: list[dict[str, Any]] = []
+    drawn: list[Drawn] = []
     for k, (name, question) in enumerate(zip(names, questions, strict=True)):
         pixels, total = _counted(store.percent[k])
         score = total / pixels / 100 if pixels else 0.0
         tags = {"prompt": question, "model": model, "score": round(score, 4)}
-        mask, probability = out / f"mask_{k + 1}.tif", out / f"mask_{k + 1}_probability.tif"
-        _write(probability, store.percent[k], grid.transform, grid, tags, "probability (%)")
-        _write(mask, store.percent[k], grid.transform, grid, tags, "mask", cut=HALF)
-        written = [mask, probability, *write_vectors(mask, name, question, model, score)]
-        if weights:
-            fusion = out / f"mask_{k + 1}_sar_weight.tif"
-            tokens = grid.transform @ Affine.scale(lattice.cell)
-            _write(fusion, store.weight[k], tokens, grid, tags, "weight of SAR (%)")
-            written.append(fusion)
-        files += [path.name for path in written]
+        made = Drawn(out / f"mask_{k + 1}.tif", out / f"mask_{k + 1}_probability.tif", name, question, model, score)
+        drawn.append(made)
+        _write(made.probability, store.percent[k], grid.transform, grid, tags, "probability (%)")
+        _write(made.mask, store.percent[k], grid.transform, grid, tags, "mask", cut=HALF)
         masks.append(
             {
                 "target": name,
                 "pixels": pixels,
                 "share": pixels / max(1, done.seen[2]),
                 "score": score,
-                "fusion": _shares(done.weights[k], done.tokens[k], reader),
-                "files": [path.name for path in written],
+                "fusion": _shares(done.weights[k], done.tokens[k]),
             }
         )
+        if weights:
+            tokens = grid.transform @ Affine.scale(lattice.cell)
+            _write(out / f"mask_{k + 1}_sar_weight.tif", store.weight[k], tokens, grid, tags, "weight of SAR (%)")
+    files = [path.name for made in drawn for path in (made.mask, made.probability)]
+    files += [f"mask_{k + 1}_sar_weight.tif" for k in range(len(drawn)) if weights]
+    files += [path.name for path in write_vectors(out, drawn)]
     files.append(_write_panel(out, store, names, masks).name)
     answer = {
         "targets": list(names),
@@ -111,23 +122,26 @@ def write_maps(
     return SceneResult(out, answer, seconds | {"maps": perf_counter() - started})
 
 
-def write_vectors(mask: Path, name: str, question: str, model: str, score: float) -> list[Path]:
-    """The polygons of a finished mask, ``STRIP`` rows at a time; a region that reaches over several strips is cut."""
-    geojson = mask.with_suffix(".geojson")
-    with rasterio.open(mask) as dataset, written_beside(geojson) as beside, open(beside, "w", encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        comma = ""
-        for top in range(0, dataset.height, STRIP):
-            rows = Window(0, top, dataset.width, min(STRIP, dataset.height - top))
-            found = polygons(
-                dataset.read(1, window=rows), dataset.window_transform(rows), dataset.crs, prompt=question,
-                score=round(score, 4), model=model, properties={"target": name},
-            )  # fmt: skip
-            for feature in found["features"]:
-                file.write(f"{comma}\n{json.dumps(feature, ensure_ascii=False)}")
-                comma = ","
-        file.write("]}\n")
-    return [geojson]
+def write_vectors(out: Path, drawn: Sequence[Drawn]) -> list[Path]:
+    """The polygons of the finished masks, ``STRIP`` rows at a time; a region that reaches over several strips is
+    cut."""
+    written = []
+    for one in drawn:
+        geojson = one.mask.with_suffix(".geojson")
+        with rasterio.open(one.mask) as dataset, written_beside(geojson) as beside, open(beside, "w") as file:
+            separator = '{"type": "FeatureCollection", "features": ['
+            for top in range(0, dataset.height, STRIP):
+                rows = Window(0, top, dataset.width, min(STRIP, dataset.height - top))
+                found = polygons(
+                    dataset.read(1, window=rows), dataset.window_transform(rows), dataset.crs, prompt=one.question,
+                    score=round(one.score, 4), model=one.model, properties={"target": one.target},
+                )  # fmt: skip
+                for feature in found["features"]:
+                    file.write(f"{separator}\n{json.dumps(feature)}")
+                    separator = ","
+            file.write(("" if separator == "," else separator) + "]}\n")
+        written.append(geojson)
+    return written
 
 
 def _bands(canvas: Canvas) -> Iterator[slice]:
@@ -176,7 +190,7 @@ def _write_panel(out: Path, store: Store, names: Sequence[str], masks: Sequence[
     return write_panel(Answer(", ".join(names), said, tuple(drawn), fusion, pictures), out / "panel.png")
 
 
-def _shares(weight: float, tokens: int, reader: SceneReader) -> dict[str, float]:
+def _shares(weight: float, tokens: int) -> dict[str, float]:
     """Mean weight of each sensor over the tokens that have data."""
     if not tokens:
         return {}
