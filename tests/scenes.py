@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyogrio
 import support
 
 from earthmind_jax.config import SensorConfig
@@ -46,6 +48,22 @@ def write(folder: Path, name: str, size: tuple[int, int], **options: Any) -> dic
 
 def draw(pair: dict[str, Path], out: Path, **options: Any) -> Any:
     return segment_scene(model(), options.pop("targets", TARGETS), **pair, out=out, **options)
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """What a run has written, byte by byte, but for what tells the time and the place of it."""
+    return {path.name: _content(path) for path in directory.iterdir()}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".gpkg":
+        meta, _, geometry, fields = pyogrio.raw.read(path)
+        return meta["crs"], list(meta["fields"]), list(geometry), [list(field) for field in fields]
+    if path.name == "item.json":
+        item = json.loads(path.read_text())
+        timeless = {name: x for name, x in item["properties"].items() if "datetime" not in name and name != "created"}
+        return timeless, item["geometry"], sorted(item["assets"])
+    return path.read_bytes()
 
 
 def main() -> None:

@@ -45,10 +45,6 @@ def read(path):
         return dataset.read(1)
 
 
-def files(directory):
-    return {p.name: p.read_bytes() for p in directory.iterdir()}
-
-
 def test_a_canvas_that_moves_gives_the_mean_of_the_whole():
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -238,7 +234,7 @@ def test_broken_off_and_continued(stop, pair, whole, tmp_path):
     scenes.draw(pair, out, weights=True, report=lambda *facts: rows.append(facts))
     lattice = Lattice.of((101, 150), 32, 0.25, 8)
     assert len(rows) <= len(lattice.rows) - stop + 3  # those that reach into unfinished rows are drawn once more
-    assert files(out) == files(whole.out)
+    assert scenes.contents(out) == scenes.contents(whole.out)
 
 
 def test_broken_off_while_the_maps_are_written(pair, whole, tmp_path, monkeypatch):
@@ -251,11 +247,11 @@ def test_broken_off_while_the_maps_are_written(pair, whole, tmp_path, monkeypatc
             scenes.draw(pair, tmp_path / "out", weights=True)
     (tmp_path / "out" / "answer.json").unlink()
     assert scenes.draw(pair, tmp_path / "out", weights=True).seconds["maps"] > 0
-    assert files(tmp_path / "out") == files(whole.out)
+    assert scenes.contents(tmp_path / "out") == scenes.contents(whole.out)
 
 
 def test_a_finished_run_is_not_repeated_and_another_is_refused(pair, whole):
-    before = files(whole.out)
+    before = scenes.contents(whole.out)
     again = scenes.draw(pair, whole.out, weights=True)
     assert again.answer == whole.answer
     with pytest.raises(UserError, match="another targets and questions"):
@@ -264,7 +260,7 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(pair, whole):
         scenes.draw(pair, whole.out, weights=True, overlap=0.5)
     with pytest.raises(UserError, match="another window"):
         scenes.draw(pair, whole.out, weights=True, window=64)
-    assert files(whole.out) == before
+    assert scenes.contents(whole.out) == before
 
 
 def test_two_runs_in_one_directory(pair, tmp_path):
@@ -304,7 +300,7 @@ def test_a_full_disk_keeps_what_is_finished(pair, whole, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert json.loads((tmp_path / "out" / PLACE / "rows.jsonl").read_text().splitlines()[-1])["pixels"] > 0
     scenes.draw(pair, tmp_path / "out", weights=True)
-    assert files(tmp_path / "out") == files(whole.out)
+    assert scenes.contents(tmp_path / "out") == scenes.contents(whole.out)
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,6 @@ def start(folder: Path, out: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def files(directory: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in directory.iterdir()}
-
-
 @pytest.mark.slow
 def test_killed_and_continued(tmp_path):
     scenes.write(tmp_path, "a", (250, 101))
@@ -48,4 +44,4 @@ def test_killed_and_continued(tmp_path):
         with start(tmp_path, tmp_path / out) as child:
             assert "finished" in child.stdout.read()
             assert child.wait(timeout=120) == 0
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert scenes.contents(tmp_path / "out") == scenes.contents(tmp_path / "whole")
