@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ import tyro
 from earthmind_jax.errors import UserError
 
 Named = tyro.conf.arg
+CACHE = "256"  # MB
 LARGE = 2**22  # pixels; a larger image is drawn from file to file
 EVERY = 2.0  # seconds between progress lines
 
@@ -58,6 +60,8 @@ def segment(
         truth_value: the label value of the target in truth.
         as_json: print JSON.
     """
+    # Of decoded blocks: a strip of a scene is far less, and GDAL's own limit is a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
     from earthmind_jax.infer.predictor import EarthMind
 
     if not targets:

@@ -48,8 +48,7 @@ def sampled_overlap(reference: Raster, other: Raster) -> float:
 
     Both need a georeference; each may have been read by any window.
     """
-    _, valid, _ = _sample(reference)
-    _, there, _ = _sample(other)
+    valid, there = _sampled_valid(reference), _sampled_valid(other)
     rows, columns = np.nonzero(valid)
     if not len(rows):
         return 0.0
@@ -68,12 +67,12 @@ def sampled_overlap(reference: Raster, other: Raster) -> float:
 
 def has_data(raster: Raster) -> bool:
     """Whether a decimated look at the whole file finds any measurement."""
-    return bool(_sample(raster)[1].any())
+    return bool(_sampled_valid(raster).any())
 
 
-def _sample(raster: Raster) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    values, valid, bands = raster.scene_sample()
-    return values, valid & (values != 0).any(0), bands  # zero in every band is nodata that no tag names
+def _sampled_valid(raster: Raster) -> np.ndarray:
+    values, valid, _ = raster.scene_sample()
+    return valid & (values != 0).any(0)  # zero in every band is nodata that no tag names
 
 
 def _scene_transform(raster: Raster) -> Affine:

@@ -49,6 +49,7 @@ def segment_scene(
     overlap: float = OVERLAP,
     weights: bool = False,
     report: Report | None = None,
+    **options: Any,
 ) -> SceneResult:
     """Draw the masks of ``targets`` over a scene of any size into the directory ``out``.
 
@@ -60,6 +61,7 @@ def segment_scene(
       window: side in pixels, a multiple of the model's own; None is the model's own.
       overlap: share of a window common to neighbours, 0 to 0.9.
       weights: also write the weight of SAR on the token grid.
+      options: what is known about the files, as of :func:`earthmind_jax.data.read.load_images`.
 
     Raises:
       UserError: a file or an argument cannot be used, or ``out`` holds another run or is in use.
@@ -73,7 +75,7 @@ def segment_scene(
     questions = [SEGMENTATION_QUESTIONS[0].replace("{c}", name) for name in names]
     return ask_scene(
         model, questions, names=names, optical=optical, sar=sar, out=out, window=window, overlap=overlap,
-        weights=weights, report=report,
+        weights=weights, report=report, **options,
     )  # fmt: skip
 
 
@@ -90,13 +92,14 @@ def ask_scene(
     weights: bool = False,
     report: Report | None = None,
     max_new: int = 32,
+    **options: Any,
 ) -> SceneResult:
     """:func:`segment_scene` of any questions whose answers draw a mask; ``names`` are what the results call them."""
     side = window_side(model, window)
     require(0 <= overlap <= 0.9, f"The overlap of windows must be 0 to 0.9, not {overlap}.")
     sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
     started, out = perf_counter(), Path(out)
-    reader = SceneReader(sources, model.config.sensors)
+    reader = SceneReader(sources, model.config.sensors, **options)
     windows = WindowModel(model.engine, questions, side, reader.frames, max_new=max_new)
     lattice = Lattice.of(reader.shape, side, overlap, windows.grid)
     work = {
@@ -107,6 +110,7 @@ def ask_scene(
         "window": side,
         "overlap": overlap,
         "weights": weights,
+        "options": {name: str(value) for name, value in sorted(options.items())},
         "batch": windows.batch_size,
         "version": __version__,
     }

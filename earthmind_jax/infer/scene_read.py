@@ -7,13 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from rasterio.windows import Window
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
-from earthmind_jax.data.layout import frames_of
 from earthmind_jax.data.read import RASTERS, Images, load_images
 from earthmind_jax.data.records import SENSORS, Picture
 from earthmind_jax.errors import UserError
@@ -59,8 +59,11 @@ class SceneReader:
       seconds: time spent on reading.
     """
 
-    def __init__(self, sources: Mapping[str, str | Path], sensors: SensorConfig) -> None:
+    def __init__(self, sources: Mapping[str, str | Path], sensors: SensorConfig, **options: Any) -> None:
         """Looks at the headers, and at a decimated view of both files.
+
+        Args:
+          options: what the caller knows about the files, as of :func:`earthmind_jax.data.read.load_images`.
 
         Raises:
           UserError: a file that cannot be used, no georeference, no data, or too little ground in common.
@@ -73,7 +76,7 @@ class SceneReader:
                 raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
             if name == "sar" and peek_sensor(path)[1] == "uint8":
                 raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
-        self.sensors = sensors
+        self.sensors, self.options = sensors, options
         first = {name: read_raster(path, window=Window(0, 0, 1, 1)) for name, path in self.sources.items()}
         for name, raster in first.items():
             require_georeference(raster)
@@ -93,9 +96,8 @@ class SceneReader:
         self.seconds = 0.0
         self._strips = strips(self.sources[self.reference])
         self._tops = [strip[0].row_off for strip in self._strips]
-        self.frames = {
-            name: 1 if raster.dtype == "uint8" else frames_of({}, name, sensors) for name, raster in first.items()
-        }
+        self.frames = {name: len(frames) for name, (frames, _) in self._frames(Window(0, 0, 1, 1)).items()}
+        self.notes = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -152,7 +154,7 @@ class SceneReader:
         return Rows(self._tops[number], frames)
 
     def _images(self, window: Window) -> Images:
-        images = load_images(self.sources, self.sensors, window=window, min_overlap=0.0)
+        images = load_images(self.sources, self.sensors, window=window, min_overlap=0.0, **self.options)
         # Counts of pixels differ from part to part; what was decided about the files does not.
         self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
         return images
