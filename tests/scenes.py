@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pyogrio
 import support
 
@@ -67,6 +68,7 @@ def _content(path: Path) -> Any:
 
 
 def main() -> None:
+    jax.config.update("jax_default_matmul_precision", "highest")  # as the tests do
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     pair = {"optical": folder / "a_s2.tif", "sar": folder / "a_s1.tif"}
 

@@ -200,7 +200,9 @@ def refuse_other(before: Any, work: dict[str, Any], out: Path) -> None:
     """UserError unless ``before`` describes the same run as ``work``."""
     if before == work:
         return
-    names = [key for key in work if not isinstance(before, dict) or before.get(key) != work[key]]
+    if not isinstance(before, dict):
+        raise UserError(f"{out} holds other results; choose another directory, or remove it to start anew.")
+    names = [key for key in work if before.get(key) != work[key]] or ["version of this program"]
     raise UserError(
         f"{out} holds a run with another {' and '.join(names)}; choose another directory, or remove it to start anew."
     )

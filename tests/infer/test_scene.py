@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +255,35 @@ def test_broken_off_while_the_maps_are_written(pair, whole, tmp_path, monkeypatc
     assert scenes.contents(tmp_path / "out") == scenes.contents(whole.out)
 
 
+def start(folder, out):
+    """The same run in a process of its own."""
+    root = Path(scenes.__file__).parents[1]
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    program = [sys.executable, scenes.__file__, str(folder), str(out)]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_and_continued(folder, whole, tmp_path):
+    out = tmp_path / "out"
+    for line, number in (("windows 12", signal.SIGKILL), ("windows 6", signal.SIGTERM)):  # windows of one start
+        with start(folder, out) as child:
+            assert any(said.strip() == line for said in child.stdout)
+            child.send_signal(number)
+            assert "finished" not in child.stdout.read()
+            assert child.wait(timeout=60) == -number
+        assert (out / PLACE).is_dir()
+    with start(folder, out) as child:
+        assert "finished" in child.stdout.read()
+        assert child.wait(timeout=120) == 0
+    assert scenes.contents(out) == scenes.contents(whole.out)
+
+
 def test_a_finished_run_is_not_repeated_and_another_is_refused(pair, whole):
     before = scenes.contents(whole.out)
     again = scenes.draw(pair, whole.out, weights=True)
@@ -261,6 +295,14 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(pair, whole):
     with pytest.raises(UserError, match="another window"):
         scenes.draw(pair, whole.out, weights=True, window=64)
     assert scenes.contents(whole.out) == before
+
+
+def test_other_results_are_not_overwritten(pair, tmp_path):
+    scenes.model().segment("lake", **pair).save(tmp_path)
+    before = scenes.contents(tmp_path)
+    with pytest.raises(UserError, match="holds other results"):
+        scenes.draw(pair, tmp_path, targets=("lake",))
+    assert scenes.contents(tmp_path) == before
 
 
 def test_two_runs_in_one_directory(pair, tmp_path):
