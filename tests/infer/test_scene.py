@@ -327,7 +327,7 @@ def test_a_block_that_breaks_on_the_way_keeps_what_is_finished(tmp_path):
 
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"bad_s2\.tif is damaged or cut short"):
-        scenes.draw(pair, out, targets=("lake",), report=report)
+        scenes.draw(pair, out, targets=("lake",), overlap=0.0, report=report)
     assert 400 < json.loads((out / PLACE / "rows.jsonl").read_text().splitlines()[-1])["pixels"] < 2048
     assert sorted(p.name for p in out.iterdir()) == [PLACE]
 
