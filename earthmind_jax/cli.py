@@ -9,15 +9,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
 
 import tyro
 
-from earthmind_jax import cli_ask, cli_checkpoints, cli_data, cli_info, cli_plan, cli_train
-from earthmind_jax.cli_ask import COMMAND, print_answer
-from earthmind_jax.cli_marks import NOWHERE, Pointing
+from earthmind_jax import cli_ask, cli_checkpoints, cli_data, cli_info, cli_plan, cli_segment, cli_train
+from earthmind_jax.cli_paths import COMMAND
 from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.geo.told import NOTHING, Told
 
 app = tyro.extras.SubcommandApp()
 Named = tyro.conf.arg
@@ -48,59 +45,6 @@ def demo(
     from earthmind_jax.demo import run
 
     run(out, modes=modes, steps=steps or None, seed=seed)
-
-
-@app.command
-def segment(
-    target: str = "",
-    /,
-    checkpoint: Path = Path("demo/checkpoint"),
-    optical: Path | None = None,
-    sar: Path | None = None,
-    out: Path = Path("segment"),
-    picture: bool = False,
-    truth: Path | None = None,
-    truth_value: int = 1,
-    pointing: Pointing = NOWHERE,
-    told: Annotated[Told, cli_info.TOLD] = NOTHING,
-    explain: Path | None = None,
-    as_json: Annotated[bool, Named(name="json")] = False,
-) -> None:
-    """Draw the mask of something and write it as a Cloud-Optimized GeoTIFF and GeoJSON that land on the input.
-
-    Example: earthmind segment water --optical s2.tif --sar s1.tif --out results
-
-    Example: earthmind segment --optical s2.tif --point 120,85 --box 10,10,60,40
-
-    Args:
-        target: what to draw, e.g. "water"; may be left out where something is pointed at.
-        checkpoint: checkpoint directory.
-        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
-        sar: Sentinel-1 GeoTIFF (VV, VH).
-        out: directory for the results.
-        picture: write a plain PNG mask (for images without georeference).
-        truth: label raster to compare with; prints the foreground IoU.
-        truth_value: the label value of the target in truth.
-        pointing: draw what is pointed at, one mask for each object.
-        told: what the files do not say themselves.
-        explain: HTML page that says what each sensor alone would have drawn, and where each counted.
-        as_json: print JSON.
-    """
-    from earthmind_jax.infer.predictor import EarthMind
-
-    given = pointing.options()
-    cli_ask.check_page(explain)
-    if explain is not None and given:
-        raise UserError("--explain shows what words draw; leave out what points at places.")
-    model = EarthMind.load(checkpoint)
-    if explain is None:
-        answer, page = model.segment(target, optical=optical, sar=sar, told=told, **given), []
-    else:
-        reason = model.explain(target, optical=optical, sar=sar, told=told, segment=True, command=COMMAND.get())
-        answer, page = reason.answer, [reason.save_page(explain)]
-    iou = None if truth is None else _against(answer, truth, truth_value)
-    files = [*answer.save(out, maps=not picture), *page]
-    print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
 
 
 @app.command
@@ -135,21 +79,11 @@ for _name in ("convert", "compose", "export", "inspect", "verify"):
 app.command(cli_ask.ask)
 app.command(cli_ask.chat)
 app.command(cli_info.info)
+app.command(cli_segment.segment)
 app.command(cli_train.train)
 app.command(cli_train.result)
 app.command(cli_plan.plan)
 app.command(cli_data.app, name="data", help="Check the records that a model is to be trained on.")
-
-
-def _against(answer: Any, truth: Path, value: int) -> float:
-    from earthmind_jax.evaluate.metrics import foreground_iou
-    from earthmind_jax.geo.raster import read_raster
-
-    mask = answer.masks[0]
-    labels = read_raster(truth, labels=True, native=True).data[0]
-    if labels.shape != mask.array.shape:
-        raise UserError(f"{truth} has {labels.shape} pixels (rows, columns) but the image has {mask.array.shape}.")
-    return foreground_iou(mask.array, labels == value, mask.valid)
 
 
 TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592"

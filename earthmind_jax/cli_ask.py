@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +11,14 @@ import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
+from earthmind_jax.cli_paths import COMMAND, check_directory, check_page
+from earthmind_jax.cli_print import print_answer
+from earthmind_jax.cli_segment import ask_large, large
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.told import NOTHING, Told
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.conversation import Conversation
-
-COMMAND: ContextVar[str] = ContextVar("command", default="")
-"""The command as it was given, for the record."""
 
 
 def ask(
@@ -84,6 +83,9 @@ def ask(
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
+    one = [next(iter(images), None) for images in (optical, sar)]
+    if large(*one) and not (places or explain) and max(len(optical), len(sar)) == 1:
+        return ask_large(model, question, *one, out, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}
     page, extra = [], {}
@@ -237,40 +239,3 @@ def _check(max_new: int, temperature: float) -> None:
         raise UserError(f"--max-new must be at least 1, not {max_new}.")
     if not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or more, not {temperature}.")
-
-
-def check_directory(path: Path | None) -> None:
-    """UserError where ``path`` cannot be a directory of results: before the work rather than after it."""
-    existing = path
-    while existing is not None and not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if existing is not None and not existing.is_dir():
-        raise UserError(f"{path} cannot be a directory: {existing} is a file; choose another place.")
-
-
-def check_page(path: Path | None) -> None:
-    """UserError where no page can be written to ``path``."""
-    if path is not None and path.is_dir():
-        raise UserError(f"{path} is a directory; name the page to write, such as {path / 'reason.html'}.")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UserError(f"The directory {path.absolute().parent} of {path.name} does not exist; create it first.")
-
-
-def print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    """Print an answer and the files that were written, as text or JSON."""
-    facts = answer.to_dict() | (extra or {}) | {"files": [str(f) for f in files]}
-    if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-        return
-    print(answer.text)
-    for name, mask in zip(answer.names, facts["masks"], strict=True):
-        what = f" ({mask['name']})" if "name" in mask else ""
-        print(f"{name.replace('_', ' ')}{what}: {mask['share']:.1%} of the image, score {mask['score']:.2f}")
-    if facts["fusion"]:
-        print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
-    for key, value in (extra or {}).items():
-        print(f"{key}: {value}")
-    for note in facts["notes"]:
-        print(f"note: {note}")
-    for file in files:
-        print(f"wrote {file}")

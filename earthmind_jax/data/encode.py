@@ -107,7 +107,7 @@ def encode_sample(
         }
         layout = arrange(sample.turns, views, cfg, data, tokenizer, buckets, **options)
         frames = {name: _read(images[name], name, layout.dates, cfg.sensors) for name in layout.sensors}
-        pixels, valid = _tile(frames, layout, cfg)
+        pixels, valid = tile_frames(frames, layout, cfg)
         seg, masks, marked = _targets(layout, cfg, data, rng)
     except UserError as error:
         raise UserError(f"Sample '{sample.id}': {error}") from error
@@ -130,7 +130,7 @@ def _read(images: Sequence[tuple[Picture, np.ndarray | None]], name: str, dates:
     return made
 
 
-def _tile(
+def tile_frames(
     frames: dict[str, list[Frames]], layout: Layout, cfg: EarthMindConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Tiles [I S S 3] and token validity [I N] of each sensor, date after date and frame after frame."""

@@ -289,7 +289,12 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
 
 
 def load_images(
-    sources: Mapping[str, str | Path | Picture], sensors: SensorConfig, told: Told = NOTHING, *, training: bool = False
+    sources: Mapping[str, str | Path | Picture],
+    sensors: SensorConfig,
+    told: Told = NOTHING,
+    *,
+    training: bool = False,
+    **options: Any,
 ) -> Images:
     """The images of ``optical`` and/or ``sar``, given as files or as arrays (8-bit pictures, or bands by name).
 
@@ -302,6 +307,7 @@ def load_images(
       told: what the caller knows about the files; it wins over what would be detected.
       training: without measuring how far the two lie apart (some 30 ms), and every image on the pixels that its masks
         were drawn on, even where only control points or RPCs place them.
+      options: for reading rasters, as of :func:`earthmind_jax.geo.align.load_pair` (a ``window``, ``min_overlap``).
 
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
@@ -337,8 +343,7 @@ def load_images(
         optical_bands=bands.get("optical"),
         sar_bands=bands.get("sar"),
         **told.pair_options(),
-        report_shift=not training,
-        as_stored=training,
+        **{"report_shift": not training, "as_stored": training} | options,
     )
     for name in rasters:
         raster = getattr(pair, name)

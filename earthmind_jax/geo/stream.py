@@ -109,7 +109,12 @@ def _strips(
     for top in range(0, mask.height, strip):
         window = Window(0, top, mask.width, min(strip, mask.height - top))
         drawn = inside(mask.read(1, window=window)) & (mask.read_masks(1, window=window) > 0)
-        yield drawn, {name: np.nan_to_num(dataset.read(1, window=window)) for name, dataset in means.items()}
+        yield drawn, {name: _values(dataset, window) for name, dataset in means.items()}
+
+
+def _values(dataset: rasterio.DatasetReader, window: Window) -> np.ndarray:
+    """Shares as numbers between 0 and 1, however they are stored."""
+    return np.nan_to_num(dataset.read(1, window=window)) * np.float32(dataset.scales[0])
 
 
 def _number(text: str | None) -> float | None:

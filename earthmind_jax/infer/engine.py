@@ -132,6 +132,7 @@ class Engine:
         temperature: float = 0.0,
         seed: int = 0,
         stop: bool = True,
+        until: tuple[int, ...] = (),
         forced: dict[int, int] | None = None,
         keep_logits: bool = False,
         keep: bool = False,
@@ -144,6 +145,7 @@ class Engine:
           max_new: tokens at most (never beyond the model's ``max_length``).
           temperature: 0 is greedy.
           stop: end at the end-of-turn token or stop word.
+          until: tokens after which nothing more is wanted of an answer; they belong to it.
           forced: step -> token id fed instead of the chosen one (teacher forcing of single steps).
           keep_logits: keep the scores of every step (for tests).
           keep: return keys and values for a further turn (a batch of one).
@@ -161,7 +163,7 @@ class Engine:
             state = begin(size)
         else:
             state = self._begin(batch, fused, kept, keep=keep, size=size, keep_logits=keep_logits)
-        stops = np.asarray(self.stop_ids if stop else (), np.int32)
+        stops = np.asarray((self.stop_ids if stop else ()) + until, np.int32)
         stops = np.pad(stops, (0, 4 - len(stops)), constant_values=-1) if len(stops) < 4 else stops
         end = 0
         while end < max_new:
@@ -170,7 +172,7 @@ class Engine:
             state = self._decode(self.params, state, end, stops, force, np.float32(temperature), jax.random.key(seed))
             if bool(state.done.all()) or (stop and self._said_stop(state)):
                 break
-        made = self._collect(state, room, stop, keep_logits)
+        made = self._collect(state, room, stop, until, keep_logits)
         if not keep:
             return made
         written = np.asarray(state.ids)[0, : int(state.cache.length[0]) - int(batch.lengths[0])]
@@ -233,12 +235,15 @@ class Engine:
         texts = [self.tokenizer.decode(row.tolist()) for row in ids]
         return all(end or any(w in text for w in self.stop_words) for end, text in zip(done, texts, strict=True))
 
-    def _collect(self, state: Decoding, room: np.ndarray, stop: bool, keep_logits: bool) -> Generated:
+    def _collect(
+        self, state: Decoding, room: np.ndarray, stop: bool, until: tuple[int, ...], keep_logits: bool
+    ) -> Generated:
         count = int(state.step)
         rows = np.asarray(state.ids)[:, :count].tolist()
         ids, texts = [], []
         for row, most in zip(rows, room.tolist(), strict=True):
             row = row[:most]
+            row = row[: next((i + 1 for i, token in enumerate(row) if token in until), None)]
             if stop:
                 ends = [i for i, token in enumerate(row) if token in self.stop_ids]
                 row = row[: ends[0]] if ends else row

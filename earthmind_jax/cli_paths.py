@@ -1,0 +1,28 @@
+"""What the commands check before the work: where results go."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from pathlib import Path
+
+from earthmind_jax.errors import UserError
+
+COMMAND: ContextVar[str] = ContextVar("command", default="")
+"""The command as it was given, for the record."""
+
+
+def check_directory(path: Path | None) -> None:
+    """UserError where ``path`` cannot be a directory of results: before the work rather than after it."""
+    existing = path
+    while existing is not None and not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"{path} cannot be a directory: {existing} is a file; choose another place.")
+
+
+def check_page(path: Path | None) -> None:
+    """UserError where no page can be written to ``path``."""
+    if path is not None and path.is_dir():
+        raise UserError(f"{path} is a directory; name the page to write, such as {path / 'reason.html'}.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserError(f"The directory {path.absolute().parent} of {path.name} does not exist; create it first.")

@@ -1,0 +1,202 @@
+"""A large scene as 8-bit frames, read strip by strip, the next strip while one is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rasterio.windows import Window
+
+from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.encode import sensor_frames
+from earthmind_jax.data.read import RASTERS, Images, load_images, picture_header
+from earthmind_jax.data.records import SENSORS, Picture
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.align import MIN_OVERLAP
+from earthmind_jax.geo.contents import Wanted
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.raster import read_raster, require_georeference
+from earthmind_jax.geo.scene import has_data, sampled_overlap, strips
+from earthmind_jax.geo.told import NOTHING
+
+Frames = tuple[np.ndarray, np.ndarray]
+"""uint8 [F h w 3] of one sensor, and bool [h w], where it has data."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whole rows of a scene: the frames of each sensor."""
+
+    top: int
+    frames: dict[str, Frames]
+
+    @property
+    def bottom(self) -> int:
+        return self.top + len(self.valid)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [h W], where any sensor has data."""
+        return np.logical_or.reduce([valid for _, valid in self.frames.values()])
+
+    def part(self, top: int, bottom: int) -> Rows:
+        cut = slice(top - self.top, bottom - self.top)
+        return Rows(top, {name: (frames[:, cut], valid[cut]) for name, (frames, valid) in self.frames.items()})
+
+
+class SceneReader:
+    """Reads a scene from top to bottom.
+
+    Attributes:
+      sources: sensor -> raster file.
+      grid: the scene's pixels on the map: those of the optical image, or of the SAR image where it stands alone.
+      frames: sensor -> three-channel frames that its image makes.
+      overlap: the part of the optical image that the SAR image covers, by a decimated look (1 with one sensor).
+      notes: what was found out or decided while reading, the same for all parts read so far.
+      seconds: time spent on reading.
+    """
+
+    def __init__(self, sources: Mapping[str, str | Path], sensors: SensorConfig, **options: Any) -> None:
+        """Looks at the headers, and at a decimated view of both files.
+
+        Args:
+          options: what the caller knows about the files, as of :func:`earthmind_jax.data.read.load_images`.
+
+        Raises:
+          UserError: a file that cannot be used, no georeference, no data, or too little ground in common.
+        """
+        self.sources = {name: Path(sources[name]) for name in SENSORS if sources.get(name) is not None}
+        if not self.sources:
+            raise UserError("Give an optical image, a SAR image, or both to segment.")
+        for name, path in self.sources.items():
+            if path.suffix.lower() not in RASTERS:
+                raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
+            if name == "sar" and not picture_header(str(path)).is_raster(name):
+                raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
+        self.sensors, self.options = sensors, options
+        told = options.get("told", NOTHING)
+        first = {}
+        for name, path in self.sources.items():
+            known = told.image_options(name)
+            wanted = Wanted(names=known["names"], kind=name)
+            first[name] = read_raster(path, wanted, Window(0, 0, 1, 1), sensor=known["sensor"])
+        for name, raster in first.items():
+            require_georeference(raster)
+            if not has_data(raster):
+                raise UserError(f"{self.sources[name]} has no valid pixel: all are nodata, masked or zero.")
+        self.reference = "optical" if "optical" in first else "sar"
+        raster = first[self.reference]
+        assert raster.scene_shape is not None
+        self.grid = Grid(raster.transform, raster.crs, *raster.scene_shape, name=str(self.sources[self.reference]))
+        self.overlap = sampled_overlap(first["optical"], first["sar"]) if len(first) == 2 else 1.0
+        if self.overlap < MIN_OVERLAP:
+            raise UserError(
+                f"{self.sources['sar']} covers {self.overlap:.1%} of {self.sources['optical']} and {MIN_OVERLAP:.0%} "
+                "is needed; give images of the same ground."
+            )
+        self.notes: tuple[str, ...] | None = None
+        self.seconds = 0.0
+        self._strips = strips(self.sources[self.reference])
+        self._tops = [strip[0].row_off for strip in self._strips]
+        self.frames = {name: len(frames) for name, (frames, _) in self._frames(Window(0, 0, 1, 1)).items()}
+        self.notes = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the scene."""
+        return self.grid.shape
+
+    def rows(self, bands: Iterator[tuple[int, int]]) -> Iterator[Rows]:
+        """The rows [top, bottom) of each of ``bands``, which move down the scene and may overlap."""
+        with ThreadPoolExecutor(1, "read") as pool:
+            held: list[Rows] = []
+            ahead: Future[Rows] | None = None
+            number = -1
+            try:
+                for top, bottom in bands:
+                    held = [strip for strip in held if strip.bottom > top]
+                    while not held or held[-1].bottom < bottom:
+                        if number < 0:  # the first strip that is needed
+                            number = max(i for i, first in enumerate(self._tops) if first <= top)
+                            ahead = pool.submit(self._read, number)
+                        assert ahead is not None
+                        held.append(ahead.result())
+                        number += 1
+                        if number < len(self._strips):
+                            ahead = pool.submit(self._read, number)
+                    yield _join([s.part(max(top, s.top), min(bottom, s.bottom)) for s in held if s.top < bottom])
+            finally:
+                if ahead is not None:
+                    ahead.cancel()
+
+    def view(self, side: int) -> dict[str, Picture]:
+        """The whole scene with at most ``side`` pixels along its longer side: every n-th pixel of each sensor, a
+        picture or bands by name; NaN where bands have no data."""
+        step = -(-max(self.shape) // side)
+        parts: dict[str, list[list[Picture]]] = {name: [] for name in self.sources}
+        for strip in self._strips:
+            for name in self.sources:
+                parts[name].append([])
+            for window in strip:
+                images = self._images(window)
+                cut = slice(-window.row_off % step, None, step), slice(-window.col_off % step, None, step)
+                for name, (picture, valid) in images.pictures.items():
+                    parts[name][-1].append(_thinned(picture, valid, cut))
+        return {name: _mosaic(rows) for name, rows in parts.items()}
+
+    def _read(self, number: int) -> Rows:
+        """One strip of the scene."""
+        started = perf_counter()
+        parts = [self._frames(window) for window in self._strips[number]]
+        frames = {
+            name: (np.concatenate([p[name][0] for p in parts], 2), np.concatenate([p[name][1] for p in parts], 1))
+            for name in self.sources
+        }
+        self.seconds += perf_counter() - started
+        return Rows(self._tops[number], frames)
+
+    def _images(self, window: Window) -> Images:
+        images = load_images(
+            self.sources, self.sensors, window=window, min_overlap=0.0, report_shift=False, **self.options
+        )
+        # Counts of pixels differ from part to part; what was decided about the files does not.
+        self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
+        return images
+
+    def _frames(self, window: Window) -> dict[str, Frames]:
+        images = self._images(window)
+        return {name: sensor_frames(*images.pictures[name], name, self.sensors) for name in self.sources}
+
+
+def _thinned(picture: Picture, valid: np.ndarray | None, cut: tuple[slice, slice]) -> Picture:
+    if isinstance(picture, np.ndarray):
+        return picture[cut]
+    bands = {name: np.asarray(band[cut], np.float32) for name, band in picture.items()}
+    return bands if valid is None else {name: np.where(valid[cut], band, np.nan) for name, band in bands.items()}
+
+
+def _mosaic(rows: list[list[Picture]]) -> Picture:
+    if isinstance(rows[0][0], np.ndarray):
+        return np.concatenate([np.concatenate(row, 1) for row in rows])
+    names = rows[0][0]
+    return {name: np.concatenate([np.concatenate([p[name] for p in row], 1) for row in rows]) for name in names}
+
+
+def _join(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        parts[0].top,
+        {
+            name: (
+                np.concatenate([p.frames[name][0] for p in parts], 1),
+                np.concatenate([p.frames[name][1] for p in parts]),
+            )
+            for name in parts[0].frames
+        },
+    )
