@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,15 @@ def _see(
     return fused, features
 
 
+def _again(rows: Any, count: int, together: int) -> Any:
+    """Every window's rows, ``together`` of them, ``count`` times."""
+
+    def repeated(x: Array) -> Array:
+        return jnp.repeat(x.reshape(-1, together, *x.shape[1:]), count, axis=0).reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(repeated, rows)
+
+
 def _sensor(images: dict[str, Array], name: str) -> Array | None:
     return _normalised(images[name]) if name in images else None
 
@@ -212,9 +222,10 @@ def _draw(
 ) -> Array:
     """Probability [B*K side side] of the ``[SEG]`` states [B*K 1 D]; 0 where there is none."""
     count = len(states) // (len(features.embed) if presence is None else len(presence))
-    features, presence = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (features, presence))
-    if presence is not None:
-        features = earthmind.blend_features(features, presence, weights)
+    if presence is None:
+        features = _again(features, count, 1)
+    else:
+        features = earthmind.blend_features(_again(features, count, 2), _again(presence, count, 1), weights)
     prompts = earthmind.seg_prompt(config, params, states)
     logits = earthmind.ground(config, params, features, prompts).logits
     # As infer.answer.upsample: first to the decoder's image, then to the window.

@@ -194,7 +194,8 @@ def test_regions_move_with_the_window():
         talk.whole().zoom((40, 40, 24, 24)).ask(QUESTIONS[0], max_new=NEW)
     inner = np.ones((8, 8), bool)
     talk.whole().zoom((20, 20, 8, 8)).ask("And {region}?", region=inner, max_new=NEW)
-    np.testing.assert_array_equal(np.argwhere(talk.turns[-1].region)[[0, -1]], [[20, 20], [27, 27]])
+    (placed,) = talk.turns[-1].regions
+    np.testing.assert_array_equal(np.argwhere(placed)[[0, -1]], [[20, 20], [27, 27]])
 
 
 def test_without_an_image():
@@ -205,7 +206,7 @@ def test_without_an_image():
     assert answers[1].fusion is None
     with pytest.raises(UserError, match="no image to zoom"):
         talk.zoom((0, 0, 1, 1))
-    with pytest.raises(UserError, match="A region needs an image"):
+    with pytest.raises(UserError, match="no image to point at"):
         talk.ask("What is {region}?", region=np.ones((4, 4), bool))
 
 
