@@ -17,6 +17,7 @@ from earthmind_jax.data.records import SENSORS
 from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
+from earthmind_jax.infer.marks import grid_of
 from earthmind_jax.infer.result import Answer
 
 if TYPE_CHECKING:
@@ -223,15 +224,21 @@ def clouds(optical: Any, images: Images | None) -> tuple[np.ndarray | None, str]
         return None, "clouds are not asked for: there is no optical image"
     if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
         return None, UNKNOWN_CLOUD
+    from earthmind_jax.geo.control import Control, place_of
+    from earthmind_jax.geo.onto import align
     from earthmind_jax.geo.raster import open_raster, read_raster
 
     with open_raster(source) as dataset:
         names = [(text or "").strip().upper() for text in dataset.descriptions]
+        controlled = isinstance(place_of(dataset), Control)
     if "SCL" not in names:
         return None, UNKNOWN_CLOUD
-    classes = read_raster(source, ["SCL"], labels=True, native=True).data[0]
-    if classes.shape != images.shape:
-        classes = nearest_resize(classes, images.shape)
+    if controlled and images.crs is not None:  # the image was brought onto a map grid, and so are its classes
+        classes = align(source, grid_of(images), "label", bands=["SCL"], min_overlap=0).raster.data[0]
+    else:
+        classes = read_raster(source, ["SCL"], labels=True, native=True).data[0]
+        if classes.shape != images.shape:
+            classes = nearest_resize(classes, images.shape)
     return np.isin(classes, CLOUD_CLASSES), "cloud, its shadow and cirrus as the file's classification band (SCL) says"
 
 
