@@ -23,6 +23,7 @@ from rasterio.transform import from_origin
 from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.explain import RUNS, UNKNOWN_CLOUD, Explanation, Times, clouds
 from earthmind_jax.infer.explain_page import BUDGET, page
@@ -226,6 +227,24 @@ def test_clouds_of_an_image_that_control_points_place(pair, tmp_path):
     east, south = images.transform @ (columns.max() + 1, rows.max() + 1)
     expected = (*(transform @ (4, 2)), *(transform @ (16, 10)))
     np.testing.assert_allclose((west, north, east, south), expected, atol=10)
+
+
+def test_a_place_in_a_scene_is_explained_as_it_is_answered(pair, tmp_path):
+    """Larger than the model's own window, so that the window around the mark is what is asked about."""
+    em = model()
+    scene = tmp_path / "scene"
+    scene.mkdir()
+    write_scene(make_scene(5, size=80, gsd=10.0), scene, "b")
+    given = {"optical": scene / "b_s2.tif", "sar": scene / "b_s1.tif", "marks": Prompt.from_box(60, 50, 70, 58)}
+    for options in ({}, {"steer": True}, {"window": (40, 44, 30, 34)}):
+        reason = em.explain("What is region1?", **given, **options, max_new=4)
+        asked = em.ask("What is region1?", **given, **options, max_new=4)
+        assert reason.answer.to_dict() == asked.to_dict()
+        for alone in reason.alone.values():
+            assert [m.offset for m in alone.masks] == [m.offset for m in asked.masks]
+        assert {valid.shape for valid in reason.valid.values()} == {asked.masks[0].array.shape}
+        assert asked.masks[0].array.shape != (80, 80)
+        checked(page(reason))
 
 
 def test_wrong_requests(pair, tmp_path):
