@@ -244,7 +244,9 @@ def test_a_place_in_a_scene_is_explained_as_it_is_answered(pair, tmp_path):
             assert [m.offset for m in alone.masks] == [m.offset for m in asked.masks]
         assert {valid.shape for valid in reason.valid.values()} == {asked.masks[0].array.shape}
         assert asked.masks[0].array.shape != (80, 80)
-        checked(page(reason))
+        words, _ = checked(page(reason))
+        for box in (mask.box for mask in asked.masks):
+            assert box is None or f"{box[1]:.0f} to {box[3] - 1:.0f}, {box[0]:.0f} to {box[2] - 1:.0f}" in words
 
 
 def test_wrong_requests(pair, tmp_path):
