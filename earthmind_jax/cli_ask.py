@@ -92,9 +92,7 @@ def ask(
     if explain is None:
         answer = model.ask(question, steer=steer, **given)
     else:
-        if steer or "window" in places:
-            raise UserError("--explain shows the image as a whole; leave out --steer, --crop and --area.")
-        reason = model.explain(question, **given, command=COMMAND.get())
+        reason = model.explain(question, steer=steer, **given, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
         extra = {"reason": reason.to_dict()} if as_json else {f"{n} alone": a.text for n, a in reason.alone.items()}
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))

@@ -202,7 +202,7 @@ def read_lines(path: str | Path) -> Iterator[Line]:
                 if text.strip():
                     yield _line(text, f"{path} line {number}", path.parent)
     except OSError as error:
-        raise UserError(f"The record file '{path}' cannot be read: {error}.") from error
+        raise UserError(f"The record file '{path}' cannot be read: {error.strerror or error}.") from error
 
 
 def _line(text: bytes, where: str, root: Path) -> Line:

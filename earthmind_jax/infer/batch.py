@@ -1,4 +1,5 @@
 """Many questions about many images: each image is read and encoded once, questions go through the model together.
+Stacks of dates, and windows around what a question points at, go one by one.
 
 The answers are those of single questions (:meth:`EarthMind.ask`); only what is computed together differs.
 """
@@ -34,6 +35,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.infer.answer import replies
 from earthmind_jax.infer.engine import Pyramids, Seen, bucket
 from earthmind_jax.infer.journal import Journal, opened
+from earthmind_jax.infer.pointing import Window, paste
 from earthmind_jax.infer.predictor import EarthMind, sample_of
 from earthmind_jax.infer.requests import QUESTIONS, Request
 from earthmind_jax.infer.result import Answer
@@ -234,22 +236,39 @@ class _Work:
 
     def _together(self, items: Sequence[tuple[Request, Scene, Sample]]) -> None:
         """Answer one batch and write it down."""
-        if items[0][1].images is not None and items[0][1].images.later:
-            answers = self._dated(items)
-        else:
-            answers = [(request, answer) for (request, _, _), answer in zip(items, self._same(items), strict=True)]
-        self._write([self._line(request, answer) for request, answer in answers], "answers")
+        same = [item for item in items if not self._alone(*item[1:])]
+        lines = [
+            self._line(item[0], answer) for item, answer in zip(same, self._same(same) if same else (), strict=True)
+        ]
+        lines += self._singly([item for item in items if self._alone(*item[1:])])
+        self._write(lines, "answers")
 
-    def _dated(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[tuple[Request, Answer]]:
-        """Several dates, one by one: their stacks are large, and rarely asked about more than once."""
-        made = []
+    def _alone(self, scene: Scene, sample: Sample) -> bool:
+        """Whether nothing is shared with other questions."""
+        return self._closer(scene, sample) or (scene.images is not None and bool(scene.images.later))
+
+    def _closer(self, scene: Scene, sample: Sample) -> bool:
+        """Whether the question is asked about the window around what it points at, as a single question is."""
+        first = len(sample.turns) == 1 and sample.turns[-1].region is not None
+        return first and scene.images is not None and self.model.large(scene.images)
+
+    def _singly(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[dict[str, Any]]:
+        """One by one: stacks of dates, which are large, and windows; either is rarely asked about more than once."""
+        lines = []
         for request, scene, sample in items:
+            assert scene.images is not None
+            *before, turn = sample.turns
             try:
-                *before, turn = sample.turns
-                made.append((request, self.model.look(scene.images, turn, self.max_new, before=before)))
+                if self._closer(scene, sample):
+                    view, turn, _ = self.model.point(turn.question, scene.images, marks=turn.regions)
+                    assert view is not None
+                    answer = view.placed(self.model.look(view.images, turn, self.max_new))
+                    lines.append(self._line(request, answer, scene.images.shape, view.window))
+                else:
+                    lines.append(self._line(request, self.model.look(scene.images, turn, self.max_new, before=before)))
             except UserError as error:
                 self._failed([request], error)
-        return made
+        return lines
 
     def _same(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[Answer]:
         model, engine = self.model, self.model.engine
@@ -305,13 +324,19 @@ class _Work:
             scene.pyramids, scene.grounds = self.model.engine.pyramids(scene.grounds), None
         return scene.pyramids
 
-    def _line(self, request: Request, answer: Answer) -> dict[str, Any]:
+    def _line(
+        self, request: Request, answer: Answer, shape: tuple[int, int] | None = None, window: Window | None = None
+    ) -> dict[str, Any]:
+        """What is written of an answer; of one about a ``window`` of a scene of ``shape`` with masks of the scene."""
         files: list[Path] = []
         place = request.maps or (None if self.maps is None else self.maps / directory_of(str(request.id)))
         if place is not None and answer.masks:
             files = answer.save(place, maps=all(mask.crs is not None for mask in answer.masks))
         facts = answer.to_dict()
-        masks = [{**encode_rle(mask.array), **fact} for mask, fact in zip(answer.masks, facts["masks"], strict=True)]
+        drawn = [mask.array for mask in answer.masks]
+        if shape is not None and window is not None:
+            drawn = [paste(mask, window, shape) for mask in drawn]
+        masks = [{**encode_rle(mask), **fact} for mask, fact in zip(drawn, facts["masks"], strict=True)]
         line = {"id": request.id, "line": request.number, **facts, "masks": masks}
         return line | {"files": [str(file) for file in files], "key": request.key}
 

@@ -110,6 +110,9 @@ class Conversation:
             batch, view.fused, max_new=max_new, temperature=temperature, seed=len(self.turns), keep=True, kept=kept
         )
         answer = self._answer(view, turn, batch, made)
+        if self.window is not None:  # boxes and polygons are told in pixels of the whole image
+            masks = tuple(dataclasses.replace(mask, offset=self.window[:2]) for mask in answer.masks)
+            answer = dataclasses.replace(answer, masks=masks)
         view.kept = made.kept
         self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
         self.answers.append(answer)

@@ -17,6 +17,7 @@ from earthmind_jax.data.records import SENSORS
 from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
+from earthmind_jax.infer.marks import grid_of
 from earthmind_jax.infer.result import Answer
 
 if TYPE_CHECKING:
@@ -117,14 +118,14 @@ def explain(
     command: str = "",
     **options: Any,
 ) -> Explanation:
-    """Ask with the reason; of a pair each sensor is asked alone, too, on the pair's own grid.
+    """Ask with the reason; of a pair each sensor is asked alone, too, about the same part of the scene.
 
     Args:
       segment: ``question`` names what to draw (:meth:`EarthMind.segment`).
       max_new: 256, of a target 32.
       told: what the files do not say themselves.
       command: what to say about how this was called.
-      options: what the question points at (:meth:`EarthMind.turn`).
+      options: what the question points at and the part of the scene that it is about (:meth:`EarthMind.point`).
 
     Raises:
       UserError: as of :meth:`EarthMind.ask`.
@@ -136,12 +137,16 @@ def explain(
     reading = time.perf_counter() - began
     if segment and (images is None or not question.strip()):
         raise UserError("Name something to segment, and give an optical image, a SAR image, or both.")
-    turn = None if segment else model.turn(question, images, **options)
+    scene, view, turn, prompts = images, None, None, None
+    if not segment:
+        view, turn, prompts = model.point(question, images, **options)
+        images = None if view is None else view.images
 
     def ask(timed: EarthMind, seen: Images | None) -> Answer:
         if turn is None:
             return timed.outline(seen, question, max_new or 32, overlap)
-        return timed.look(seen, turn, max_new or 256, temperature, overlap)
+        answer = timed.look(seen, turn, max_new or 256, temperature, overlap, prompts=prompts)
+        return answer if view is None else view.placed(answer)
 
     sensors = () if images is None else tuple(name for name in SENSORS if name in images.pictures)
     views = {"both" if len(sensors) > 1 else (sensors or ("text",))[0]: images}
@@ -156,7 +161,9 @@ def explain(
         times[name] = engine.times
     first = next(iter(views))
     times[first].steps = {"read": reading, **times[first].steps}
-    cloud, note = clouds(optical, images)
+    cloud, note = clouds(optical, scene)
+    if cloud is not None and view is not None:
+        cloud = cloud[view.window]
     valid = {} if images is None else {name: images.only(name).valid for name in sensors}
     answer = answers.pop(first)
     return Explanation(answer, answers, valid, cloud, note, times, _facts(model, images, command, optical, sar))
@@ -223,15 +230,21 @@ def clouds(optical: Any, images: Images | None) -> tuple[np.ndarray | None, str]
         return None, "clouds are not asked for: there is no optical image"
     if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
         return None, UNKNOWN_CLOUD
+    from earthmind_jax.geo.control import Control, place_of
+    from earthmind_jax.geo.onto import align
     from earthmind_jax.geo.raster import open_raster, read_raster
 
     with open_raster(source) as dataset:
         names = [(text or "").strip().upper() for text in dataset.descriptions]
+        controlled = isinstance(place_of(dataset), Control)
     if "SCL" not in names:
         return None, UNKNOWN_CLOUD
-    classes = read_raster(source, ["SCL"], labels=True, native=True).data[0]
-    if classes.shape != images.shape:
-        classes = nearest_resize(classes, images.shape)
+    if controlled and images.crs is not None:  # the image was brought onto a map grid, and so are its classes
+        classes = align(source, grid_of(images), "label", bands=["SCL"], min_overlap=0).raster.data[0]
+    else:
+        classes = read_raster(source, ["SCL"], labels=True, native=True).data[0]
+        if classes.shape != images.shape:
+            classes = nearest_resize(classes, images.shape)
     return np.isin(classes, CLOUD_CLASSES), "cloud, its shadow and cirrus as the file's classification band (SCL) says"
 
 

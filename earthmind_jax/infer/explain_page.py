@@ -213,11 +213,11 @@ def _under(run: Answer, mask: Mask) -> np.ndarray:
 
 
 def _where(mask: Mask) -> tuple[str, str]:
-    """Where a mask lies, in pixels and on Earth."""
+    """Where a mask lies, in pixels of the scene and on Earth."""
     inside = np.argwhere(mask.array)
     if not len(inside):
         return "empty", "-"
-    (top, left), (bottom, right) = inside.min(0), inside.max(0)
+    (top, left), (bottom, right) = inside.min(0) + mask.offset, inside.max(0) + mask.offset
     pixels = f"{top} to {bottom}, {left} to {right}"
     if mask.crs is None or mask.transform is None:
         return pixels, "no georeference"

@@ -47,6 +47,13 @@ class View:
     images: Images
     offset: tuple[int, int] = (0, 0)
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Where it lies in the scene."""
+        row, column = self.offset
+        height, width = self.images.shape
+        return slice(row, row + height), slice(column, column + width)
+
     def placed(self, answer: Answer) -> Answer:
         """The answer with its masks at their place in the scene."""
         return replace(answer, masks=tuple(replace(mask, offset=self.offset) for mask in answer.masks))

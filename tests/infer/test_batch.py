@@ -148,6 +148,26 @@ def test_answers_are_those_of_single_questions(folder, whole):
     )
 
 
+def test_a_region_of_a_large_image_is_asked_about_from_nearby(folder, tmp_path):
+    """As a single question is; the line's masks lie on the image all the same."""
+    place = np.zeros((56, 56), bool)
+    place[40:46, 30:39] = True
+    line = {"id": "near", "question": "What is {region}?", **pair("large"), "region": encode_rle(place)}
+    other = {"id": "far", "question": QUESTION, **pair("large")}
+    _, lines = answered(folder, tmp_path / "answers.jsonl", [line, other])
+    files = {name: folder / line[name] for name in support.BOTH}
+    single = model().ask(line["question"], **files, region=place, max_new=NEW)
+    found = lines["near"]
+    assert (found["answer"], found["notes"]) == (single.text, list(single.notes))
+    (mask,), (row, column) = single.masks, single.masks[0].offset
+    assert mask.array.shape != place.shape
+    expected = np.zeros(place.shape, bool)
+    expected[row : row + mask.array.shape[0], column : column + mask.array.shape[1]] = mask.array
+    np.testing.assert_array_equal(decode_rle(found["masks"][0]), expected)
+    assert found["masks"][0]["box"] == (None if mask.box is None else list(mask.box))
+    assert lines["far"]["answer"] == model().ask(QUESTION, **files, max_new=NEW).text
+
+
 def test_a_killed_run_is_continued(folder, whole, tmp_path):
     """Cut off anywhere, also in the middle of a line; the end is the same."""
     out, _, lines, _ = whole

@@ -162,8 +162,12 @@ def test_features_of_a_window_are_kept():
     em = model(point=True)
     talk = Conversation(em, images(size=64))
     for window in ((0, 0, 32, 32), (32, 32, 32, 32), (0, 0, 32, 32)):
-        talk.whole().zoom(window).ask(QUESTIONS[0], max_new=2)
+        answer = talk.whole().zoom(window).ask(QUESTIONS[0], max_new=2)
+        assert answer.masks
+        for mask in answer.masks:  # told in pixels of the whole image, as of a window that is asked about
+            assert mask.offset == window[:2]
     assert em.engine.encoded == 2
+    assert all(mask.offset == (0, 0) for mask in talk.whole().ask(QUESTIONS[0], max_new=2).masks)
 
 
 def test_windows_on_the_map():

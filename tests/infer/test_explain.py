@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import re
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,12 +15,15 @@ import pytest
 import rasterio
 import support
 from PIL import Image
+from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import from_origin
 
 from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.explain import RUNS, UNKNOWN_CLOUD, Explanation, Times, clouds
 from earthmind_jax.infer.explain_page import BUDGET, page
@@ -195,6 +199,54 @@ def test_clouds_are_told_by_the_classification_band(pair, tmp_path):
     reason = model().explain(QUESTION, optical=pair["optical"], max_new=3)
     words, _ = checked(page(dataclasses.replace(reason, cloud=cloud, cloud_note=note)))
     assert f"cloud and its shadow: {np.isin(classes, (3, 9)).mean():.1%}" in words
+
+
+def test_clouds_of_an_image_that_control_points_place(pair, tmp_path):
+    """South up in the file: the page's cloud lies where the map has it."""
+    with rasterio.open(pair["optical"]) as file:
+        data, names, tags, transform, crs = file.read(), file.descriptions, file.tags(), file.transform, file.crs
+    classes = np.full(data.shape[1:], 4, data.dtype)
+    classes[2:10, 4:16] = 9
+    height, width = classes.shape
+    corners = [(r, c) for r in (0, height / 2, height) for c in (0, width / 2, width)]
+    points = [GroundControlPoint(height - r, c, *(transform @ (c, r))) for r, c in corners]
+    size = {"height": height, "width": width, "count": len(data) + 1, "dtype": data.dtype}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        file = rasterio.open(tmp_path / "gcp.tif", "w", **size)
+    with file:
+        file.write(np.concatenate([data, classes[None]])[:, ::-1])
+        file.gcps = (points, crs)
+        file.descriptions = (*names, "SCL")
+        file.update_tags(**tags)
+    images = model().images(tmp_path / "gcp.tif", pair["sar"])
+    cloud, _ = clouds(tmp_path / "gcp.tif", images)
+    assert cloud.shape == images.shape
+    rows, columns = np.nonzero(cloud)
+    west, north = images.transform @ (columns.min(), rows.min())
+    east, south = images.transform @ (columns.max() + 1, rows.max() + 1)
+    expected = (*(transform @ (4, 2)), *(transform @ (16, 10)))
+    np.testing.assert_allclose((west, north, east, south), expected, atol=10)
+
+
+def test_a_place_in_a_scene_is_explained_as_it_is_answered(pair, tmp_path):
+    """Larger than the model's own window, so that the window around the mark is what is asked about."""
+    em = model()
+    scene = tmp_path / "scene"
+    scene.mkdir()
+    write_scene(make_scene(5, size=80, gsd=10.0), scene, "b")
+    given = {"optical": scene / "b_s2.tif", "sar": scene / "b_s1.tif", "marks": Prompt.from_box(60, 50, 70, 58)}
+    for options in ({}, {"steer": True}, {"window": (40, 44, 30, 34)}):
+        reason = em.explain("What is region1?", **given, **options, max_new=4)
+        asked = em.ask("What is region1?", **given, **options, max_new=4)
+        assert reason.answer.to_dict() == asked.to_dict()
+        for alone in reason.alone.values():
+            assert [m.offset for m in alone.masks] == [m.offset for m in asked.masks]
+        assert {valid.shape for valid in reason.valid.values()} == {asked.masks[0].array.shape}
+        assert asked.masks[0].array.shape != (80, 80)
+        words, _ = checked(page(reason))
+        for box in (mask.box for mask in asked.masks):
+            assert box is None or f"{box[1]:.0f} to {box[3] - 1:.0f}, {box[0]:.0f} to {box[2] - 1:.0f}" in words
 
 
 def test_wrong_requests(pair, tmp_path):
