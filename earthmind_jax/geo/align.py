@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.acquired import acquisition_time
+from earthmind_jax.geo.acquired import acquisition_time, days_between
 from earthmind_jax.geo.contents import Wanted
 from earthmind_jax.geo.control import Control, map_grid, place_of
 from earthmind_jax.geo.cover import covering
@@ -215,7 +214,7 @@ def _pair(
         note = "no georeference in both files: taken as aligned pixel by pixel, since they have the same size"
         sar = replace(sar, transform=optical.transform, crs=optical.crs, notes=[*sar.notes, note])
         overlap, ratio = float((sar.valid & optical.valid).sum() / max(1, optical.valid.sum())), 1.0
-    days = _days_between(optical, sar)
+    days = days_between(*(acquisition_time(raster.tags, raster.path) for raster in (optical, sar)))
     notes = [f"optical: {note}" for note in optical.notes] + [f"SAR: {note}" for note in sar.notes]
     if days is not None:
         notes.append(f"acquired {days:.1f} days apart")
@@ -254,8 +253,3 @@ def _expected_sensor(
             "swap the two or name its sensor."
         )
     return "s1" if kind == "sar" else "rgb8" if rendering else None
-
-
-def _days_between(first: Raster, second: Raster) -> float | None:
-    times = [acquisition_time(raster.tags, raster.path) for raster in (first, second)]
-    return None if None in times else float(abs(times[0] - times[1]) / np.timedelta64(1, "D"))

@@ -14,7 +14,7 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.dates import acquired
+from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import Raster, open_raster
@@ -97,7 +97,7 @@ def georeference(raster: Raster) -> str | None:
 def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, title: str) -> dict[str, Any]:
     problem = georeference(raw)
     scale = np.sqrt(raw.shape[0] * raw.shape[1] / (size[0] * size[1]))
-    time = acquired(raw.path, raw.tags)
+    time = acquisition_time(raw.tags, raw.path)
     baseline = processing_baseline(raw) if taken_for.startswith("s2") else None
     polarisations = [name for name in raw.bands if name in POLARISATIONS]
     warnings = [note for note in found.notes if any(doubt in note for doubt in _DOUBTS)]

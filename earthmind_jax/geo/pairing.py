@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.acquired import days_between
 from earthmind_jax.geo.align import MIN_OVERLAP, align
 from earthmind_jax.geo.contents import contents
-from earthmind_jax.geo.dates import days_between
 from earthmind_jax.geo.describe import Description, georeference
 from earthmind_jax.geo.radiometry import SENSORS
 from earthmind_jax.geo.raster import Raster, open_raster
