@@ -353,6 +353,7 @@ def test_the_height_of_the_ground(work, tmp_path, capsys):
     assert code == 0, err
     maps = sorted((tmp_path / "maps").glob("*.tif"))
     assert maps
+    there = load_pair(sar_path=path, sar_sensor="s1", height=260).transform
     for each in maps:
         with rasterio.open(each) as dataset:
             assert dataset.transform.f == pytest.approx(
