@@ -356,9 +356,7 @@ def test_the_height_of_the_ground(work, tmp_path, capsys):
     there = load_pair(sar_path=path, sar_sensor="s1", height=260).transform
     for each in maps:
         with rasterio.open(each) as dataset:
-            assert dataset.transform.f == pytest.approx(
-                load_pair(sar_path=path, sar_sensor="s1", height=260).transform.f
-            )
+            assert dataset.transform.f == pytest.approx(there.f)
     ask = ("ask", "x", *given)
     wrong(capsys, *ask, "--height", "nan", says="must be -1000 to 10000 metres")
     wrong(capsys, *ask, "--dem", tmp_path / "none.tif", says="none.tif does not exist")
