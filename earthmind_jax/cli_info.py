@@ -55,12 +55,14 @@ def info(
 def _raster_facts(files: list[Path], told: Told, model: Path | None) -> list[dict[str, Any]]:
     from earthmind_jax import checkpoint
     from earthmind_jax.config import EarthMindConfig
+    from earthmind_jax.geo.control import check_ground
     from earthmind_jax.geo.describe import describe
     from earthmind_jax.geo.pairing import pair_facts, roles
     from earthmind_jax.infer.intent import intent
 
     config = EarthMindConfig() if model is None else checkpoint.read_config(model)
     kinds = roles(files, told)
+    check_ground(files, **told.ground())
     found = [describe(file, **_options(kind, told)) for file, kind in zip(files, kinds, strict=True)]
     facts = [one.facts for one in found]
     for one, kind in zip(found, kinds, strict=True):
@@ -78,9 +80,10 @@ def _options(kind: str, told: Told) -> dict[str, Any]:
     if kind == "sar":
         return {
             "sensor": told.sar_sensor, "names": told.sar_bands or None, "scale": told.sar_scale,
-            "calibration": told.calibration,
+            "calibration": told.calibration, **told.ground(),
         }  # fmt: skip
-    return {"sensor": told.sensor, "names": told.bands or None, "offset": told.offset, "mtl": told.mtl}
+    known = {"sensor": told.sensor, "names": told.bands or None, "offset": told.offset, "mtl": told.mtl}
+    return known | told.ground()
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:

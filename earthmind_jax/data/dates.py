@@ -17,7 +17,6 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
 
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)")
-TAGS = ("datetime", "acquired", "acquisition_time", "sensing_time", "product_start_time")
 
 
 def load_dates(sources: Mapping[str, Sequence[Any]], sensors: SensorConfig, told: Told = NOTHING) -> Images:
@@ -99,14 +98,16 @@ def _names(sources: Sequence[Any]) -> list[str]:
 
 
 def _day(source: Any) -> str:
+    """The day of acquisition (tags, product name), else any date in the file's name; empty where there is none."""
     if not isinstance(source, str | Path):
         return ""
-    texts = [Path(source).name]
     if Path(source).suffix.lower() in RASTERS:
+        from earthmind_jax.geo.acquired import acquisition_time
         from earthmind_jax.geo.raster import open_raster
 
         with open_raster(source) as dataset:
-            tags = {key.lower(): str(value) for key, value in dataset.tags().items()}
-        texts = [*(tags[key] for key in TAGS if key in tags), *texts]
-    found = next((match for text in texts if (match := _DATE.search(text))), None)
+            time = acquisition_time(dataset.tags(), str(source))
+        if time is not None:
+            return str(time)[:10]
+    found = _DATE.search(Path(source).name)
     return "-".join(found.groups()) if found else ""

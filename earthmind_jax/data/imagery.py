@@ -18,9 +18,11 @@ from rasterio.enums import ColorInterp, MaskFlags
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data import arrays
 from earthmind_jax.data.images import Image
+from earthmind_jax.data.model_bands import model_bands
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, check_header
-from earthmind_jax.geo.bands import canonical, name_bands, select
+from earthmind_jax.geo.bands import canonical, name_bands
+from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
 from earthmind_jax.geo.raster import Raster, open_raster, peek_bands, peek_sensor, read_raster
@@ -41,17 +43,17 @@ def wanted_bands(kind: str, sensors: SensorConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sensors.optical_bands if kind == "optical" else sensors.sar_bands))
 
 
-def header(image: Image, wanted: tuple[str, ...]) -> Header:
-    """Of a described image, of which the bands ``wanted`` are read; UserError where its files do not open."""
+def header(image: Image, kind: str, sensors: SensorConfig) -> Header:
+    """Of a described ``optical`` or ``sar`` image as a model reads it; UserError where its files do not open."""
     if image.array is not None:
         finished = image.unit == "display" or image.stretch is not None
         return Header(arrays.shape(image), finished, not finished)
-    chosen = _chosen(image, wanted) if image.files else {"": image.paths[0]}
+    chosen = _chosen(image, kind, wanted_bands(kind, sensors)) if image.files else {"": image.paths[0]}
     parts = [_file_header(path, single=bool(image.files)) for path in chosen.values()]
     grid, dtype = parts[0]
     for other, _ in parts[1:]:
         grid = _finer(grid, other)
-    finished = image.stretch is not None or (dtype == "uint8" and not _measured(image))
+    finished = _finished(image, dtype)
     placed = grid.crs is not None and not grid.transform.almost_equals(Affine.identity())
     return Header(grid.shape, finished, placed or not finished)
 
@@ -59,18 +61,18 @@ def header(image: Image, wanted: tuple[str, ...]) -> Header:
 def check(image: Image, kind: str, sensors: SensorConfig) -> None:
     """What :func:`load` would refuse by the headers of its files: UserError."""
     wanted = wanted_bands(kind, sensors)
-    made = header(image, wanted)
+    made = header(image, kind, sensors)
     told = [name for name, _ in image.files] or [band for band in image.bands or () if band is not None]
     if image.file is not None:
         with open_raster(image.file) as dataset:
             _count(image, dataset.count)
-            channels = sum(kind != ColorInterp.alpha for kind in dataset.colorinterp)
+            channels = sum(colour != ColorInterp.alpha for colour in dataset.colorinterp)
     if made.finished:
         _check_channels(image, len(told) or channels)
     elif told:
-        select(wanted, _names(told, image.sensor), image.name)
+        choose(wanted, _names(told, image.sensor), image.name, kind)
     elif image.sensor is not None:
-        peek_bands(image.paths[0], wanted, image.sensor)
+        peek_bands(image.paths[0], wanted, image.sensor, kind)
     else:
         check_header(image.paths[0], kind, wanted)
 
@@ -96,11 +98,11 @@ def load(images: Mapping[str, Image], sensors: SensorConfig) -> dict[str, Raster
     return made
 
 
-def as_picture(raster: Raster) -> np.ndarray | dict[str, np.ndarray]:
-    """A calibrated raster in the form of a sample: bands by name, or an 8-bit picture [H W 3] (one channel is repeated,
-    two are padded with zeros)."""
-    if raster.unit != "display":
-        return dict(zip(raster.bands, raster.data, strict=True))
+def as_picture(raster: Raster, image: Image, kind: str, sensors: SensorConfig) -> np.ndarray | dict[str, np.ndarray]:
+    """A raster of :func:`load` in the form of a sample: bands by the names that the model knows, or an 8-bit picture
+    [H W 3] (one channel is repeated, two are padded with zeros)."""
+    if not _is_picture(raster, image):
+        return model_bands(raster, kind, sensors)
     picture = np.clip(np.rint(raster.data), 0, 255).astype(np.uint8)
     if len(picture) == 1:
         picture = np.repeat(picture, 3, 0)
@@ -116,11 +118,11 @@ def _read(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
         raster = _read_bands(image, kind, wanted)
     else:
         raster = _calibrated(_read_file(image), image, kind)
-    if raster.unit == "display":
+    if _is_picture(raster, image):
         _check_channels(image, len(raster.bands))
         return raster
-    chosen = select(wanted, raster.bands, image.name)
-    return replace(raster, data=raster.data[chosen], bands=tuple(raster.bands[i] for i in chosen))
+    chosen, known, notes = choose(wanted, raster.bands, image.name, kind)
+    return replace(raster, data=raster.data[chosen], bands=tuple(known), notes=[*raster.notes, *notes])
 
 
 def _read_file(image: Image) -> Raster:
@@ -167,10 +169,11 @@ def _read_bands(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
     seen in all bands together; backscatter is calibrated first, and resampled as power.
     """
     parts = []
-    for band, path in _chosen(image, wanted).items():
+    for band, path in _chosen(image, kind, wanted).items():
         _file_header(path, single=True)
         part = _without(read_raster(path), image)
-        part = replace(part, bands=(band,), scene_bands=(band,), sensor=None)
+        # One scene of several files: what is judged by the whole of it is judged by all that is read.
+        part = replace(part, bands=(band,), stored=(band,), scene_bands=(band,), scene_indexes=(), sensor=None)
         if kind == "sar":
             part = _calibrated(part, image, kind)
         elif part.dtype != "uint8" and not part.dtype.startswith("float"):
@@ -186,6 +189,7 @@ def _read_bands(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
         data=np.concatenate([part.data for part in parts]),
         valid=np.logical_and.reduce([part.valid for part in parts]),
         bands=names,
+        stored=names,
         scene_bands=names,
         scales=tuple(scale for part in parts for scale in part.scales),
         offsets=tuple(offset for part in parts for offset in part.offsets),
@@ -213,7 +217,7 @@ def _calibrated(raster: Raster, image: Image, kind: str) -> Raster:
         low, high = image.stretch
         values = np.clip((raster.data - low) / (high - low), 0, 1) * 255
         return raster.calibrated(values, raster.valid, "display", [f"stretched from {low:g} to {high:g}, as told"])
-    if raster.dtype == "uint8" and not _measured(image):
+    if _finished(image, raster.dtype):
         return to_display(raster)
     guess = raster.sensor if raster.sensor in SENSORS and SENSORS[raster.sensor].kind == kind else None
     sensor = image.sensor or guess or ("s1" if kind == "sar" else None)
@@ -222,6 +226,16 @@ def _calibrated(raster: Raster, image: Image, kind: str) -> Raster:
             f"{image.name}: what made it is not known; tell its 'sensor' ({', '.join(SENSORS)}) or a 'stretch'."
         )
     return calibrate(raster, sensor, **dict(image.told))
+
+
+def _is_picture(raster: Raster, image: Image) -> bool:
+    """Whether a raster is shown as it is. The brightness of a sensor that has no physical unit is not: a model gets it
+    in the range of its own bands."""
+    return raster.unit == "display" and (image.array is not None or _finished(image, raster.dtype))
+
+
+def _finished(image: Image, dtype: str) -> bool:
+    return image.stretch is not None or (dtype == "uint8" and not _measured(image))
 
 
 def _measured(image: Image) -> bool:
@@ -241,16 +255,16 @@ def _without(raster: Raster, image: Image) -> Raster:
     return replace(raster, valid=valid, nodata=image.nodata)
 
 
-def _chosen(image: Image, wanted: tuple[str, ...]) -> dict[str, Path]:
+def _chosen(image: Image, kind: str, wanted: tuple[str, ...]) -> dict[str, Path]:
     """Files of the bands that are used: those wanted, or all three of a picture."""
     names = _names([name for name, _ in image.files], image.sensor)
     files = dict(zip(names, (path for _, path in image.files), strict=True))
     if image.stretch is not None or not set(names) & set(wanted):
         first = peek_sensor(image.files[0][1])[1]
-        if image.stretch is not None or (first == "uint8" and not _measured(image)):
+        if _finished(image, first):
             _check_channels(image, len(names))
             return files
-    return {names[i]: files[names[i]] for i in select(wanted, names, image.name)}
+    return {names[i]: files[names[i]] for i in choose(wanted, names, image.name, kind)[0]}
 
 
 def _names(told: Sequence[str], sensor: str | None) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def image_header(image: Described, name: str, sensors: SensorConfig) -> tuple[tu
         return header.shape, header.finished, header.is_raster(name)
     from earthmind_jax.data import imagery
 
-    made = imagery.header(image, imagery.wanted_bands(name, sensors))
+    made = imagery.header(image, name, sensors)
     return made.shape, made.finished, made.placed
 
 
@@ -212,7 +212,9 @@ def _load_date(given: Mapping[str, Described], sensors: SensorConfig) -> Images:
     finished = {n: i.file for n, i in given.items() if i.plain and i.file and not image_header(i, n, sensors)[2]}
     made = imagery.load({name: image for name, image in given.items() if name not in finished}, sensors)
     pictures = dict(load_images(finished, sensors).pictures)
-    pictures |= {name: (imagery.as_picture(raster), raster.valid) for name, raster in made.items()}
+    pictures |= {
+        name: (imagery.as_picture(raster, given[name], name, sensors), raster.valid) for name, raster in made.items()
+    }
     reference = made.get("optical" if "optical" in given else "sar")
     placed = reference is not None and reference.georeferenced
     return Images(
@@ -334,6 +336,10 @@ def load_images(
     notes = of_other_colours(pictures, bands, sensors)
     files = {name: str(source) for name, source in sources.items() if isinstance(source, str | Path)}
     if not rasters:
+        for fact in (fact for fact, value in told.ground().items() if value is not None):
+            raise UserError(
+                f"'{fact}' is for an image placed by RPCs, and {' and '.join(files.values())} is a picture."
+            )
         return Images(pictures, notes=notes, sources=files)
     from earthmind_jax.geo.align import load_pair
 

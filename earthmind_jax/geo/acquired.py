@@ -1,46 +1,57 @@
-"""When an image was taken, from its tags or its product name."""
+"""When was an image taken? From its tags, else from the product name in its file name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import PurePath
 
 import numpy as np
 
 KEYS = (
     "datetime", "acquired", "acquisition_time", "acquisition_date", "sensing_time", "product_start_time",
-    "datatake_1_datatake_sensing_start", "sensing_start", "start_datetime", "acquisition_datetime",
+    "datatake_1_datatake_sensing_start", "sensing_start", "start_datetime", "acquisition_datetime", "date_acquired",
+    "acquisitiondatetime",
 )  # fmt: skip
-_IN_NAME = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)")  # the first is the start of sensing
+# Sentinel-1 and Sentinel-2 name the start of sensing first, Landsat the day after path and row.
+_NAMES = (
+    re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.IGNORECASE),
+    re.compile(r"(?<![A-Z0-9])L[COTEM]0\d_[A-Z0-9]{4}_\d{6}_(\d{8})_", re.IGNORECASE),
+)
 
 
 def acquisition_time(tags: Mapping[str, str], path: str = "") -> np.datetime64 | None:
     """UTC to the second from the tags of a file, else from a Sentinel-1, Sentinel-2 or Landsat product name."""
-    lower = {key.lower(): str(value) for key, value in tags.items()}
+    # GDAL splits a tag ``s2:datetime=...`` at the colon: key ``s2``, value ``datetime=...``.
+    pairs = (f"{key}={value}".rpartition("=") for key, value in tags.items())
+    plain = {re.split("[:=]", key.lower())[-1]: value.strip() for key, _, value in pairs}
     for key in KEYS:
-        try:
-            text = lower[key].strip().replace(" ", "T")
-            return _utc(text)
-        except (KeyError, ValueError):
-            continue
-    found = _IN_NAME.search(PurePath(path).name)
-    if found is None:
+        time = _utc(plain.get(key, ""))
+        if time is not None:
+            return time
+    for text in (PurePath(path).name, plain.get("product_uri", "")):
+        for pattern in _NAMES:
+            found = pattern.search(text)
+            time = found and _utc(found.group(1).upper())
+            if time is not None:
+                return time
+    return None
+
+
+def days_between(first: np.datetime64 | None, second: np.datetime64 | None) -> float | None:
+    """Days between two times, without sign; None where one is unknown."""
+    if first is None or second is None:
         return None
-    compact = found.group(1)
+    return float(abs(first - second) / np.timedelta64(1, "D"))
+
+
+def _utc(text: str) -> np.datetime64 | None:
+    """ISO 8601, with Z, an offset from UTC, or neither (then UTC); None where it is no such time."""
     try:
-        return np.datetime64(
-            f"{compact[:4]}-{compact[4:6]}-{compact[6:8]}T{compact[9:11]}:{compact[11:13]}:{compact[13:]}", "s"
-        )
-    except ValueError:
+        time = datetime.fromisoformat(text.removesuffix("UTC").strip())
+        if time.tzinfo is not None:
+            time = time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
         return None
-
-
-def _utc(text: str) -> np.datetime64:
-    """ISO 8601, with Z, an offset from UTC, or neither (then UTC)."""
-    zone = re.search(r"T.*([+-])(\d{2}):?(\d{2})$", text)
-    if zone is None:
-        return np.datetime64(text.rstrip("Zz"), "s")
-    minutes = int(zone.group(2)) * 60 + int(zone.group(3))
-    local = np.datetime64(text[: zone.start(1)], "s")
-    return local - np.timedelta64(minutes if zone.group(1) == "+" else -minutes, "m")
+    return np.datetime64(time, "s")

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.acquired import acquisition_time
+from earthmind_jax.geo.acquired import acquisition_time, days_between
 from earthmind_jax.geo.contents import Wanted
-from earthmind_jax.geo.control import Control, map_grid, place_of
+from earthmind_jax.geo.control import Control, check_ground, map_grid, place_of
 from earthmind_jax.geo.cover import covering
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.onto import MIN_OVERLAP, Aligned, align
@@ -28,11 +27,11 @@ from earthmind_jax.geo.raster import (
     peek_sensor,
     read_raster,
 )
-from earthmind_jax.geo.shift import residual_shift
+from earthmind_jax.geo.shift import Shift, residual_shift
 
 __all__ = ["MIN_OVERLAP", "Aligned", "Pair", "align", "check_header", "load_pair"]
 
-FINE_BANDS = ("B02", "B03", "B04", "B08")  # of Sentinel-2: 10 m; in the others its blocks have edges of their own
+SHARP_BANDS = ("B02", "B03", "B04")  # of Sentinel-2: 10 m, and what nearly every model reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +97,7 @@ def load_pair(
     if optical_path is None and sar_path is None:
         raise UserError("Give an optical image, a SAR image, or both.")
     ground = {"height": height, "dem": dem}
+    check_ground([path for path in (optical_path, sar_path) if path is not None], **ground)
     sar_options = {"scale": sar_scale, "calibration": calibration}
     optical = sar = None
     if optical_path is not None:
@@ -215,7 +215,7 @@ def _pair(
         note = "no georeference in both files: taken as aligned pixel by pixel, since they have the same size"
         sar = replace(sar, transform=optical.transform, crs=optical.crs, notes=[*sar.notes, note])
         overlap, ratio = float((sar.valid & optical.valid).sum() / max(1, optical.valid.sum())), 1.0
-    days = _days_between(optical, sar)
+    days = days_between(*(acquisition_time(raster.tags, raster.path) for raster in (optical, sar)))
     notes = [f"optical: {note}" for note in optical.notes] + [f"SAR: {note}" for note in sar.notes]
     if days is not None:
         notes.append(f"acquired {days:.1f} days apart")
@@ -224,10 +224,15 @@ def _pair(
     return Pair(optical, sar, optical.transform, optical.crs, overlap, ratio, days, notes)
 
 
+def pair_shift(optical: Raster, sar: Raster) -> Shift | None:
+    """What phase correlation says about the rest of the way between two rasters on one grid (``shift``), by the same
+    bands of whatever was read."""
+    sharp = [i for i, name in enumerate(optical.bands) if name in SHARP_BANDS] or list(range(len(optical.bands)))
+    return residual_shift(optical.data[sharp], optical.valid, sar.data, sar.valid)
+
+
 def _shift_note(optical: Raster, sar: Raster) -> str:
-    """What phase correlation says about the rest of the way between the two."""
-    fine = [i for i, name in enumerate(optical.bands) if name in FINE_BANDS] or list(range(len(optical.bands)))
-    shift = residual_shift(optical.data[fine], optical.valid, sar.data, sar.valid)
+    shift = pair_shift(optical, sar)
     if shift is None:
         return "residual shift: cannot be told with confidence"
     return (
@@ -254,8 +259,3 @@ def _expected_sensor(
             "swap the two or name its sensor."
         )
     return "s1" if kind == "sar" else "rgb8" if rendering else None
-
-
-def _days_between(first: Raster, second: Raster) -> float | None:
-    times = [acquisition_time(raster.tags, raster.path) for raster in (first, second)]
-    return None if None in times else float(abs(times[0] - times[1]) / np.timedelta64(1, "D"))

@@ -23,10 +23,12 @@ from rasterio.transform import GCPTransformer, RPCTransformer
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import WGS84, Grid, project
+from earthmind_jax.geo.opening import open_raster
 
 HOLD_OUT_FROM = 8  # control points, of which every second then tests a fit to the others
 NODES = 33  # along each side, at which the image is placed to find its extent
 MOST_GROWTH = 8  # times the pixels of the image that a map grid around it may have
+LOWEST, HIGHEST = -1000, 10000  # metres above the ellipsoid, of ground
 WORST_RESIDUAL = 50.0  # pixels, root mean square: control points that agree no better place nothing
 
 
@@ -109,6 +111,23 @@ def place_of(
         options, note = _rpc_options(dataset.rpcs, dataset.name, height, dem)
         return Control(WGS84, *size, dataset.name, note, rpcs=dataset.rpcs, options=options)
     return None
+
+
+def check_ground(
+    paths: Sequence[str | os.PathLike[str]], *, height: float | None = None, dem: str | os.PathLike[str] | None = None
+) -> None:
+    """UserError where a ``height`` or ``dem`` is told that is no height, or that none of the files asks for."""
+    if height is None and dem is None:
+        return
+    if height is not None and not LOWEST <= height <= HIGHEST:
+        raise UserError(f"The height of the ground must be {LOWEST} to {HIGHEST} metres, not {height:g}.")
+    for path in paths:
+        with open_raster(path, labels=True) as dataset:
+            place = place_of(dataset, height=height, dem=dem)
+        if isinstance(place, Control) and place.rpcs is not None:
+            return
+    what, files = "dem" if height is None else "height", " and ".join(map(os.fspath, paths))
+    raise UserError(f"'{what}' is for an image placed by RPCs, and {files} is not placed by them; leave it out.")
 
 
 def map_grid(place: Control) -> Grid:

@@ -14,7 +14,8 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.dates import acquired
+from earthmind_jax.geo.acquired import acquisition_time
+from earthmind_jax.geo.control import Control, map_grid, place_of
 from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import Raster, open_raster
@@ -43,12 +44,15 @@ def describe(
     *,
     sensor: str | None = None,
     names: Sequence[str] | None = None,
+    height: float | None = None,
+    dem: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Description:
     """What a file is taken for, and its facts.
 
     Args:
       sensor, names, options: what the caller knows, see ``raster.read_raster`` and ``radiometry.calibrate``.
+      height, dem: of the ground, for an image placed by RPCs, see ``control.place_of``.
 
     Raises:
       UserError: the file cannot be used, and why.
@@ -57,6 +61,7 @@ def describe(
     with open_raster(path, labels=not told) as dataset:
         palette = ColorInterp.palette in dataset.colorinterp
         size = dataset.height, dataset.width
+        place = place_of(dataset, height=height, dem=dem)
         if palette and dataset.driver in PICTURE_DRIVERS:
             facts = {"file": dataset.name, "taken for": "rgb8", "title": "picture shown in the colours of its palette"}
             return Description(facts=facts | {"width": size[1], "height": size[0]}, overview=None, kind="unknown")
@@ -76,6 +81,8 @@ def describe(
     given = {key: value for key, value in options.items() if key in entry.options}
     found = calibrate(raw, raw.sensor, **given)
     facts = _facts(raw, found, size, raw.sensor, entry.title)
+    if isinstance(place, Control):
+        facts |= _on_its_map_grid(place, facts["warnings"])
     return Description(facts=facts, overview=found, kind=entry.kind)
 
 
@@ -97,7 +104,7 @@ def georeference(raster: Raster) -> str | None:
 def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, title: str) -> dict[str, Any]:
     problem = georeference(raw)
     scale = np.sqrt(raw.shape[0] * raw.shape[1] / (size[0] * size[1]))
-    time = acquired(raw.path, raw.tags)
+    time = acquisition_time(raw.tags, raw.path)
     baseline = processing_baseline(raw) if taken_for.startswith("s2") else None
     polarisations = [name for name in raw.bands if name in POLARISATIONS]
     warnings = [note for note in found.notes if any(doubt in note for doubt in _DOUBTS)]
@@ -129,6 +136,15 @@ def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, ti
         "warnings": warnings,
     }
     return {key: value for key, value in facts.items() if value is not None or key in ("crs", "gsd_m", "nodata")}
+
+
+def _on_its_map_grid(place: Control, warnings: list[str]) -> dict[str, Any]:
+    """The facts of an image that only control places: of the map grid that it is brought onto."""
+    grid = map_grid(place)
+    made = f"brought onto a map grid of {grid.height} x {grid.width} pixels"
+    kept = [warning for warning in warnings if not warning.endswith(("no maps", "no map"))]
+    facts = {"crs": grid.crs.to_string(), "gsd_m": round(float(grid.gsd), 4), "extent": grid.extent()}
+    return facts | {"placed": made, "warnings": [*kept, place.note]}
 
 
 def _darkest(raw: Raster) -> dict[str, float] | None:

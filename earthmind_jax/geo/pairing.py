@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.align import MIN_OVERLAP, align
+from earthmind_jax.geo.acquired import days_between
+from earthmind_jax.geo.align import MIN_OVERLAP, align, pair_shift
 from earthmind_jax.geo.contents import contents
-from earthmind_jax.geo.dates import days_between
 from earthmind_jax.geo.describe import Description, georeference
 from earthmind_jax.geo.radiometry import SENSORS
 from earthmind_jax.geo.raster import Raster, open_raster
-from earthmind_jax.geo.shift import residual_shift
 from earthmind_jax.geo.told import Told
 
 APART_DAYS = 30.0  # beyond it fields and water have changed
@@ -55,6 +54,9 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
             warnings.append(f"the overlap is below {MIN_OVERLAP:.0%}: the pair would be refused")
         if not 1 / APART_RATIO <= ratio <= APART_RATIO:
             warnings.append(f"one pixel of the pair is {max(ratio, 1 / ratio):.0f} times as large as the other")
+    elif any("placed" in one.facts for one in (optical, sar)):
+        how = "brought together by the control points or RPCs of one; how well is seen where the pixels are read"
+        facts |= {"overlap": None, "alignment": how}
     else:
         sizes = [(d.facts["height"], d.facts["width"]) for d in (optical, sar)]
         if sizes[0] != sizes[1]:
@@ -78,7 +80,7 @@ def _looks_like(file: str | os.PathLike[str]) -> str | None:
 def _shift(optical: Raster, sar: Raster, size: tuple[int, int]) -> dict[str, Any]:
     """How far the SAR image lies off the optical one, in optical pixels (rows down, columns right), where it can be
     told; nothing is moved. ``size``: rows and columns of the scene, of which these are overviews."""
-    shift = residual_shift(optical.data, optical.valid, sar.data, sar.valid)
+    shift = pair_shift(optical, sar)
     if shift is None:
         return {"residual_shift": "cannot be told with confidence"}
     moved = zip((shift.rows, shift.columns), size, optical.shape, strict=True)

@@ -31,8 +31,11 @@ ABSENT_BELOW = 500.0  # ... below -0.05: no correction overshoots that far
 PRESENT_BELOW = 1500.0  # some surface darker than 0.05 in some band: nearly every scene has one
 DARK_PERCENT = 0.1  # percentile that stands for the darkest pixels
 SATURATED = 65535
+OWN_PROCESSING = 99.99  # baseline N9999: made by a user's sen2cor, from a product with the offset or without
 
 _HARMONIZED = re.compile(r"(?i)S2_(SR_)?HARMONI[SZ]ED")  # Earth Engine's collections
+# Of BigEarthNet v2: made by sen2cor 2.11 from products of 2017 and 2018 without the offset.
+_PATCH = re.compile(r"S2[AB]_MSIL2A_201[78]\d{4}T\d{6}_N9999_R\d{3}_T\w{5}_\d\d_\d\d")
 _PRODUCT = re.compile(r"S2[ABCD]_MSI(L1C|L2A)_\d{8}T\d{6}_N(\d{2})(\d{2})")
 
 
@@ -75,6 +78,8 @@ def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[fl
     tags = _plain(raster.tags)
     if _HARMONIZED.search(" ".join((PurePath(raster.path).name, *tags.values()))):
         return 0.0, "a harmonised collection has applied it already"
+    if _PATCH.search(PurePath(raster.path).name):
+        return 0.0, "a patch of BigEarthNet v2, made from a product without it"
     if any(key.endswith("BOA_OFFSET_APPLIED") and value.lower() in ("true", "1", "yes") for key, value in tags.items()):
         return 0.0, "the tags say that it is already applied"
     for key, value in tags.items():
@@ -194,14 +199,16 @@ def _quantification(raster: Raster) -> tuple[float, str]:
 
 
 def processing_baseline(raster: Raster) -> float | None:
-    """The Sentinel-2 processing baseline (5.09) where tags or a product name tell it."""
+    """The Sentinel-2 processing baseline (5.09) where tags or a product name tell it; None for products that a user's
+    sen2cor made, which all say 99.99."""
     for key, value in _plain(raster.tags).items():
         if key.endswith("PROCESSING_BASELINE"):
             number = _number(value.strip().lstrip("Nn"))
             if number is not None:
-                return number / 100 if number >= 100 else number
+                number = number / 100 if number >= 100 else number
+                return None if number == OWN_PROCESSING else number
     product = sentinel2_product(raster.path, raster.tags)
-    return product[1] if product else None
+    return product[1] if product and product[1] != OWN_PROCESSING else None
 
 
 def _number(text: str) -> float | None:

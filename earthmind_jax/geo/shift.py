@@ -22,6 +22,8 @@ FARTHEST = 16  # pixels
 NEIGHBOURHOOD = 5  # pixels around the peak that belong to it
 LEAST_PEAK = 9.0  # times the root mean square of the surface; noise stays below 8
 LEAST_CONFIDENCE = 0.45
+LEAST_PARTS = 2  # quarters of the scene that tell the same by themselves; none may tell another with confidence
+AGREEMENT = 1.0  # pixels: simulated quarters of 112 pixels are right to 0.8; relief moves parts by 2 and more
 FINE = 20  # steps per pixel
 LEAST_VALID = 0.5
 
@@ -47,7 +49,40 @@ def residual_shift(
     first: np.ndarray, first_valid: np.ndarray, second: np.ndarray, second_valid: np.ndarray
 ) -> Shift | None:
     """The shift between two images [C H W] on one grid (``valid`` bool [H W]); None where it cannot be told with
-    confidence: too small, too little valid in both, or no clear peak within 16 pixels."""
+    confidence: too small, too little valid in both, no clear peak within 16 pixels, or quarters of the scene that do
+    not agree on one shift."""
+    height, width = first.shape[-2:]
+    whole = _measure(first, first_valid, second, second_valid)
+    if whole is None or whole.peak < LEAST_PEAK or whole.confidence < LEAST_CONFIDENCE:
+        return None
+    agreeing = 0
+    for rows in (slice(0, height // 2), slice(height // 2, height)):
+        for columns in (slice(0, width // 2), slice(width // 2, width)):
+            here = (..., rows, columns)
+            part = _measure(first[here], first_valid[here], second[here], second_valid[here])
+            if part is None:
+                continue
+            if np.hypot(part.rows - whole.rows, part.columns - whole.columns) <= AGREEMENT:
+                agreeing += 1  # one of a thousand square pixels, so hardly by chance
+            elif part.confidence >= LEAST_CONFIDENCE:
+                return None
+    if agreeing < LEAST_PARTS:
+        return None
+    return Shift(round(whole.rows, 2), round(whole.columns, 2), round(whole.confidence, 2))
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """As :class:`Shift`, unrounded; ``peak``: its height over the root mean square of the surface."""
+
+    rows: float
+    columns: float
+    confidence: float
+    peak: float
+
+
+def _measure(first: np.ndarray, first_valid: np.ndarray, second: np.ndarray, second_valid: np.ndarray) -> _Peak | None:
+    """The best shift, however bad; None where there is too little to measure, or the best is too far."""
     shape = first.shape[-2:]
     valid = first_valid & second_valid
     side = [min(WINDOW, n) for n in shape]
@@ -70,7 +105,7 @@ def residual_shift(
         return None
     down, across = np.fft.fftfreq(side[0])[:, None], np.fft.rfftfreq(side[1])[None]
     spectrum = spectrum * np.exp(-(down**2 + across**2) / (2 * PASS_BAND**2))
-    return _peak(spectrum, side)
+    return _best(spectrum, side)
 
 
 def _windows(shape: tuple[int, int], side: list[int]) -> Iterator[tuple[slice, slice]]:
@@ -130,7 +165,7 @@ def _taper(side: list[int]) -> np.ndarray:
     return (down[:, None] * across).astype(np.float32)
 
 
-def _peak(spectrum: np.ndarray, side: list[int]) -> Shift | None:
+def _best(spectrum: np.ndarray, side: list[int]) -> _Peak | None:
     """The best place, to a fraction of a pixel, of a correlation given by its spectrum [H W/2+1]."""
     surface = np.fft.irfft2(spectrum, s=side)
     spread = float(np.sqrt(np.mean(surface**2)))
@@ -142,10 +177,10 @@ def _peak(spectrum: np.ndarray, side: list[int]) -> Shift | None:
     near[around] = -np.inf
     confidence = 1 - max(0.0, float(near.max())) / highest if highest > 0 else 0.0
     at_edge = max(abs(row - reach), abs(column - reach)) == reach  # the best may lie beyond
-    if at_edge or highest < LEAST_PEAK * spread or confidence < LEAST_CONFIDENCE:
+    if at_edge or highest <= 0:
         return None
     rows, columns = _refined(spectrum, side, row - reach, column - reach)
-    return Shift(round(rows, 2), round(columns, 2), round(confidence, 2))
+    return _Peak(rows, columns, confidence, highest / spread)
 
 
 def _refined(spectrum: np.ndarray, side: list[int], row: int, column: int) -> tuple[float, float]:

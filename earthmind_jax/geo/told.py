@@ -35,6 +35,10 @@ class Told:
     """scene classification (SCL) or QA_PIXEL file of the optical image: cloud is invalid."""
     mtl: Path | None = None
     """metadata file of a Landsat Level-1 scene."""
+    height: float | None = None
+    """metres above the ellipsoid of the ground that images placed by RPCs show."""
+    dem: Path | None = None
+    """elevation model (a raster of such heights) for images placed by RPCs."""
 
     def about(self, kind: str) -> list[str]:
         """Names of the facts about the ``optical`` or the ``sar`` file."""
@@ -54,6 +58,10 @@ class Told:
                 name = "SAR" if kind == "sar" else kind
                 raise UserError(f"'{self.about(kind)[0]}' speaks of the {name} image, but there is none; leave it out.")
 
+    def ground(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`earthmind_jax.geo.control.place_of`; of whichever image RPCs place."""
+        return {"height": self.height, "dem": self.dem}
+
     def pair_options(self) -> dict[str, Any]:
         """The keyword arguments of :func:`earthmind_jax.geo.align.load_pair`."""
         return {
@@ -66,14 +74,15 @@ class Told:
             "sar_names": self.sar_bands or None,
             "scl": self.scl,
             "mtl": self.mtl,
+            **self.ground(),
         }
 
     def image_options(self, kind: str) -> dict[str, Any]:
         """The keyword arguments of :func:`earthmind_jax.geo.align.load_onto`."""
         if kind == "sar":
             told = {"scale": self.sar_scale, "calibration": self.calibration}
-            return {"sensor": self.sar_sensor, "names": self.sar_bands or None, **told}
-        return {"sensor": self.sensor, "names": self.bands or None, "offset": self.offset}
+            return {"sensor": self.sar_sensor, "names": self.sar_bands or None, **told} | self.ground()
+        return {"sensor": self.sensor, "names": self.bands or None, "offset": self.offset} | self.ground()
 
 
 NOTHING = Told()

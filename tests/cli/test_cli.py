@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 from support import run
+from swaths import LATITUDE, LEAN, LONGITUDE, METRES, flat_at, leaning, written
 
 from configs import tiny
 from earthmind_jax import checkpoint, cli
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.data.tokenizer import train_bpe
+from earthmind_jax.geo.align import load_pair
 from earthmind_jax.models import api
 
 CONFIG = Path(tiny.__file__)
@@ -322,3 +325,41 @@ def test_training_asks_for_huge_pages_once(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     cli._restart_with_huge_pages(["demo", "out"])
     assert len(started) == 1
+
+
+def test_the_height_of_the_ground(work, tmp_path, capsys):
+    """An image that RPCs place is asked about, segmented and described on the map that the told height gives."""
+    path = written(tmp_path / "vhr.tif", rpcs=leaning(), centres=flat_at(260))
+    elevation = tmp_path / "dem.tif"
+    with rasterio.open(
+        elevation, "w", driver="GTiff", count=1, height=300, width=300, dtype="float32", crs="EPSG:4326",
+        transform=from_origin(LONGITUDE - 0.15, LATITUDE + 0.15, 1e-3, 1e-3),
+    ) as dataset:  # fmt: skip
+        dataset.write(np.full((1, 300, 300), 260, np.float32))
+    tops = {}
+    for name, ground in {"middle": (), "told": ("--height", 260), "model": ("--dem", elevation)}.items():
+        code, out, err = run(capsys, "info", path, "--sar-sensor", "s1", *ground, "--json")
+        assert code == 0, err
+        (fact,) = json.loads(out)
+        assert fact["crs"] == "EPSG:32632"
+        assert any("placed by its RPCs" in warning for warning in fact["warnings"])
+        assert not any("no map" in warning for warning in fact["warnings"])
+        tops[name] = float(re.search(r"latitude \S+ to (\S+)", fact["extent"])[1])
+    degrees = 10 * LEAN * 60 / METRES
+    assert tops["told"] - tops["middle"] == pytest.approx(degrees, abs=1.5e-4)
+    assert tops["model"] == pytest.approx(tops["told"], abs=1.1e-4)
+    given = ("--checkpoint", work / "model", "--sar", path, "--sar-sensor", "s1")
+    code, _, err = run(capsys, "segment", "water", *given, "--height", 260, "--out", tmp_path / "maps")
+    assert code == 0, err
+    maps = sorted((tmp_path / "maps").glob("*.tif"))
+    assert maps
+    there = load_pair(sar_path=path, sar_sensor="s1", height=260).transform
+    for each in maps:
+        with rasterio.open(each) as dataset:
+            assert dataset.transform.f == pytest.approx(there.f)
+    ask = ("ask", "x", *given)
+    wrong(capsys, *ask, "--height", "nan", says="must be -1000 to 10000 metres")
+    wrong(capsys, *ask, "--dem", tmp_path / "none.tif", says="none.tif does not exist")
+    plain = ("--sar", work / "a_s1.tif", "--height", 100)
+    wrong(capsys, "ask", "x", "--checkpoint", work / "model", *plain, says="is not placed by them; leave it out")
+    wrong(capsys, "info", *plain[1:], says="is not placed by them; leave it out")

@@ -36,11 +36,12 @@ def raster(path: Path, data: np.ndarray, pixel: float | None = 10.0, **options) 
     """A GeoTIFF [C H W] whose top left corner is ORIGIN; without a georeference where ``pixel`` is None."""
     profile = {"driver": "GTiff", "count": data.shape[0], "height": data.shape[1], "width": data.shape[2]}
     place = {} if pixel is None else {"crs": UTM, "transform": Affine(pixel, 0, ORIGIN[0], 0, -pixel, ORIGIN[1])}
-    descriptions = options.pop("descriptions", ())
+    descriptions, tags = options.pop("descriptions", ()), options.pop("tags", {})
     with rasterio.open(path, "w", **profile, dtype=data.dtype, **place, **options) as file:
         file.write(data)
         for i, text in enumerate(descriptions, 1):
             file.set_band_description(i, text)
+        file.update_tags(**tags)
     return path.name
 
 
@@ -366,3 +367,37 @@ def test_wrong_files(tmp_path, counts, hdf5):
 def test_images_are_small_and_travel_to_workers(tmp_path):
     given = record(tmp_path, optical=ROW, sar=SAR_ROW)
     assert pickle.loads(pickle.dumps(given)).images("sar") == given.images("sar")
+
+
+@pytest.mark.parametrize("form", ["one file", "a file for each band"])
+@pytest.mark.parametrize("case", ["landsat", "hh_hv", "hh", "thermal"])
+def test_bands_of_another_sensor_are_taken_as_from_a_plain_path(tmp_path, case, form):
+    """Landsat's bands, HH and HV, HH alone and a thermal band: what the same file gives without a description."""
+    rng = np.random.default_rng(3)
+    kind, names, told = {
+        "landsat": ("optical", ["SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B6", "SR_B7"], {"sensor": "landsat_l2"}),
+        "thermal": ("optical", ["ST_B10"], {"sensor": "landsat_l2"}),
+        "hh_hv": ("sar", ["HH", "HV"], {"sensor": "sar_x", "unit": "dB"}),
+        "hh": ("sar", ["HH"], {"sensor": "sar_x", "unit": "dB"}),
+    }[case]
+    if kind == "optical":
+        values = rng.integers(8000, 20000 if case == "landsat" else 45000, (len(names), SIDE, SIDE)).astype(np.uint16)
+        values += 20000 if case == "thermal" else 0
+    else:
+        values = rng.normal(-12, 4, (len(names), SIDE, SIDE)).astype(np.float32)
+    sensors = dataclasses.replace(CFG.sensors, optical_bands=("B04", "B03", "B02"), sar_bands=("VV", "VH"))
+    file = raster(tmp_path / "x.tif", values, descriptions=names, tags={"scale": "dB"} if kind == "sar" else {})
+    plain = load_record(record(tmp_path, **{kind: file}), sensors)
+    if form == "one file":
+        described = {"file": file, "bands": names}
+    else:
+        parts = zip(names, values, strict=True)
+        described = {"bands": {name: raster(tmp_path / f"{name}.tif", part[None]) for name, part in parts}}
+    told = {"sensor": told["sensor"]} | ({"scale": told["unit"]} if kind == "sar" else {})
+    made = load_record(record(tmp_path, **{kind: described | told}), sensors)
+    ours, theirs = (getattr(sample, kind) for sample in (made, plain))
+    assert set(ours) == set(theirs) == set(sensors.optical_bands if kind == "optical" else sensors.sar_bands)
+    for band in theirs:
+        np.testing.assert_allclose(ours[band], theirs[band], rtol=1e-6)
+    assert np.ptp(next(iter(ours.values()))) > 0
+    assert next(file_problems(record(tmp_path, **{kind: described | told}), sensors), None) is None

@@ -45,6 +45,8 @@ def offset_of(raster):
         ({}, 1003, -1000, "darkest"),
         ({}, 850, -1000, "darkest"),  # slightly negative reflectance is legal
         ({"PROCESSING_BASELINE": "05.09"}, 600, -1000, "baseline 05.09"),
+        ({"PROCESSING_BASELINE": "99.99"}, 600, 0, "darkest"),  # a user's own sen2cor: with the offset or without
+        ({"PRODUCT_URI": "S2A_MSIL2A_20230610T074621_N9999_R135_T36MZE.SAFE"}, 1100, -1000, "darkest"),
         ({}, 1, 0, "darkest"),
         ({}, 600, 0, "not certain"),
         ({}, 1800, -1000, "not certain"),
@@ -64,6 +66,15 @@ def test_offset_of_the_product_name(make_tif):
     array = land(low=2000)
     raster = to_reflectance(read_raster(make_tif("S2A_MSIL2A_20190610T074621_N0500_R135.tif", array)))
     assert offset_of(raster) == -1000
+
+
+def test_patches_of_bigearthnet_have_no_offset(make_tif):
+    """Nor where nothing in them is dark; the name says so, whatever the processing baseline in it."""
+    name = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57"
+    raster = to_reflectance(read_raster(make_tif(f"{name}_B04.tif", land(low=1600)[:1]), sensor="s2_l2a"))
+    assert offset_of(raster) == 0
+    raster = to_reflectance(read_raster(make_tif(f"{name}.tif", land(low=1600))))
+    assert offset_of(raster) == 0
 
 
 def test_offset_as_told_wins(make_tif):

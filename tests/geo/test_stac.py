@@ -16,7 +16,6 @@ from rasterio.transform import from_origin
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo import stac
-from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.geopackage import write_geopackage
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.stac import write_stac_item
@@ -186,19 +185,3 @@ def test_written_and_bad_requests(tmp_path):
         stac_item("one", Grid(Affine.identity(), None, 5, 5), {}, tmp_path)
     with pytest.raises(UserError, match="no place on Earth"):
         stac_item("one", Grid(from_origin(0, 95, 1e-3, 1e-3), CRS.from_epsg(4326), 5, 5, "a.tif"), {}, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("tags", "path", "expected"),
-    [
-        ({"datetime": "2023-06-10T07:46:21Z"}, "", "2023-06-10T07:46:21"),
-        ({"ACQUIRED": "2023-06-10 07:46:21.024"}, "", "2023-06-10T07:46:21"),
-        ({"datetime": "2023-06-10T09:46:21+02:00"}, "", "2023-06-10T07:46:21"),
-        ({"datetime": "soon"}, "S2A_MSIL2A_20230610T074621_N0509_R135.tif", "2023-06-10T07:46:21"),
-        ({}, "x/S1A_IW_GRDH_1SDV_20230613T074622_20230613T074647_049.tif", "2023-06-13T07:46:22"),
-        ({}, "scene_20231399T999999.tif", None),
-        ({}, "scene.tif", None),
-    ],
-)
-def test_acquisition_time(tags, path, expected):
-    assert acquisition_time(tags, path) == (None if expected is None else np.datetime64(expected, "s"))

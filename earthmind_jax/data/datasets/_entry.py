@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.data.read import picture_header
-from earthmind_jax.data.records import Line, parse_record
+from earthmind_jax.data.records import Line, make_line
 from earthmind_jax.errors import UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
@@ -30,9 +30,10 @@ shown = _SHORT.repr
 def line(where: str, root: Path, make: Callable[[], dict[str, Any]]) -> Line:
     """The line of an entry; ``make`` gives the plain values of its record, or says in a UserError what is wrong."""
     try:
-        return Line(where, parse_record(make(), where, root))
+        values = make()
     except UserError as error:
-        return broken(where, str(error).removeprefix(f"{where}: "))
+        return broken(where, str(error))
+    return make_line(values, where, root)
 
 
 def broken(where: str, what: str) -> Line:

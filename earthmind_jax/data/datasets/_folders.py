@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +27,6 @@ def require_folder(root: Path, title: str, *names: str) -> Path:
     if found is None:
         raise UserError(f"'{root}' has no folder {' or '.join(names)}, which {title} keeps its files in.")
     return found
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError where it is missing or broken."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not JSON: {error}.") from error
 
 
 def read_names(path: Path) -> list[str]:

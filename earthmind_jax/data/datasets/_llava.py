@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from earthmind_jax.data.datasets._entry import mapping, shown, text
+from earthmind_jax.data.datasets import _json
+from earthmind_jax.data.datasets._entry import PICTURES, line, mapping, picture, shown, text
 from earthmind_jax.data.prompts import IMAGE
+from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
+Images = Callable[[Path, str], dict[str, Any]]
+"""Root and the name in an entry -> sensor and image of a record."""
+
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+
+
+def conversations(root: Path, name: str, path: Path, images: Images) -> Iterator[Line]:
+    """A line, called ``name`` and a number, for each entry of a file; one without ``image`` is a conversation in
+    words."""
+
+    def values(entry: Any, number: int) -> dict[str, Any]:
+        pictures = {} if mapping(entry).get("image") is None else images(root, text(entry, "image"))
+        said = turns(entry.get("conversations"), len(pictures))
+        return {"id": f"{name}/{number}", **pictures, "turns": said}
+
+    for number, entry in enumerate(_json.items(path)):
+        yield line(f"{path} entry {number + 1}", root, partial(values, entry, number))
+
+
+def pair(place: str, inner: str = "") -> Images:
+    """Optical and SAR image of one name in a folder; the SAR image may have another ending."""
+
+    def images(root: Path, name: str) -> dict[str, Any]:
+        return {
+            "optical": picture(root, f"{place}/rgb{inner}", name, PICTURES),
+            "sar": picture(root, f"{place}/sar{inner}", name, PICTURES),
+        }
+
+    return images
 
 
 def turns(conversation: Any, images: int = 1) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.config import nearest
-from earthmind_jax.data.datasets import Dataset
+from earthmind_jax.data.datasets import Dataset, _json
 from earthmind_jax.data.datasets._corine import CLASSES, DROPPED, OF_43
-from earthmind_jax.data.datasets._folders import read_json, subfolder
+from earthmind_jax.data.datasets._folders import subfolder
 from earthmind_jax.data.datasets._labels import question_of_classes
 from earthmind_jax.data.records import Line, make_line
 from earthmind_jax.errors import UserError
@@ -94,7 +94,7 @@ def _line(root: Path, s2: Path | None, s1: Path | None, s2_name: str, s1_name: s
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    told = read_json(path)
+    told = _json.load(path)
     if not isinstance(told, dict) or not isinstance(told.get("labels"), list):
         raise UserError(f"'{path}' has no list of 'labels'.")
     return told

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earthmind_jax.data.datasets import Dataset
+from earthmind_jax.data.datasets import Dataset, _json
 from earthmind_jax.data.datasets._buildings import building_turns
-from earthmind_jax.data.datasets._folders import read_json, require_folder, stems
+from earthmind_jax.data.datasets._folders import require_folder, stems
 from earthmind_jax.data.masks import decode, encode_rle
 from earthmind_jax.data.records import Line, make_line
 from earthmind_jax.errors import UserError
@@ -37,7 +37,7 @@ def read(root: Path, split: str) -> Iterator[Line]:
 
 def _coco(path: Path) -> tuple[list[Any], dict[Any, list[Any]]]:
     """(images, annotations by image id)."""
-    told = read_json(path)
+    told = _json.load(path)
     parts = [told.get(key) if isinstance(told, dict) else None for key in ("images", "annotations")]
     if not all(isinstance(part, list) for part in parts):
         raise UserError(f"'{path}' must have the lists 'images' and 'annotations' (COCO).")

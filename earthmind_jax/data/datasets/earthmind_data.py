@@ -13,30 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from earthmind_jax.data.datasets import Dataset, _json, _llava, _refer
-from earthmind_jax.data.datasets._entry import PICTURES, inside, line, listed, mapping, picture, require_file, text
+from earthmind_jax.data.datasets import Dataset, _refer
+from earthmind_jax.data.datasets._entry import PICTURES, inside, listed, picture, require_file
+from earthmind_jax.data.datasets._llava import Images, conversations, pair
 from earthmind_jax.data.datasets._regions import captions
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
-Images = Callable[[Path, str], dict[str, Any]]
-"""Root and the name in an entry -> sensor and image of a record."""
-
 
 def _optical(place: str) -> Images:
     return lambda root, name: {"optical": picture(root, place, name, PICTURES)}
-
-
-def _pair(place: str, inner: str = "") -> Images:
-    """Optical and SAR image of one name; the SAR image may have another ending."""
-
-    def images(root: Path, name: str) -> dict[str, Any]:
-        return {
-            "optical": picture(root, f"{place}/rgb{inner}", name, PICTURES),
-            "sar": picture(root, f"{place}/sar{inner}", name, PICTURES),
-        }
-
-    return images
 
 
 def _frames(place: str) -> Images:
@@ -52,18 +38,6 @@ def _frames(place: str) -> Images:
         return {"optical": frames if len(frames) > 1 else frames[0]}
 
     return images
-
-
-def conversations(root: Path, name: str, path: Path, images: Images) -> Iterator[Line]:
-    """A line for each entry of a LLaVA file; one without ``image`` is a conversation in words."""
-
-    def values(entry: Any, number: int) -> dict[str, Any]:
-        pictures = {} if mapping(entry).get("image") is None else images(root, text(entry, "image"))
-        turns = _llava.turns(entry.get("conversations"), len(pictures))
-        return {"id": f"{name}/{number}", **pictures, "turns": turns}
-
-    for number, entry in enumerate(_json.items(path)):
-        yield line(f"{path} entry {number + 1}", root, partial(values, entry, number))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +76,8 @@ _PARTS = {
     "rsvg": _regions("region_caption/rsvg_train.json", _RSVG),
     "geochat_region": _regions("geochatdata/GeoChatregion_train_cleaned.json", _GEOCHAT),
     "vrsbench_seg": _expressions("vrsbench_seg", _optical("vrsbench_seg/images")),
-    "sarnew": _expressions("Refer_Segm/sarnew", _pair("Refer_Segm/sarnew")),
-    "pairs": _conversations("pair_data/train/final_all.json", _pair("pair_data/train", "/img")),
+    "sarnew": _expressions("Refer_Segm/sarnew", pair("Refer_Segm/sarnew")),
+    "pairs": _conversations("pair_data/train/final_all.json", pair("pair_data/train", "/img")),
 }
 _ALONE = ("sarnew", "pairs")
 """Parts that are published by themselves, too (in EarthMind-Bench, and as FusionEO)."""

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earthmind_jax.data.datasets import Dataset
+from earthmind_jax.data.datasets import Dataset, _json
 from earthmind_jax.data.datasets._buildings import building_turns
-from earthmind_jax.data.datasets._folders import read_json, read_names, require_folder, stems, subfolder
+from earthmind_jax.data.datasets._folders import read_names, require_folder, stems, subfolder
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.records import Line, make_line
 from earthmind_jax.errors import UserError
@@ -98,7 +98,7 @@ def _footprints(path: Path, image: Path) -> tuple[int, Any]:
 
     from earthmind_jax.geo.raster import open_raster
 
-    told = read_json(path)
+    told = _json.load(path)
     features = told.get("features") if isinstance(told, dict) else None
     if not isinstance(features, list):
         raise UserError(f"'{path}' is no GeoJSON collection of features.")

@@ -246,3 +246,15 @@ def test_fusion_eo(tmp_path):
     assert asked(first) == {"<image>\nIs there a river in the image?": "Yes"}
     assert asked(second) == {"<image>\nWhat crosses the river?": "Eine Brücke.", "How many?": "1"}
     assert first.sar.shape == (40, 52, 3)
+
+
+def test_fusion_eo_beside_other_parts_is_earthmind_data(tmp_path):
+    layouts.fusion_eo(tmp_path)
+    (tmp_path / "final_all.json").rename(tmp_path / "pair_data" / "train" / "final_all.json")
+    assert datasets.recognise(tmp_path) == "fusion_eo"
+    alone = [line.record.turns for line in datasets.read(tmp_path)]
+    part = tmp_path / "vrsbenchvqa" / "annotations" / "vqatrain.json"
+    part.parent.mkdir(parents=True)
+    part.write_text("[]")
+    assert datasets.recognise(tmp_path) == "earthmind_data"
+    assert [line.record.turns for line in datasets.read(tmp_path)] == alone

@@ -145,19 +145,19 @@ BROKEN_LINES = (
     (layouts.sar_ship, text(f"{SHIP}.txt", "0 0.5 0.5 0.1 0.1\n0 128 64 20 20\n"), "line 2 of its boxes"),
     (layouts.sar_ship, text(f"{SHIP}.txt", "3 0.5 0.5 0.1 0.1\n"), "the class 3; the only one is 0"),
     (layouts.sar_ship, text(f"{SHIP}.jpg", "no picture"), "cannot be read as a picture"),
-    (layouts.fusion_eo, edited("final_all.json", lambda told: [{"image": "../x.png"}]), "'image' must be the name"),
-    (layouts.fusion_eo, edited("final_all.json", lambda told: [3]), "'image' must be the name of a file, not None"),
+    (layouts.fusion_eo, edited("final_all.json", lambda told: [{"image": "../x.png"}]), "leads out of the data set"),
+    (layouts.fusion_eo, edited("final_all.json", lambda told: [3]), "the entry must be an object, not 3"),
     (
         layouts.fusion_eo,
-        edited("final_all.json", lambda told: told[0]["conversations"].pop() and None),
-        "no question with an answer",
+        edited("final_all.json", lambda told: told[0]["conversations"].clear()),
+        "must be a list of messages, not []",
     ),
     (
         layouts.fusion_eo,
-        edited("final_all.json", lambda told: told[0]["conversations"][0].update({"from": "user"})),
-        "needs 'from' (human or gpt)",
+        edited("final_all.json", lambda told: told[0]["conversations"][0].update({"from": "robot"})),
+        "conversations[0] must be from 'human' or 'gpt'",
     ),
-    (layouts.fusion_eo, delete("pair_data/train/sar/img/000123.png"), "field 'sar': there is no file"),
+    (layouts.fusion_eo, delete("pair_data/train/sar/img/000123.png"), "there is no file"),
 )
 
 
@@ -196,7 +196,7 @@ WHOLE = (
         edited(COCO, lambda t: t["annotations"][0].pop("image_id") and None),
         "without 'image_id'",
     ),
-    (layouts.fusion_eo, text("final_all.json", "{}"), "must be a list of conversations"),
+    (layouts.fusion_eo, text("final_all.json", "{}"), "must be a list of entries"),
     (layouts.fusion_eo, text("final_all.json", "[" * 100000), "final_all.json' is not JSON"),
     (layouts.fusion_eo, delete("final_all.json"), "has no final_all.json"),
 )
