@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -132,11 +133,33 @@ def ends(monkeypatch):
     return said
 
 
-def star(count):
-    """(process 0's lifeline, those of the others, their sockets)."""
-    pairs = [socket.socketpair() for _ in range(1, count)]
-    first = Lifeline({number: near for number, (near, _) in enumerate(pairs, 1)}, 0)
-    return first, [Lifeline({0: far}, number) for number, (_, far) in enumerate(pairs, 1)], pairs
+@pytest.fixture
+def star(ends):
+    """A function of a count: (process 0's lifeline, those of the others, their sockets).
+
+    Nobody watches any more when ``_end`` is real again: the sockets close with a test, and that would end its process.
+    """
+    lines, sockets = [], []
+
+    def connect(count):
+        pairs = [socket.socketpair() for _ in range(1, count)]
+        first = Lifeline({number: near for number, (near, _) in enumerate(pairs, 1)}, 0)
+        others = [Lifeline({0: far}, number) for number, (_, far) in enumerate(pairs, 1)]
+        lines.extend([first, *others])
+        sockets.extend(end for pair in pairs for end in pair)
+        return first, others, pairs
+
+    yield connect
+    for line in lines:
+        line.leave()
+    for end in sockets:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    soon(nobody_watches)
+
+
+def nobody_watches():
+    return not any(thread.name == "peers" for thread in threading.enumerate())
 
 
 def soon(condition):
@@ -146,13 +169,13 @@ def soon(condition):
     assert condition()
 
 
-def test_process_0_tells_the_others_who_was_lost(ends):
+def test_process_0_tells_the_others_who_was_lost(ends, star):
     _, _, pairs = star(3)
     pairs[1][1].shutdown(socket.SHUT_RDWR)
     soon(lambda: sum("Process 2 of this run was lost" in said for said in ends) >= 2)
 
 
-def test_a_failure_leaves_time_to_end(ends):
+def test_a_failure_leaves_time_to_end(ends, star):
     _, others, _ = star(3)
     others[0].leave("failed")
     assert ends == []
@@ -160,11 +183,11 @@ def test_a_failure_leaves_time_to_end(ends):
     assert set(ends) == {"Process 1 of this run failed; its own message says why."}
 
 
-def test_ending_on_purpose_is_no_loss(ends):
+def test_ending_on_purpose_is_no_loss(ends, star):
     first, others, pairs = star(3)
     for line, socket_ in ((others[1], pairs[1][1]), (others[0], pairs[0][1])):
         line.leave()
         socket_.shutdown(socket.SHUT_RDWR)
     first.leave()
-    soon(lambda: not any(thread.name == "peers" for thread in threading.enumerate()))
+    soon(nobody_watches)
     assert ends == []
