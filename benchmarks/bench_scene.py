@@ -1,13 +1,14 @@
 """A simulated scene of any size through ``earthmind segment``: speed, memory, and what is seen of the windows.
 
-    python benchmarks/bench_scene.py demo/checkpoint [--side 10980] [--targets water] [--window 64] [--overlap 0.25]
+    python benchmarks/bench_scene.py demo/checkpoint [--side 10980] [--targets water] [--window 64] [--overlap 0.5]
         [--check 1024] [--folder DIR]
 
 Writes a Sentinel-2 scene (12 bands, uint16) and its SAR image, in another coordinate system and with larger pixels, as
 a mosaic of simulated tiles; segments it, and prints one JSON line: square kilometres and windows a second, seconds of
 each part, peak memory, and how the probability jumps where windows begin and end and elsewhere. ``--check`` segments a
-part of that side again with twice the window, and with windows that overlap by half, and tells on how many pixels away
-from edges the masks agree. With ``--folder`` the files are kept there, and a run that was broken off goes on.
+part of that side again with windows that overlap more, and with twice the window, and tells on how many pixels away
+from edges the masks agree, for several distances from them. With ``--folder`` the files are kept there, and a run that
+was broken off goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from earthmind_jax.geo.grid import project, to_map, to_pixel
 
 TILE, GSD, SAR_PIXEL, NODES = 512, 10.0, 1.3, 9
 CRS, SAR_CRS = "EPSG:32632", "EPSG:4326"
-EDGE = 4  # pixels; what lies nearer to the edge of a mask may differ
+EDGES = (4, 8, 16)  # pixels; what lies nearer to the edge of a mask may differ
 
 
 class Mosaic:
@@ -150,25 +151,25 @@ def seams(path: Path, tops: tuple[int, ...], lefts: tuple[int, ...], side: int) 
     return {"inside windows": round(float(inner), 5), "across borders": round(float(border), 5)}
 
 
-def agreement(first: Path, second: Path) -> float:
-    """Share of the pixels on which two masks agree, of those with data and not within ``EDGE`` of the edge of one."""
+def agreement(first: Path, second: Path, edge: int) -> float:
+    """Share of the pixels on which two masks agree, of those with data and not within ``edge`` of the edge of one."""
     masks = []
     for path in (first, second):
         with rasterio.open(path) as dataset:
             masks.append(dataset.read(1))
     away = masks[0] != 255
     for mask in masks:
-        away &= ~_near_edge(mask)
+        away &= ~_near_edge(mask, edge)
     return float((masks[0] == masks[1])[away].mean()) if away.any() else float("nan")
 
 
-def _near_edge(mask: np.ndarray) -> np.ndarray:
+def _near_edge(mask: np.ndarray, edge: int) -> np.ndarray:
     near = np.zeros(mask.shape, bool)
     near[1:] |= mask[1:] != mask[:-1]
     near[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     for axis in (0, 1):
         wide = near.copy()
-        for shift in range(-EDGE, EDGE + 1):
+        for shift in range(-edge, edge + 1):
             wide |= np.roll(near, shift, axis)
         near = wide
     return near
@@ -183,7 +184,8 @@ def check(model: Any, folder: Path, side: int, options: argparse.Namespace) -> d
     part.mkdir(exist_ok=True)
     if not (part / "s1.tif").exists():
         make_pair(part, side, tiles=4, seed=1)
-    ways = {"as told": {}, "twice the window": {"window": 2 * own}, "overlap 0.5": {"overlap": 0.5}}
+    more = (1 + options.overlap) / 2
+    ways = {"as told": {}, f"overlap {more:g}": {"overlap": more}, "twice the window": {"window": 2 * own}}
     for name, way in ways.items():
         told = {"window": own, "overlap": options.overlap} | way
         segment_scene(
@@ -194,7 +196,8 @@ def check(model: Any, folder: Path, side: int, options: argparse.Namespace) -> d
     for i, target in enumerate(options.targets, 1):
         masks = [part / name.replace(" ", "_") / f"mask_{i}.tif" for name in ways]
         for name, mask in zip(list(ways)[1:], masks[1:], strict=True):
-            found[f"{target}, {name}"] = round(agreement(masks[0], mask), 5)
+            for edge in EDGES:
+                found[f"{target}, {name}, {edge} px from edges"] = round(agreement(masks[0], mask, edge), 5)
     return found
 
 
@@ -204,7 +207,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=10980)
     parser.add_argument("--targets", nargs="+", default=["water"])
     parser.add_argument("--window", type=int)
-    parser.add_argument("--overlap", type=float, default=0.25)
+    parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--make", action="store_true", help="write the files alone")

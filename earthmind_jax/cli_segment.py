@@ -62,7 +62,7 @@ def segment(
         sar: Sentinel-1 GeoTIFF (VV, VH).
         out: directory for the results.
         window: side of windows in pixels, a multiple of the model's own.
-        overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.25).
+        overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).
         weights: also write the fusion weight of SAR as a GeoTIFF, one pixel a token.
         picture: write a plain PNG mask (for images without georeference).
         truth: label raster to compare with; prints the foreground IoU of each target.

@@ -30,7 +30,7 @@ from earthmind_jax.infer.scene_store import Done, Store, finished, held
 from earthmind_jax.infer.windows import Blend, Lattice
 from earthmind_jax.types import Params
 
-OVERLAP = 0.25
+OVERLAP = 0.5  # each pixel lies a quarter of a window from the border in one of them; more changes next to nothing
 NODATA = 255
 DEPTH = 4  # batches of windows prepared in advance
 
@@ -196,9 +196,10 @@ class _Run:
                 if work.band is None:
                     continue
                 finished = self._timed("blending", self._finish, work)
-                if written is not None:
-                    written.result()
-                written = pool.submit(self._timed, "writing", self.store.add, *finished)
+                if finished is not None:
+                    if written is not None:
+                        written.result()
+                    written = pool.submit(self._timed, "writing", self.store.add, *finished)
                 if self.report is not None:
                     self._tell(perf_counter() - started)
             if written is not None:
@@ -254,19 +255,21 @@ class _Run:
         if work.row > self.done.row:
             self.done = replace(self.done, windows=self.done.windows + len(work.lefts))
 
-    def _finish(self, work: _Work) -> tuple[Done, np.ndarray, np.ndarray, int, dict[str, np.ndarray]]:
-        """What :meth:`Store.add` takes of the rows that are finished now, without those of an earlier start."""
+    def _finish(self, work: _Work) -> tuple[Done, np.ndarray, np.ndarray, int, dict[str, np.ndarray]] | None:
+        """What :meth:`Store.add` takes of the rows that are finished now; None if an earlier start has added them."""
         lattice, done = self.lattice, self.done
         top, until = self.blend.top, lattice.next_top(work.row)
-        fresh = slice(max(top, done.pixels) - top, until - top)
-        probability = self.blend.finish(until)[fresh]
-        assert work.band is not None
-        band = work.band.part(top + fresh.start, until)
-        percent = to_percent(probability, band.valid)
+        probability = self.blend.finish(until)
         token_top = self.fusion.top
         token_until = min(lattice.token(until), lattice.tokens[0]) if until < lattice.shape[0] else lattice.tokens[0]
         known = self.fusion.weight[: token_until - token_top, :, 0] > 0
         weight = self.fusion.finish(token_until)
+        if until <= done.pixels:
+            return None
+        assert work.band is not None
+        fresh = max(top, done.pixels)
+        band = work.band.part(fresh, until)
+        percent = to_percent(probability[fresh - top :], band.valid)
         begun = max(token_top, min(lattice.token(done.pixels), lattice.tokens[0]) if done.pixels else 0) - token_top
         weight, known = weight[begun:], known[begun:]
         sensors = [valid for _, valid in band.frames.values()]

@@ -16,7 +16,9 @@ def starts(length: int, size: int, overlap: float) -> list[int]:
     """
     if length <= size:
         return [0]
-    step = max(1, int(size * (1 - overlap)))
+    step = int(size * (1 - overlap))
+    # An odd step lays the model's grids (tokens, mask logits) differently in each window, so that none shows through.
+    step = max(1, step - 1 + step % 2)
     count = -(-(length - size) // step) + 1
     return [round(i * (length - size) / (count - 1)) for i in range(count)]
 
