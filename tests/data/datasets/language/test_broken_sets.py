@@ -99,6 +99,13 @@ CASES = {
     "expressions that are text": ("rrsis_d", "train", writing(REFS, b"refs"), "pickle"),
     "expressions that are no list": ("rrsis_d", "train", writing(REFS, pickle.dumps({"a": 1})), "must hold a list"),
     "expressions with arrays": ("rrsis_d", "train", writing(REFS, pickle.dumps([np.zeros(2)])), "could run code"),
+    "expressions with dates": ("rrsis_d", "train", writing(REFS, pickle.dumps([np.datetime64("2020")])), "of the type"),
+    "expressions that change a function": (
+        "rrsis_d",
+        "train",
+        writing(REFS, b"cnumpy\ndtype\n(dV__defaults__\n(I1\ntsb."),
+        "not a pickle that can be read",
+    ),
     "expressions that take all memory": ("rrsis_d", "train", writing(REFS, PLACE), "out of range"),
     "masks missing": ("rrsis_d", "train", removing("rrsisd/instances.json"), "no file .*instances.json"),
     "masks that are cut": ("rrsis_d", "train", cutting("rrsisd/instances.json"), "instances.json' is not JSON"),

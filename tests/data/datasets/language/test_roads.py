@@ -241,3 +241,31 @@ def test_masks_of_any_kind_of_picture(build, mode):
     picture.save(root / "mask/1361.png")
     sample = load_record(records(root, "risbench", "train")[0], SensorConfig())
     np.testing.assert_array_equal(sample.turns[0].masks[0], mask)
+
+
+def test_expressions_with_numbers_of_numpy(build):
+    root = build("rrsis_d")
+    path = root / "rrsisd/refs(unc).p"
+    before, plain = list(datasets.read(root)), pickle.loads(path.read_bytes())
+
+    def numpys(value):
+        if isinstance(value, dict):
+            return {key: numpys(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [numpys(one) for one in value]
+        return np.str_(value) if isinstance(value, str) else np.array(value, ">i4")[()]
+
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(numpys(plain), protocol))
+        assert list(datasets.read(root)) == before
+        if protocol < 4:  # later ones write the length of the name, too
+            path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert list(datasets.read(root)) == before
+
+
+def test_a_scalar_as_python_2_wrote_it(tmp_path):
+    kind = b"cnumpy\ndtype\n(U\x02i8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    number = (-200).to_bytes(8, "little", signed=True)
+    path = tmp_path / "values.p"
+    path.write_bytes(b"\x80\x02]cnumpy.core.multiarray\nscalar\n(" + kind + b"U\x08" + number + b"tRa.")
+    assert _pickle.load(path) == pickle.loads(path.read_bytes(), encoding="latin1") == [-200]
