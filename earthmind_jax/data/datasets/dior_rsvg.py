@@ -55,7 +55,7 @@ def _read(root: Path, split: str) -> Iterator[Line]:
 def _numbers(path: Path) -> set[int]:
     """The numbers of a split's objects."""
     numbers: set[int] = set()
-    for count, words in enumerate(path.read_bytes().split(b"\n"), 1):
+    for count, words in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not words.strip():
             continue
         if not words.strip().isdigit() or int(words[:20]) in numbers:

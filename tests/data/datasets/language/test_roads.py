@@ -269,3 +269,37 @@ def test_a_scalar_as_python_2_wrote_it(tmp_path):
     path = tmp_path / "values.p"
     path.write_bytes(b"\x80\x02]cnumpy.core.multiarray\nscalar\n(" + kind + b"U\x08" + number + b"tRa.")
     assert _pickle.load(path) == pickle.loads(path.read_bytes(), encoding="latin1") == [-200]
+
+
+COPIES = {
+    "risbench": ({"img_rgb": "RISBench_dataset/images", "mask": "RISBench_dataset/masks"}, "RISBench_dataset"),
+    "rrsis_d": ({"images/rrsisd/JPEGImages": "images/JPEGImages", "rrsisd/refs(unc).p": "refs(unc).p"}, "."),
+    "ref_seg_rs": ({}, "."),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_with_other_folders_are_the_same_set(build, name):
+    root = build(name)
+    before = [line.record.turns[0].question for line in datasets.read(root)]
+    moves, texts = COPIES[name]
+    for old, new in moves.items():
+        (root / new).parent.mkdir(exist_ok=True)
+        (root / old).rename(root / new)
+    for path in root.glob("output_phrase_*.txt"):
+        path.rename(root / texts / path.name)
+    if name == "rrsis_d":
+        (root / "rrsisd/instances.json").rename(root / "instances.json")
+        (root / "rrsisd").rmdir()
+        (root / "images/rrsisd").rmdir()
+    assert datasets.recognise(root) == name
+    lines = list(datasets.read(root))
+    assert [line.record.turns[0].question for line in lines] == before
+    assert all(load_record(line.record, SensorConfig()).optical is not None for line in lines)
+
+
+def test_lists_of_numbers_may_begin_with_a_byte_order_mark(build):
+    root = build("dior_rsvg")
+    before = list(datasets.read(root))
+    (root / "train.txt").write_bytes(b"\xef\xbb\xbf" + (root / "train.txt").read_bytes())
+    assert list(datasets.read(root)) == before
