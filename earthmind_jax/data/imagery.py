@@ -27,7 +27,6 @@ from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
 from earthmind_jax.geo.raster import Raster, open_raster, peek_bands, peek_sensor, read_raster
 
-
 COLOURS = ("R", "G", "B")
 
 

@@ -204,7 +204,8 @@ def test_whu_opt_sar(tmp_path, folders, factor, split):
 
 def test_whu_opt_sar_by_the_authors_division(tmp_path):
     layouts.whu_opt_sar(tmp_path)
-    (tmp_path / "The division of the dataset.txt").write_text("train:\r\nNH49E001013.tif\r\n\r\ntest:\r\nNI49E1.tif\r\n")
+    listed = "train:\r\nNH49E001013.tif\r\n\r\ntest:\r\nNI49E1.tif\r\n"
+    (tmp_path / "The division of the dataset.txt").write_text(listed)
     assert [sample.id for sample in samples(tmp_path, "train")] == ["NH49E001013"]
     (missing,) = datasets.read(tmp_path, None, "test")
     assert "NI49E1.tif" in missing.problems[0]
