@@ -17,7 +17,7 @@ from typing import Any
 from earthmind_jax.config import nearest
 from earthmind_jax.data.datasets import Dataset, _json
 from earthmind_jax.data.datasets._corine import CLASSES, DROPPED, OF_43
-from earthmind_jax.data.datasets._entry import shown
+from earthmind_jax.data.datasets._entry import listed, shown
 from earthmind_jax.data.datasets._folders import subfolder
 from earthmind_jax.data.datasets._labels import question_of_classes
 from earthmind_jax.data.records import Line, make_line
@@ -55,7 +55,7 @@ def _every(s2: Path | None, s1: Path | None) -> Iterator[tuple[str, str, str]]:
     """A Sentinel-1 patch knows its Sentinel-2 patch, and each has one."""
     folder = s1 or s2
     assert folder is not None
-    for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+    for name in (name for name in listed(folder) if (folder / name).is_dir()):
         yield ("?" if s2 else "", name, f"{folder / name}") if s1 else (name, "", f"{folder / name}")
 
 

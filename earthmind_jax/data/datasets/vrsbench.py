@@ -19,6 +19,7 @@ from earthmind_jax.data.datasets._entry import (
     broken,
     folder,
     line,
+    listed,
     mapping,
     numbers,
     picture,
@@ -114,7 +115,7 @@ def _objects(root: Path, split: str) -> Iterator[Line]:
         turns = [turn(thing, shape) for thing in sequence(entry, "objects")]
         return {"id": f"{split}/{path.stem}", "optical": image, "turns": turns}
 
-    for path in sorted((root / notes).glob("*.json")):
+    for path in (root / notes / name for name in listed(root / notes) if name.endswith(".json")):
         try:
             entry = _json.load(path)
         except UserError as error:

@@ -48,7 +48,7 @@ def test_check_takes_a_directory(tmp_path, capsys):
     assert code == 2
     assert "nowhere" in err
     code, _, err = support.run(capsys, "data", "check", tmp_path / "lbl")
-    assert (code, "has the layout of none of" in err) == (2, True)
+    assert (code, f"'{tmp_path}' has the layout of whu_opt_sar; give that folder" in err) == (2, True)
 
 
 def test_list_names_every_data_set(capsys):
