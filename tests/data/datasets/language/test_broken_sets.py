@@ -215,7 +215,7 @@ def test_the_entries_before_a_damage_are_given(build):
 def test_a_folder_beside_the_data_set(build, tmp_path):
     root = build("aid")
     for given in (root / "Airport", root.parent):
-        with pytest.raises(UserError, match=rf"'{given}' is no data set, but '{root}' has the layout of aid; give that"):
+        with pytest.raises(UserError, match=rf"'{given}' is no data set, but '{root}' has the layout of aid; give"):
             datasets.recognise(given)
     deep = tmp_path / "download/a/b"
     deep.mkdir(parents=True)
