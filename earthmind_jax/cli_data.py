@@ -129,7 +129,7 @@ def unpack(path: Path, /) -> None:
     """Unpack the zip and tar files of a data set beside them.
 
     Names that lead elsewhere, links and archives made to fill a disk are refused, and nothing of such an archive is
-    left.
+    left. Of a directory those that were unpacked before are left as they are, so that the same command goes on.
 
     Example: earthmind data unpack downloads/so2sat
 
@@ -138,18 +138,27 @@ def unpack(path: Path, /) -> None:
     """
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from earthmind_jax.data.archives import is_archive
+    from earthmind_jax.data.archives import AlreadyThere, is_archive
     from earthmind_jax.data.archives import unpack as unpack_one
 
     archives = sorted(filter(is_archive, path.iterdir())) if path.is_dir() else [path]
     if not archives:
         raise UserError(f"'{path}' holds no archive.")
+    left: list[AlreadyThere] = []
     columns = (TextColumn("{task.description}"), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_console(), transient=True) as bar:
         for archive in archives:
             task = bar.add_task(archive.name, total=None)
-            for made in unpack_one(archive, functools.partial(bar.advance, task)):
-                print(f"unpacked {made}")
+            try:
+                made = unpack_one(archive, functools.partial(bar.advance, task))
+            except AlreadyThere as error:
+                left.append(error)
+                continue
+            print("".join(f"unpacked {one}\n" for one in made[:SHOWN]), end="")
+            if len(made) > SHOWN:
+                print(f"... and {len(made) - SHOWN} more of '{archive}'")
+    if left:
+        raise UserError(str(left[0]) if len(archives) == 1 else f"{len(left)} of {len(archives)} left: {left[0]}")
 
 
 def _console() -> Any:
