@@ -170,7 +170,9 @@ def _console() -> Any:
 def _text(facts: dict[str, Any]) -> str:
     problems = facts["problems"]
     lines = [f"{key:>9}  {_value(value)}" for key, value in facts.items() if key != "problems" and value is not None]
-    more = [f"... and {len(problems) - SHOWN} more (--json shows all)"] if len(problems) > SHOWN else []
+    kept = "all" if "untold" not in facts else f"the first {len(problems)}"
+    beyond = len(problems) - SHOWN + facts.get("untold", 0)
+    more = [f"... and {beyond} more (--json shows {kept})"] if beyond > 0 else []
     return "\n".join([*problems[:SHOWN], *more, *lines])
 
 
