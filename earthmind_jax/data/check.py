@@ -23,7 +23,6 @@ from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import padding_share
 from earthmind_jax.errors import UserError
 
-
 MOST_PROBLEMS = 10_000
 """Problems that are kept: half of a large data set may be missing."""
 

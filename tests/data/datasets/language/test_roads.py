@@ -141,6 +141,16 @@ def test_oriented_boxes_of_vrsbench(build):
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 10, 30)
 
 
+def test_boxes_of_vrsbench_end_at_the_edge_of_the_image(build):
+    root = build("vrsbench")
+    said = "two: {<90><-3><104><40>} and {<1><2><3><101>|<-15>}"
+    setting("VRSBench_train.json", 1, "conversations", 1, "value", to=said)(root)
+    answer = list(datasets.read(root))[1].record.turns[0].answer
+    assert answer == "two: {<90><0><100><40>} and {<1><2><3><100>|<-15>}"
+    setting("VRSBench_train.json", 1, "conversations", 1, "value", to="{<101><2><110><9>}")(root)
+    assert "does not lie in the image" in list(datasets.read(root))[1].problems[0]
+
+
 def test_boxes_of_mmrs_1m_lose_their_padding(build):
     root = build("mmrs_1m")
     (words,) = records(root, "mmrs_1m", "detection")
