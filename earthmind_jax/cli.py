@@ -113,6 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     except WorkError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
+    except PermissionError as error:
+        print(f"error: '{error.filename}' may not be read; change its permissions.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -129,7 +129,7 @@ def unpack(path: Path, /) -> None:
     """Unpack the zip and tar files of a data set beside them.
 
     Names that lead elsewhere, links and archives made to fill a disk are refused, and nothing of such an archive is
-    left.
+    left. Of a directory those that were unpacked before are left as they are, so that the same command goes on.
 
     Example: earthmind data unpack downloads/so2sat
 
@@ -138,18 +138,27 @@ def unpack(path: Path, /) -> None:
     """
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from earthmind_jax.data.archives import is_archive
+    from earthmind_jax.data.archives import AlreadyThere, is_archive
     from earthmind_jax.data.archives import unpack as unpack_one
 
     archives = sorted(filter(is_archive, path.iterdir())) if path.is_dir() else [path]
     if not archives:
         raise UserError(f"'{path}' holds no archive.")
+    left: list[AlreadyThere] = []
     columns = (TextColumn("{task.description}"), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_console(), transient=True) as bar:
         for archive in archives:
             task = bar.add_task(archive.name, total=None)
-            for made in unpack_one(archive, functools.partial(bar.advance, task)):
-                print(f"unpacked {made}")
+            try:
+                made = unpack_one(archive, functools.partial(bar.advance, task))
+            except AlreadyThere as error:
+                left.append(error)
+                continue
+            print("".join(f"unpacked {one}\n" for one in made[:SHOWN]), end="")
+            if len(made) > SHOWN:
+                print(f"... and {len(made) - SHOWN} more of '{archive}'")
+    if left:
+        raise UserError(str(left[0]) if len(archives) == 1 else f"{len(left)} of {len(archives)} left: {left[0]}")
 
 
 def _console() -> Any:
@@ -161,7 +170,9 @@ def _console() -> Any:
 def _text(facts: dict[str, Any]) -> str:
     problems = facts["problems"]
     lines = [f"{key:>9}  {_value(value)}" for key, value in facts.items() if key != "problems" and value is not None]
-    more = [f"... and {len(problems) - SHOWN} more (--json shows all)"] if len(problems) > SHOWN else []
+    kept = "all" if "untold" not in facts else f"the first {len(problems)}"
+    beyond = len(problems) - SHOWN + facts.get("untold", 0)
+    more = [f"... and {beyond} more (--json shows {kept})"] if beyond > 0 else []
     return "\n".join([*problems[:SHOWN], *more, *lines])
 
 

@@ -184,7 +184,7 @@ def whu_opt_sar(root: Path, folders: Sequence[str] = ("optical", "sar", "lbl"), 
     labels = np.zeros((1, 37, 55), np.uint8)
     labels[0, :20], labels[0, 20:, :30] = 4 * factor, 1 * factor
     name = "NH49E001013.tif"
-    tif(root / folders[0] / name, random(70).integers(1, 255, (4, 37, 55)).astype(np.uint8), 5.0)
+    tif(root / folders[0] / name, random(70).integers(0, 255, (4, 37, 55)).astype(np.uint8), 5.0)
     tif(root / folders[1] / name, random(71).integers(1, 255, (1, 37, 55)).astype(np.uint8), 5.0)
     return tif(root / folders[2] / name, labels, 5.0)[0]
 

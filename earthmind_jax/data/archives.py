@@ -27,6 +27,7 @@ MOST_FILES = 10_000_000
 MOST_RATIO = 200  # bytes out of one byte in: pictures and measurements reach 20
 SMALL = 1 << 26  # bytes; below them a ratio tells nothing (label maps of one class)
 BLOCK = 1 << 20
+MACOS = "__MACOSX"  # attributes that macOS adds to an archive, nothing of the data set
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError,
     RuntimeError, NotImplementedError,
@@ -34,6 +35,10 @@ DAMAGED = (
 
 Entry = tuple[str, int, Callable[[], IO[bytes]]]
 """Name, declared size, what opens it."""
+
+
+class AlreadyThere(UserError):
+    """What an archive holds is in its directory already: it was unpacked before, or shares a name with another."""
 
 
 def is_archive(path: Path) -> bool:
@@ -51,7 +56,8 @@ def unpack(archive: Path, progress: Callable[[int], None] = lambda size: None) -
       What came out at the top.
 
     Raises:
-      UserError: an archive that is damaged, unsafe, larger than the disk, or whose files are there already.
+      AlreadyThere: as soon as a name at the top is found in the directory.
+      UserError: an archive that is empty, damaged, unsafe or larger than the disk.
       WorkError: the writing failed.
     """
     name = archive.name.lower()
@@ -64,15 +70,15 @@ def unpack(archive: Path, progress: Callable[[int], None] = lambda size: None) -
         with _beside(archive) as beside:
             _write(archive, beside, progress)
             made = sorted(beside.iterdir())
-            for path in made:
-                if (folder / path.name).exists():
-                    raise UserError(f"'{archive}' holds '{path.name}', which is there already; move one of them away.")
+            if not made:
+                raise UserError(f"'{archive}' holds no files; get it again.")
             return [path.rename(folder / path.name) for path in made]
     except DAMAGED as error:
         raise UserError(f"'{archive}' is damaged, cut short or encrypted ({error}); get it again.") from error
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a place before the beginning of the file
-            raise UserError(f"'{archive}' is damaged; get it again.") from error
+        # A place before the beginning of the file, a name that is a file and a folder, or one that is too long.
+        if error.errno in (errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            raise UserError(f"'{archive}' is damaged ({error.strerror}); get it again.") from error
         raise WorkError(f"'{archive}' could not be unpacked ({error}); nothing of it was kept.") from error
 
 
@@ -94,7 +100,12 @@ def _write(archive: Path, folder: Path, progress: Callable[[int], None]) -> None
         for count, (name, size, opened) in enumerate(entries, 1):
             if count > MOST_FILES:
                 raise UserError(f"'{archive}' holds more than {MOST_FILES:,} files; that is no data set.")
-            path = folder.joinpath(*_parts(archive, name))
+            parts = _parts(archive, name)
+            if parts[0] == MACOS:
+                continue
+            path = folder.joinpath(*parts)
+            if (archive.parent / parts[0]).exists():
+                raise AlreadyThere(f"'{archive}' holds '{parts[0]}', which is there already; move one of them away.")
             if path.exists():
                 raise UserError(f"'{archive}' holds '{name}' twice; it is not safe to unpack.")
             _room(archive, total + size, packed, room)

@@ -23,13 +23,16 @@ from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import padding_share
 from earthmind_jax.errors import UserError
 
+MOST_PROBLEMS = 10_000
+"""Problems that are kept: half of a large data set may be missing."""
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
     """What a record file holds.
 
     Attributes:
-      problems: one sentence for each, beginning with file, line and field.
+      problems: one sentence for each, beginning with file, line and field; the first :data:`MOST_PROBLEMS`.
       broken: lines with a problem.
       counts: what the good lines hold: ``lines``, ``turns``, ``masks``, ``regions``, and by kind ``sensors``, ``dates``
         and ``tiles``.
@@ -37,6 +40,7 @@ class Report:
         without a tokenizer.
       padding: share of padding in training: with ``fixed`` length, with the run's own ``buckets`` and with those of
         :data:`earthmind_jax.data.buckets.TRAINING`; None without a tokenizer.
+      untold: problems beyond those kept.
     """
 
     problems: tuple[str, ...]
@@ -44,12 +48,14 @@ class Report:
     counts: dict[str, Any]
     tokens: dict[str, int] | None = None
     padding: dict[str, float] | None = None
+    untold: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "broken": self.broken,
             "problems": list(self.problems),
+            **({"untold": self.untold} if self.untold else {}),
             **self.counts,
             "tokens": self.tokens,
             "padding": self.padding,
@@ -80,7 +86,8 @@ def check_records(
     Raises:
       UserError: the file cannot be read or has no line.
     """
-    found, broken, lines = [], 0, 0
+    found: list[str] = []
+    broken = lines = untold = 0
     totals: Counter[str] = Counter()
     kinds: dict[str, Counter[Any]] = {"sensors": Counter(), "dates": Counter(), "tiles": Counter()}
     shapes: list[Shape] = []
@@ -95,7 +102,9 @@ def check_records(
         progress()
         if wrong:
             broken += 1
-            found += wrong
+            kept = wrong[: MOST_PROBLEMS - len(found)]
+            found += kept
+            untold += len(wrong) - len(kept)
             continue
         record = line.record
         assert record is not None
@@ -116,7 +125,7 @@ def check_records(
             for name, kind in kinds.items()
         },
     }
-    return Report(tuple(found), broken, counts, *_lengths(shapes, data))
+    return Report(tuple(found), broken, counts, *_lengths(shapes, data), untold)
 
 
 def line_problems(line: Line, sensors: SensorConfig, *, pixels: bool = False) -> Iterator[str]:

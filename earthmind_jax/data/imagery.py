@@ -27,6 +27,8 @@ from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
 from earthmind_jax.geo.raster import Raster, open_raster, peek_bands, peek_sensor, read_raster
 
+COLOURS = ("R", "G", "B")
+
 
 @dataclass(frozen=True)
 class Header:
@@ -68,7 +70,7 @@ def check(image: Image, kind: str, sensors: SensorConfig) -> None:
             _count(image, dataset.count)
             channels = sum(colour != ColorInterp.alpha for colour in dataset.colorinterp)
     if made.finished:
-        _check_channels(image, len(told) or channels)
+        _shown(image, told or [""] * channels)
     elif told:
         choose(wanted, _names(told, image.sensor), image.name, kind)
     elif image.sensor is not None:
@@ -119,8 +121,8 @@ def _read(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
     else:
         raster = _calibrated(_read_file(image), image, kind)
     if _is_picture(raster, image):
-        _check_channels(image, len(raster.bands))
-        return raster
+        shown = _shown(image, raster.bands)
+        return replace(raster, data=raster.data[shown], bands=tuple(raster.bands[i] for i in shown))
     chosen, known, notes = choose(wanted, raster.bands, image.name, kind)
     return replace(raster, data=raster.data[chosen], bands=tuple(known), notes=[*raster.notes, *notes])
 
@@ -262,8 +264,7 @@ def _chosen(image: Image, kind: str, wanted: tuple[str, ...]) -> dict[str, Path]
     if image.stretch is not None or not set(names) & set(wanted):
         first = peek_sensor(image.files[0][1])[1]
         if _finished(image, first):
-            _check_channels(image, len(names))
-            return files
+            return {names[i]: files[names[i]] for i in _shown(image, names)}
     return {names[i]: files[names[i]] for i in choose(wanted, names, image.name, kind)[0]}
 
 
@@ -273,9 +274,16 @@ def _names(told: Sequence[str], sensor: str | None) -> tuple[str, ...]:
     return tuple(aliases.get(name.lower()) or canonical(name) or name for name in told)
 
 
-def _check_channels(image: Image, count: int) -> None:
-    if not 1 <= count <= 3:
-        raise UserError(f"{image.name}: a picture shows one to three channels, not {count}; name those in 'bands'.")
+def _shown(image: Image, names: Sequence[str]) -> list[int]:
+    """Indices of the channels that a picture shows: all of up to three, or the colours among more."""
+    if 1 <= len(names) <= 3:
+        return list(range(len(names)))
+    if {*COLOURS} <= {*names}:
+        return [list(names).index(name) for name in COLOURS]
+    raise UserError(
+        f"{image.name}: a picture shows one to three channels, not {len(names)}; name those in 'bands' (R, G and B are "
+        "shown of more)."
+    )
 
 
 def _count(image: Image, count: int) -> None:

@@ -128,3 +128,26 @@ def test_other_archives_and_the_command(tmp_path, capsys):
     code, out, _ = support.run(capsys, "data", "unpack", tmp_path)
     assert code == 0
     assert out == f"unpacked {tmp_path / 'images'}\nunpacked {tmp_path / 'list.txt'}\n"
+
+
+def test_a_second_start_goes_on_with_those_that_are_left(tmp_path, capsys):
+    make_zip(tmp_path / "a.zip", GOOD)
+    archives.unpack(tmp_path / "a.zip")
+    make_tar(tmp_path / "b.tar.gz", [("masks/a.txt", b"three")])
+    code, out, err = support.run(capsys, "data", "unpack", tmp_path)
+    assert (code, out) == (2, f"unpacked {tmp_path / 'masks'}\n")
+    assert f"1 of 2 left: '{tmp_path / 'a.zip'}' holds 'images', which is there already" in err
+
+
+def test_what_macos_adds_to_archives_is_left_out(tmp_path):
+    for name in ("a", "b"):
+        make_zip(tmp_path / f"{name}.zip", [(f"{name}/x.txt", b"1"), (f"__MACOSX/{name}/._x.txt", b"2")])
+        assert archives.unpack(tmp_path / f"{name}.zip") == [tmp_path / name]
+
+
+@pytest.mark.parametrize("files", [[], [("ds/", b"")], [("a", b"1"), ("a/b", b"2")], [("x" * 300, b"1")]])
+def test_archives_that_give_nothing_of_use(tmp_path, files):
+    make_zip(tmp_path / "x.zip", files)
+    with pytest.raises(UserError, match=r"x.zip' (is damaged|holds no files).*get it again"):
+        archives.unpack(tmp_path / "x.zip")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.zip"]

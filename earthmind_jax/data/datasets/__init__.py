@@ -8,8 +8,10 @@ a line with its problems. The name of a data set is the name of its file.
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,36 +58,70 @@ def get(name: str) -> Dataset:
 
 def recognise(root: str | Path) -> str:
     """The name of the data set in a directory; UserError where its layout is none or several of those known."""
-    root = Path(root)
+    with _permitted(root):
+        return _recognised(Path(root))
+
+
+def _recognised(root: Path) -> str:
     if not root.is_dir():
         raise UserError(f"There is no directory '{root}'; give the folder that holds the data set.")
-    matches = [name for name in names() if get(name).found(root)]
+    matches = _matches(root)
     if len(matches) == 1:
         return matches[0]
+    if matches:
+        raise UserError(f"'{root}' could be {' or '.join(matches)}; name the data set with --as.")
     packed = next((path.name for path in sorted(root.iterdir()) if is_archive(path)), None)
-    if packed and not matches:
+    if packed:
         raise UserError(
             f"'{root}' holds archives ('{packed}') and no data set; unpack them: earthmind data unpack {root}"
         )
-    what = f"could be {' or '.join(matches)}" if matches else f"has the layout of none of {', '.join(names())}"
-    raise UserError(f"'{root}' {what}; name the data set, and compare its layout with: earthmind data list")
+    for place in _around(root):
+        if near := _matches(place):
+            raise UserError(f"'{root}' is no data set, but '{place}' has the layout of {near[0]}; give that folder.")
+    raise UserError(
+        f"'{root}' has the layout of none of {', '.join(names())}; name the data set with --as, and compare its layout "
+        "with: earthmind data list"
+    )
+
+
+def _matches(root: Path) -> list[str]:
+    return [name for name in names() if get(name).found(root)]
+
+
+def _around(root: Path) -> Iterator[Path]:
+    """Folders that may have been meant: the one above, those below, and those below an only one."""
+    yield root.absolute().parent
+    for _ in range(3):
+        below = sorted(itertools.islice((path for path in root.iterdir() if path.is_dir()), 100))
+        yield from below
+        if len(below) != 1:
+            return
+        root = below[0]
 
 
 def read(root: str | Path, name: str | None = None, split: str | None = None) -> Iterator[Line]:
     """The lines of a data set (recognised where not named; its first split where none is given)."""
     dataset = get(name or recognise(root))
-    if not Path(root).is_dir():
-        raise UserError(f"There is no directory '{root}'; give the folder that holds {dataset.title}.")
     split = split or dataset.splits[0]
     one_of(f"split of {dataset.title}", split, dataset.splits)
-    return _readable(dataset.read(Path(root), split), root)
+    with _permitted(root):
+        if not Path(root).is_dir():
+            raise UserError(f"There is no directory '{root}'; give the folder that holds {dataset.title}.")
+        return _readable(dataset.read(Path(root), split), root)
 
 
 def _readable(found: Iterator[Line], root: str | Path) -> Iterator[Line]:
-    try:
+    with _permitted(root):
         yield from found
+
+
+@contextmanager
+def _permitted(root: str | Path) -> Iterator[None]:
+    """What keeps a folder from being looked at, mostly its permissions, as a UserError."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"'{root}' cannot be read: {error}.") from error
+        raise UserError(f"'{error.filename or root}' cannot be read: {error.strerror or error}.") from error
 
 
 def lines(path: str | Path, name: str = "", split: str = "") -> Iterator[Line]:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from earthmind_jax.data.datasets._entry import listed
 from earthmind_jax.data.prompts import SEGMENTATION_ANSWERS, SEGMENTATION_QUESTIONS
 from earthmind_jax.errors import UserError
 
 
 def stems(folder: Path, endings: Sequence[str]) -> list[str]:
-    """File names in a folder with one of the endings (any case), in order."""
-    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(tuple(endings)))
+    """File names in a folder with one of the endings (any case), in order, but hidden ones."""
+    return [name for name in listed(folder) if name.lower().endswith(tuple(endings))]
 
 
 def subfolder(root: Path, *names: str) -> Path | None:

@@ -36,8 +36,8 @@ class Triples:
         """Whether a folder has SAR images and label maps, or optical ones, under these names."""
         return subfolder(folder, *self.sar) is not None and subfolder(folder, *self.optical, *self.labels) is not None
 
-    def read(self, root: Path, folder: Path) -> Iterator[Line]:
-        """A line for each SAR image, in the order of their names.
+    def read(self, root: Path, folder: Path, only: frozenset[str] = frozenset()) -> Iterator[Line]:
+        """A line for each SAR image, in the order of their names; or for those of the names in ``only``.
 
         Where the publishers keep the others back their folder is missing: the optical image is left out, the question
         has no answer.
@@ -46,7 +46,7 @@ class Triples:
         if sar is None:
             raise UserError(f"'{folder}' has no folder {' or '.join(self.sar)}, which {self.title} keeps its SAR in.")
         optical, labels = subfolder(folder, *self.optical), subfolder(folder, *self.labels)
-        for name in stems(sar, ENDINGS):
+        for name in sorted(only) or stems(sar, ENDINGS):
             yield self._line(root, sar / name, optical, labels)
 
     def _line(self, root: Path, sar: Path, optical: Path | None, labels: Path | None) -> Line:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from earthmind_jax.config import nearest
 from earthmind_jax.data.datasets import Dataset, _json
 from earthmind_jax.data.datasets._corine import CLASSES, DROPPED, OF_43
+from earthmind_jax.data.datasets._entry import listed, shown
 from earthmind_jax.data.datasets._folders import subfolder
 from earthmind_jax.data.datasets._labels import question_of_classes
 from earthmind_jax.data.records import Line, make_line
@@ -27,6 +29,7 @@ S2_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09"
 S1_BANDS = ("VV", "VH")
 METADATA = "_labels_metadata.json"
 LABELS = (*OF_43, *DROPPED)
+_NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)  # of a patch
 
 
 def sentinel2(folder: str, patch: str) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def _every(s2: Path | None, s1: Path | None) -> Iterator[tuple[str, str, str]]:
     """A Sentinel-1 patch knows its Sentinel-2 patch, and each has one."""
     folder = s1 or s2
     assert folder is not None
-    for name in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+    for name in (name for name in listed(folder) if (folder / name).is_dir()):
         yield ("?" if s2 else "", name, f"{folder / name}") if s1 else (name, "", f"{folder / name}")
 
 
@@ -73,13 +76,16 @@ def _listed(root: Path, split: str) -> Iterator[tuple[str, str, str]]:
 
 def _line(root: Path, s2: Path | None, s1: Path | None, s2_name: str, s1_name: str, where: str) -> Line:
     try:
+        for name in (s2_name, s1_name):
+            if name not in ("", "?") and not _NAME.fullmatch(name):
+                raise UserError(f"{shown(name)} is no name of a patch.")
         labels: Any = None
         if s1 is not None:
             told = _metadata(s1 / s1_name / f"{s1_name}{METADATA}")
             labels = told["labels"]
             if s2_name == "?":
                 s2_name = told.get("corresponding_s2_patch") or ""
-                if not (isinstance(s2_name, str) and s2_name):
+                if not (isinstance(s2_name, str) and _NAME.fullmatch(s2_name)):
                     raise UserError(f"'{s1_name}{METADATA}' does not name its 'corresponding_s2_patch'.")
         if s2 is not None:
             labels = _metadata(s2 / s2_name / f"{s2_name}{METADATA}")["labels"]
@@ -107,10 +113,10 @@ def label_turns(labels: list[Any], *, of_19: bool = False) -> list[dict[str, Any
         if not isinstance(label, str) or label not in known:
             raise UserError(f"there is no label {label!r} in its nomenclature.{nearest(str(label), known)}")
     found = {OF_43.get(label, label) for label in labels}
-    shown = [name for name in CLASSES if name in found]
-    if not shown and labels:
+    seen = [name for name in CLASSES if name in found]
+    if not seen and labels:
         return [{"question": "What land cover does the image show?", "answer": "; ".join(labels)}]
-    return [question_of_classes(CLASSES, shown)]
+    return [question_of_classes(CLASSES, seen)]
 
 
 DATASET = Dataset(

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from earthmind_jax.data.datasets import Dataset
-from earthmind_jax.data.datasets._entry import DRAW_BOX, box, broken, folder, line, picture, require_file, size
+from earthmind_jax.data.datasets._entry import DRAW_BOX, box, broken, folder, line, listed, picture, require_file, size
 from earthmind_jax.data.datasets._refer import ANSWER
 from earthmind_jax.data.datasets._regions import DESCRIBE
 from earthmind_jax.data.datasets._xml import child_text, load
@@ -32,7 +32,7 @@ def _read(root: Path, split: str) -> Iterator[Line]:
     notes, place = (str(Path(home) / folder(root / home, part)) for part in ("Annotations", "JPEGImages"))
     wanted = _numbers(require_file(root / home / f"{name}.txt"))
     number = 0
-    for path in sorted((root / notes).glob("*.xml")):
+    for path in (root / notes / name for name in listed(root / notes) if name.endswith(".xml")):
         try:
             found = load(path)
         except UserError as error:
@@ -55,7 +55,7 @@ def _read(root: Path, split: str) -> Iterator[Line]:
 def _numbers(path: Path) -> set[int]:
     """The numbers of a split's objects."""
     numbers: set[int] = set()
-    for count, words in enumerate(path.read_bytes().split(b"\n"), 1):
+    for count, words in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not words.strip():
             continue
         if not words.strip().isdigit() or int(words[:20]) in numbers:

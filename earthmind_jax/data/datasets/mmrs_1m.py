@@ -6,6 +6,7 @@ square, centred (the README of wivizhang/EarthGPT). Here they are fractions of t
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from earthmind_jax.errors import UserError
 
 _TASKS = ("classification", "caption", "vqa", "rsvg", "detection")
 _NOTES = ("data/json", "json")
+_SKIPPED = re.compile(r"\.|.*total", re.IGNORECASE)  # hidden files, and one of all entries of the others
 _SAR = re.compile(r"hrsid|hrisd|ssdd|sar[-_ ]?(?:ship|v2)|(?:^|[/_-])sar(?:[/_.-]|$)", re.IGNORECASE)
 _NUMBER = r"\s*-?\d+(?:\.\d+)?(?:e-?\d+)?\s*"
 _BOX = rf"(?:{_NUMBER},){{3}}{_NUMBER}"
@@ -30,8 +32,12 @@ def _notes(root: Path, task: str) -> list[Path]:
     """The files of a task, sorted; the names of the folders differ in capitals between releases."""
     place = root / folder(root, *_NOTES)
     homes = [p for p in place.iterdir() if p.is_dir() and p.name.lower() == task]
-    # A file of all entries of the others is no part of its own.
-    return sorted(path for home in homes for path in home.rglob("*.json") if "total" not in path.stem.lower())
+    found = (Path(top) / name for home in homes for top, _, names in os.walk(home, onerror=_fail) for name in names)
+    return sorted(path for path in found if path.suffix == ".json" and not _SKIPPED.match(path.name))
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _read(root: Path, split: str) -> Iterator[Line]:

@@ -9,9 +9,11 @@ from earthmind_jax.data.datasets import Dataset, _refer
 from earthmind_jax.data.datasets._entry import folder, picture, require_file
 from earthmind_jax.data.records import Line
 
+_IMAGES = ("images/rrsisd/JPEGImages", "images/JPEGImages", "JPEGImages")
+
 
 def _read(root: Path, split: str) -> Iterator[Line]:
-    place = folder(root, "images/rrsisd/JPEGImages", "JPEGImages")
+    place = folder(root, *_IMAGES)
     notes = folder(root, "rrsisd", ".")
     refs = require_file(root / notes / "refs(unc).p")
     instances = require_file(root / notes / "instances.json")
@@ -22,7 +24,11 @@ DATASET = Dataset(
     title="RRSIS-D",
     splits=_refer.SPLITS,
     read=_read,
-    found=lambda root: (root / "rrsisd/refs(unc).p").is_file() or (root / "images/rrsisd").is_dir(),
+    found=lambda root: (
+        (root / "rrsisd/refs(unc).p").is_file()
+        or (root / "images/rrsisd").is_dir()
+        or ((root / "refs(unc).p").is_file() and any((root / place).is_dir() for place in _IMAGES))
+    ),
     layout="""
         rrsisd/refs(unc).p, rrsisd/instances.json
         images/rrsisd/JPEGImages/00001.jpg, ...

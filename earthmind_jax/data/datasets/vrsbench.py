@@ -2,7 +2,7 @@
 
 Facts: lx709/VRSBench ``prepare_eval_all.ipynb`` (the evaluation files, and the annotations they come from). A box in
 words is ``{<x1><y1><x2><y2>}``, whole percent of the image's width and height. In the training file many of them reach
-beyond 100, where an object is cut by the image's edge; these entries are told as broken.
+beyond 100, where an object is cut by the image's edge; these end at the edge here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from earthmind_jax.data.datasets._entry import (
     broken,
     folder,
     line,
+    listed,
     mapping,
     numbers,
     picture,
@@ -39,7 +40,7 @@ _EVALUATION = {
     "referring": ("VRSBench_EVAL_referring.json", "[refer] could you tell me the location for <p>{}</p>?"),
 }
 """File, and how its field ``question`` is asked: expressions in the words of the training file."""
-_BOX = re.compile(r"\{((?:<-?\d{1,9}>)+)(?:\|<-?\d{1,9}>)?\}")
+_BOX = re.compile(r"\{((?:<-?\d{1,9}>)+)((?:\|<-?\d{1,9}>)?)\}")  # and the angle of an oriented one
 
 
 def _read(root: Path, split: str) -> Iterator[Line]:
@@ -62,6 +63,7 @@ def _conversations(root: Path) -> Iterator[Line]:
         image = picture(root, place, text(mapping(entry), "image"), (".png",))
         turns = _llava.turns(entry.get("conversations"))
         for turn in turns:
+            turn["answer"] = turn["answer"] and _BOX.sub(_cut, turn["answer"])
             _check_boxes(turn["answer"] or "")
         return {"id": f"train/{number}", "optical": image, "turns": turns}  # the file's own ids are not unique
 
@@ -85,11 +87,23 @@ def _evaluation(root: Path, split: str) -> Iterator[Line]:
         yield line(f"{path} entry {number}", root, partial(values, entry))
 
 
+def _cut(box: re.Match[str]) -> str:
+    """A box in words that ends at the image's edge; one that is not on the image stays as it is."""
+    x1, y1, x2, y2 = edges = _edges(box[1])
+    if max(x1, y1) > 100 or min(x2, y2) < 0:
+        return box[0]
+    return f"{{{''.join(f'<{min(max(int(edge), 0), 100)}>' for edge in edges)}{box[2]}}}"
+
+
+def _edges(words: str) -> list[float]:
+    return numbers([int(edge) for edge in re.findall(r"-?\d+", words)], 4, "a box in words")
+
+
 def _check_boxes(words: str) -> int:
     """Boxes in words that there are; UserError where one is inverted or not inside the image."""
-    found = _BOX.findall(words)
+    found = [edges for edges, _ in _BOX.findall(words)]
     for edges in found:
-        x1, y1, x2, y2 = numbers([int(v) for v in re.findall(r"-?\d+", edges)], 4, "a box in words")
+        x1, y1, x2, y2 = _edges(edges)
         if x1 > x2 or y1 > y2:
             raise UserError(f"the box {{{edges}}} is inverted; it must be x1, y1, x2, y2 with x1 <= x2 and y1 <= y2.")
         if min(x1, y1) < 0 or max(x2, y2) > 100:
@@ -114,7 +128,7 @@ def _objects(root: Path, split: str) -> Iterator[Line]:
         turns = [turn(thing, shape) for thing in sequence(entry, "objects")]
         return {"id": f"{split}/{path.stem}", "optical": image, "turns": turns}
 
-    for path in sorted((root / notes).glob("*.json")):
+    for path in (root / notes / name for name in listed(root / notes) if name.endswith(".json")):
         try:
             entry = _json.load(path)
         except UserError as error:

@@ -1,6 +1,7 @@
 """WHU-OPT-SAR: 100 scenes of GF-1 (red, green, blue, infrared) and GF-3 SAR at 5 m with land cover labels.
 
-The labels of the scenes are 0, 10, ..., 70; those of the crops that the authors' scripts make are 0 to 7.
+The labels of the scenes are 0, 10, ..., 70; those of the crops that the authors' scripts make are 0 to 7. The scenes
+are divided by the authors' list of file names below the lines "train:" and "test:".
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthmind_jax.data.datasets import Dataset
+from earthmind_jax.data.datasets._folders import read_names
 from earthmind_jax.data.datasets._triples import Triples
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
 CROPS = ("train", "val", "test")
+DIVISION = "The division of the dataset.txt"
 NAMES = ("farmland", "city", "village", "water", "forest", "road", "others")
 
 
@@ -35,19 +38,35 @@ FILES = Scenes(
     sar=("sar",),
     labels=("lbl", "label", "labels"),
     classes={10 * value: name for value, name in enumerate(NAMES, 1)},
-    optical_image=lambda path: {"file": path, "bands": ["R", "G", "B", None]},
+    optical_image=lambda path: {"file": path, "bands": ["R", "G", "B", "N"]},  # GDAL takes the fourth for alpha
 )
 
 
 def read(root: Path, split: str) -> Iterator[Line]:
-    """The scenes, or the crops of a split."""
+    """The scenes, or those of a split where the authors' list of them is there, or the crops of a split."""
+    if split != "all" and (root / DIVISION).is_file() and not (root / split).is_dir():
+        return FILES.read(root, root, _division(root / DIVISION, split))
     folder = root if split == "all" else root / split
     if not folder.is_dir():
-        raise UserError(f"'{root}' has no folder {split} of crops; the scenes are --split all.")
+        raise UserError(f"'{root}' has no folder {split} of crops and no '{DIVISION}'; the scenes are --split all.")
     if not FILES.found(folder):
         there = [name for name in CROPS if (root / name).is_dir()]
         raise UserError(f"'{folder}' lacks optical, sar and lbl; its crops are --split {' or '.join(there) or 'none'}.")
     return FILES.read(root, folder)
+
+
+def _division(path: Path, split: str) -> frozenset[str]:
+    """The file names of a split; UserError where the list has none."""
+    found: dict[str, set[str]] = {}
+    part = ""
+    for name in read_names(path):
+        if name.endswith(":"):
+            part = name.removesuffix(":").strip().lower()
+        else:
+            found.setdefault(part, set()).add(name)
+    if split not in found:
+        raise UserError(f"'{path}' names no scenes for the split {split}; it has {', '.join(sorted(found)) or 'none'}.")
+    return frozenset(found[split])
 
 
 DATASET = Dataset(
@@ -60,6 +79,7 @@ DATASET = Dataset(
     ),
     layout="""
         optical/NH49E001013.tif (R, G, B, NIR), sar/NH49E001013.tif, lbl/NH49E001013.tif (0, 10, ..., 70)
+        The division of the dataset.txt: the scenes of --split train and test (may be missing)
         or crops: train/opt/, train/sar/, train/lbl/ (0 to 7), val/ and test/ likewise
     """,
     licence="research, see the publication",

@@ -48,7 +48,20 @@ def test_check_takes_a_directory(tmp_path, capsys):
     assert code == 2
     assert "nowhere" in err
     code, _, err = support.run(capsys, "data", "check", tmp_path / "lbl")
-    assert (code, "has the layout of none of" in err) == (2, True)
+    assert (code, f"'{tmp_path}' has the layout of whu_opt_sar; give that folder" in err) == (2, True)
+
+
+def test_problems_beyond_those_kept_are_counted(tmp_path, capsys, monkeypatch):
+    layouts.sar_ship(tmp_path)
+    for path in tmp_path.rglob("*.txt"):
+        path.write_text("1 2 3")
+    monkeypatch.setattr("earthmind_jax.data.check.MOST_PROBLEMS", 1)
+    monkeypatch.setattr("earthmind_jax.cli_data.SHOWN", 1)
+    code, out, _ = support.run(capsys, "data", "check", tmp_path)
+    assert (code, "... and 1 more (--json shows the first 1)" in out) == (2, True)
+    code, out, _ = support.run(capsys, "data", "check", tmp_path, "--json")
+    facts = json.loads(out)
+    assert (facts["broken"], len(facts["problems"]), facts["untold"]) == (2, 1, 1)
 
 
 def test_list_names_every_data_set(capsys):

@@ -196,9 +196,35 @@ def test_whu_opt_sar(tmp_path, folders, factor, split):
     np.testing.assert_array_equal(masked(sample, "water"), labels == 4 * factor)
     np.testing.assert_array_equal(masked(sample, "farmland"), labels == factor)
     assert sample.turns[0].answer == "farmland; water"
+    assert sample.optical_valid.all()  # where the infrared is 0, too, though it is written as what GDAL calls alpha
     np.testing.assert_array_equal(
-        np.moveaxis(sample.optical, -1, 0), layouts.random(70).integers(1, 255, (4, 37, 55))[:3]
+        np.moveaxis(sample.optical, -1, 0), layouts.random(70).integers(0, 255, (4, 37, 55))[:3]
     )
+
+
+def test_whu_opt_sar_by_the_authors_division(tmp_path):
+    layouts.whu_opt_sar(tmp_path)
+    listed = "train:\r\nNH49E001013.tif\r\n\r\ntest:\r\nNI49E1.tif\r\n"
+    (tmp_path / "The division of the dataset.txt").write_text(listed)
+    assert [sample.id for sample in samples(tmp_path, "train")] == ["NH49E001013"]
+    (missing,) = datasets.read(tmp_path, None, "test")
+    assert "NI49E1.tif" in missing.problems[0]
+    with pytest.raises(UserError, match=r"names no scenes for the split val; it has test, train\."):
+        list(datasets.read(tmp_path, None, "val"))
+
+
+def test_dfc2023_as_it_is_unpacked(tmp_path):
+    layouts.dfc2023_track2(tmp_path)
+    (tmp_path / "annotations/buildings_only_train.json").rename(tmp_path / "buildings_only_train.json")
+    (tmp_path / "annotations").rmdir()
+    (tmp_path / "train/height").rename(tmp_path / "train/dsm")
+    for path in tmp_path.glob("*/sar/*.tif"):
+        layouts.tif(path, layouts.random(1).gamma(1, 0.18, (1, 34, 40)).astype(np.float32), None)
+    assert datasets.recognise(tmp_path) == "dfc2023_track2"
+    first, _ = samples(tmp_path)
+    assert (first.turns[0].answer, masked(first, "buildings").shape) == ("2", (34, 40))
+    assert (first.sar["VV"] < 3).all()  # dB
+    assert len(samples(tmp_path, "val")) == 1
 
 
 def test_open_earth_map_sar(tmp_path):

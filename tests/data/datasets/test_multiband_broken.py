@@ -99,7 +99,7 @@ BROKEN_LINES = (
         lambda root: next((root / SN6 / "SAR-Intensity").iterdir()).rename(root / SN6 / "SAR-Intensity" / "x.tif"),
         "the name is not SN6_",
     ),
-    (layouts.dfc2023_track2, delete("train/sar/P0001.tif"), "train/sar/P0001.tif does not exist"),
+    (layouts.dfc2023_track2, delete("train/sar/P0001.tif"), "train/sar/P0001.tif'."),
     (layouts.dfc2023_track2, coco(segmentation=[[1, 2, 3]]), "a polygon is a list of at least three points"),
     (layouts.dfc2023_track2, coco(segmentation=None), "segmentation must be"),
     (layouts.dfc2023_track2, coco(segmentation={"size": [3, 3], "counts": [9]}), "of another size than the image"),
@@ -107,8 +107,16 @@ BROKEN_LINES = (
     (
         layouts.dfc2023_track2,
         edited(COCO, lambda told: told["images"][0].pop("height") and None),
-        "needs 'file_name', 'height'",
+        "train/rgb/P0001.tif' is 34 x 40 but the annotation says None x 40",
     ),
+    (
+        layouts.dfc2023_track2,
+        edited(COCO, lambda told: told["images"][0].update(file_name="../../secret.tif")),
+        "leads out of the data set",
+    ),
+    (layouts.dfc2023_track2, edited(COCO, lambda told: told["images"][1].update(file_name="P0001.tif")), "given twice"),
+    (layouts.bigearthnet_v1, text("train.csv", "S2A\0,S1A\n"), "train.csv line 1: 'S2A\\x00' is no name of a patch"),
+    (layouts.bigearthnet_v1, text("train.csv", "../../../etc,S1A\n"), "'../../../etc' is no name of a patch"),
     (
         layouts.whu_opt_sar,
         lambda root: layouts.tif(root / "lbl/NH49E001013.tif", np.full((1, 37, 55), 45, np.uint8)),
@@ -190,7 +198,7 @@ WHOLE = (
     (layouts.spacenet6, text(f"{SN6}/SummaryData/SAR_orientations.txt", "a b c"), "SAR_orientations.txt' line 1"),
     (layouts.dfc2023_track2, delete(COCO), "buildings_only_train.json' cannot be read"),
     (layouts.dfc2023_track2, cut(COCO), "buildings_only_train.json' is not JSON"),
-    (layouts.dfc2023_track2, text(COCO, "[]"), "must have the lists 'images' and 'annotations'"),
+    (layouts.dfc2023_track2, text(COCO, "[]"), "must be a JSON object with the list 'annotations'"),
     (
         layouts.dfc2023_track2,
         edited(COCO, lambda t: t["annotations"][0].pop("image_id") and None),

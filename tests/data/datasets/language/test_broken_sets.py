@@ -13,6 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
+import support
 from breaking import cutting, removing, replacing, writing
 
 from earthmind_jax.config import SensorConfig
@@ -99,6 +100,13 @@ CASES = {
     "expressions that are text": ("rrsis_d", "train", writing(REFS, b"refs"), "pickle"),
     "expressions that are no list": ("rrsis_d", "train", writing(REFS, pickle.dumps({"a": 1})), "must hold a list"),
     "expressions with arrays": ("rrsis_d", "train", writing(REFS, pickle.dumps([np.zeros(2)])), "could run code"),
+    "expressions with dates": ("rrsis_d", "train", writing(REFS, pickle.dumps([np.datetime64("2020")])), "of the type"),
+    "expressions that change a function": (
+        "rrsis_d",
+        "train",
+        writing(REFS, b"cnumpy\ndtype\n(dV__defaults__\n(I1\ntsb."),
+        "not a pickle that can be read",
+    ),
     "expressions that take all memory": ("rrsis_d", "train", writing(REFS, PLACE), "out of range"),
     "masks missing": ("rrsis_d", "train", removing("rrsisd/instances.json"), "no file .*instances.json"),
     "masks that are cut": ("rrsis_d", "train", cutting("rrsisd/instances.json"), "instances.json' is not JSON"),
@@ -204,6 +212,39 @@ def test_the_entries_before_a_damage_are_given(build):
         next(lines)
 
 
+def test_a_folder_beside_the_data_set(build, tmp_path):
+    root = build("aid")
+    for given in (root / "Airport", root.parent):
+        with pytest.raises(UserError, match=rf"'{given}' is no data set, but '{root}' has the layout of aid; give"):
+            datasets.recognise(given)
+    deep = tmp_path / "download/a/b"
+    deep.mkdir(parents=True)
+    root.rename(deep / "aid")
+    with pytest.raises(UserError, match=rf"but '{deep / 'aid'}' has the layout of aid"):
+        datasets.recognise(tmp_path / "download")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="who may read everything")
+def test_folders_that_may_not_be_read(build, tmp_path, capsys):
+    for name, folder in (("mmrs_1m", "data/json/detection"), ("aid", "Airport"), ("earthmind_data", ".")):
+        root = build(name)
+        (root / folder).chmod(0)
+        try:
+            code, _, err = support.run(capsys, "data", "check", root)
+        finally:
+            (root / folder).chmod(0o755)
+        assert (code, "Permission denied" in err, str(root) in err) == (2, True, True)
+
+
+def test_what_other_systems_leave_in_folders_is_no_part_of_a_set(build):
+    for name, split in (("dior_rsvg", "train"), ("vrsbench", "val_boxes"), ("mmrs_1m", "train"), ("aid", "all")):
+        root = build(name)
+        before = list(datasets.read(root, name, split))
+        for path in [path for path in root.rglob("*") if path.is_file()]:
+            (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        assert list(datasets.read(root, name, split)) == before
+
+
 def test_requests_that_are_wrong(build, tmp_path):
     root = build("aid")
     with pytest.raises(UserError, match=r"Unknown split of AID 'trian'.*Choices: all, geochat"):
@@ -214,10 +255,11 @@ def test_requests_that_are_wrong(build, tmp_path):
         datasets.get("_json")
     with pytest.raises(UserError, match="There is no directory"):
         datasets.read(tmp_path / "nowhere", "aid")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has the layout of none of"):
-        datasets.recognise(tmp_path)
+        datasets.recognise(tmp_path / "empty")
     (root / "hrben.jsonl").touch()
-    with pytest.raises(UserError, match="could be aid or rsvqa_hrben; name the data set"):
+    with pytest.raises(UserError, match="could be aid or rsvqa_hrben; name the data set with --as"):
         datasets.recognise(root)
 
 

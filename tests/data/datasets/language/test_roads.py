@@ -141,6 +141,16 @@ def test_oriented_boxes_of_vrsbench(build):
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 10, 30)
 
 
+def test_boxes_of_vrsbench_end_at_the_edge_of_the_image(build):
+    root = build("vrsbench")
+    said = "two: {<90><-3><104><40>} and {<1><2><3><101>|<-15>}"
+    setting("VRSBench_train.json", 1, "conversations", 1, "value", to=said)(root)
+    answer = list(datasets.read(root))[1].record.turns[0].answer
+    assert answer == "two: {<90><0><100><40>} and {<1><2><3><100>|<-15>}"
+    setting("VRSBench_train.json", 1, "conversations", 1, "value", to="{<101><2><110><9>}")(root)
+    assert "does not lie in the image" in list(datasets.read(root))[1].problems[0]
+
+
 def test_boxes_of_mmrs_1m_lose_their_padding(build):
     root = build("mmrs_1m")
     (words,) = records(root, "mmrs_1m", "detection")
@@ -241,3 +251,65 @@ def test_masks_of_any_kind_of_picture(build, mode):
     picture.save(root / "mask/1361.png")
     sample = load_record(records(root, "risbench", "train")[0], SensorConfig())
     np.testing.assert_array_equal(sample.turns[0].masks[0], mask)
+
+
+def test_expressions_with_numbers_of_numpy(build):
+    root = build("rrsis_d")
+    path = root / "rrsisd/refs(unc).p"
+    before, plain = list(datasets.read(root)), pickle.loads(path.read_bytes())
+
+    def numpys(value):
+        if isinstance(value, dict):
+            return {key: numpys(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [numpys(one) for one in value]
+        return np.str_(value) if isinstance(value, str) else np.array(value, ">i4")[()]
+
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(numpys(plain), protocol))
+        assert list(datasets.read(root)) == before
+        if protocol < 4:  # later ones write the length of the name, too
+            path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert list(datasets.read(root)) == before
+
+
+def test_a_scalar_as_python_2_wrote_it(tmp_path):
+    kind = b"cnumpy\ndtype\n(U\x02i8K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    number = (-200).to_bytes(8, "little", signed=True)
+    path = tmp_path / "values.p"
+    path.write_bytes(b"\x80\x02]cnumpy.core.multiarray\nscalar\n(" + kind + b"U\x08" + number + b"tRa.")
+    assert _pickle.load(path) == pickle.loads(path.read_bytes(), encoding="latin1") == [-200]
+
+
+COPIES = {
+    "risbench": ({"img_rgb": "RISBench_dataset/images", "mask": "RISBench_dataset/masks"}, "RISBench_dataset"),
+    "rrsis_d": ({"images/rrsisd/JPEGImages": "images/JPEGImages", "rrsisd/refs(unc).p": "refs(unc).p"}, "."),
+    "ref_seg_rs": ({}, "."),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_with_other_folders_are_the_same_set(build, name):
+    root = build(name)
+    before = [line.record.turns[0].question for line in datasets.read(root)]
+    moves, texts = COPIES[name]
+    for old, new in moves.items():
+        (root / new).parent.mkdir(exist_ok=True)
+        (root / old).rename(root / new)
+    for path in root.glob("output_phrase_*.txt"):
+        path.rename(root / texts / path.name)
+    if name == "rrsis_d":
+        (root / "rrsisd/instances.json").rename(root / "instances.json")
+        (root / "rrsisd").rmdir()
+        (root / "images/rrsisd").rmdir()
+    assert datasets.recognise(root) == name
+    lines = list(datasets.read(root))
+    assert [line.record.turns[0].question for line in lines] == before
+    assert all(load_record(line.record, SensorConfig()).optical is not None for line in lines)
+
+
+def test_lists_of_numbers_may_begin_with_a_byte_order_mark(build):
+    root = build("dior_rsvg")
+    before = list(datasets.read(root))
+    (root / "train.txt").write_bytes(b"\xef\xbb\xbf" + (root / "train.txt").read_bytes())
+    assert list(datasets.read(root)) == before
