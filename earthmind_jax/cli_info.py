@@ -67,9 +67,8 @@ def _raster_facts(files: list[Path], told: Told, model: Path | None) -> list[dic
     facts = [one.facts for one in found]
     for one, kind in zip(found, kinds, strict=True):
         if one.overview is not None:
-            one.facts["what would be done"] = intent(
-                one.overview, (one.facts["height"], one.facts["width"]), kind, config
-            )
+            shape = one.shape or (one.facts["height"], one.facts["width"])
+            one.facts["what would be done"] = intent(one.overview, shape, kind, config)
     by_kind = {kind: one for kind, one in zip(kinds, found, strict=True) if one.overview is not None}
     if len(files) == 2 and set(by_kind) == {"optical", "sar"}:
         facts.append(pair_facts(by_kind["optical"], by_kind["sar"]))

@@ -34,7 +34,8 @@ WORST_RESIDUAL = 50.0  # pixels, root mean square: control points that agree no 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """The pixels of an image placed by control; ``row_off``, ``column_off``: where a window of it begins.
+    """The pixels of an image placed by control; ``row_off``, ``column_off``: where a window of it begins; ``row_step``,
+    ``column_step``: pixels of the file in one of a decimated look at it.
 
     ``note`` says what the placing rests on and how good it is.
     """
@@ -49,6 +50,8 @@ class Control:
     options: dict[str, Any] = field(default_factory=dict)
     row_off: int = 0
     column_off: int = 0
+    row_step: float = 1.0
+    column_step: float = 1.0
     turn: int = 0
 
     def to_pixel(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,13 +64,18 @@ class Control:
             with there:
                 found = there.rowcol(x[known].tolist(), y[known].tolist(), op=_unrounded)
             rows[known], columns[known] = (np.asarray(value, float) for value in found)
-        return columns - self.column_off, rows - self.row_off
+        return (columns - self.column_off) / self.column_step, (rows - self.row_off) / self.row_step
 
     def part(self, row: int, column: int, height: int, width: int) -> Control:
         """A window of it."""
         return replace(
             self, row_off=self.row_off + row, column_off=self.column_off + column, height=height, width=width
         )
+
+    def decimated(self, height: int, width: int) -> Control:
+        """The whole of it in fewer pixels."""
+        steps = {"row_step": self.height / height, "column_step": self.width / width}
+        return replace(self, height=height, width=width, **steps)
 
     def extent(self) -> str:
         """What it covers, in words for a message."""

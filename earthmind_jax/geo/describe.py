@@ -16,10 +16,13 @@ from rasterio.enums import ColorInterp
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.control import Control, map_grid, place_of
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.onto import onto_map
 from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.reflectance import processing_baseline
+from earthmind_jax.geo.sample import SAMPLE_SIDE
 
 PICTURE_DRIVERS = ("PNG", "GIF", "BMP", "WEBP")
 MOST_CLASSES = 64  # of an 8-bit label raster
@@ -32,11 +35,15 @@ _DOUBTS = ("not certain", "although", "right to a few dB", "levels are relative"
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """``facts`` for printing, and the calibrated overview (None where the file is no sensor's image)."""
+    """``facts`` for printing, and the calibrated overview (None where the file is no sensor's image).
+
+    ``shape`` is that of the grid which maps of it lie on, where it is not the file's own.
+    """
 
     facts: dict[str, Any]
     overview: Raster | None
     kind: str  # optical, sar, labels, heights or unknown
+    shape: tuple[int, int] | None = None
 
 
 def describe(
@@ -71,7 +78,7 @@ def describe(
         return Description(facts=_facts(raw, raw, size, *other), overview=None, kind=other[0])
     if raw.sensor is None and raw.dtype == "uint8" and len(raw.bands) == 1:
         found = calibrate(raw, "rgb8")
-        return Description(facts=_facts(raw, found, size, "rgb8", "8-bit grey picture"), overview=found, kind="optical")
+        return _described(raw, found, size, "rgb8", "8-bit grey picture", place)
     if raw.sensor is None:
         what = f"from no known sensor; name it with --sensor or --sar-sensor ({', '.join(SENSORS)})"
         if all(name.startswith("band_") for name in raw.bands):
@@ -80,10 +87,19 @@ def describe(
     entry = SENSORS[raw.sensor]
     given = {key: value for key, value in options.items() if key in entry.options}
     found = calibrate(raw, raw.sensor, **given)
-    facts = _facts(raw, found, size, raw.sensor, entry.title)
-    if isinstance(place, Control):
-        facts |= _on_its_map_grid(place, facts["warnings"])
-    return Description(facts=facts, overview=found, kind=entry.kind)
+    return _described(raw, found, size, raw.sensor, entry.title, place)
+
+
+def _described(
+    raw: Raster, found: Raster, size: tuple[int, int], sensor: str, title: str, place: Grid | Control | None
+) -> Description:
+    facts, kind = _facts(raw, found, size, sensor, title), SENSORS[sensor].kind
+    if not isinstance(place, Control):
+        return Description(facts=facts, overview=found, kind=kind)
+    grid = map_grid(place)
+    facts |= _on_its_map_grid(place, grid, facts["warnings"])
+    overview = onto_map(found, place.decimated(*found.shape), grid.decimated(SAMPLE_SIDE))
+    return Description(facts=facts, overview=overview, kind=kind, shape=grid.shape)
 
 
 def georeference(raster: Raster) -> str | None:
@@ -138,9 +154,8 @@ def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, ti
     return {key: value for key, value in facts.items() if value is not None or key in ("crs", "gsd_m", "nodata")}
 
 
-def _on_its_map_grid(place: Control, warnings: list[str]) -> dict[str, Any]:
+def _on_its_map_grid(place: Control, grid: Grid, warnings: list[str]) -> dict[str, Any]:
     """The facts of an image that only control places: of the map grid that it is brought onto."""
-    grid = map_grid(place)
     made = f"brought onto a map grid of {grid.height} x {grid.width} pixels"
     kept = [warning for warning in warnings if not warning.endswith(("no maps", "no map"))]
     facts = {"crs": grid.crs.to_string(), "gsd_m": round(float(grid.gsd), 4), "extent": grid.extent()}

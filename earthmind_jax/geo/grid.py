@@ -66,6 +66,12 @@ class Grid:
         columns = turn / abs(self.transform.a)
         return self.width if abs(columns - self.width) < 0.01 else 0
 
+    def decimated(self, most: int) -> Grid:
+        """The same ground in at most ``most`` rows and columns."""
+        height, width = (min(side, most) for side in self.shape)
+        transform = self.transform @ Affine.scale(self.width / width, self.height / height)
+        return replace(self, transform=transform, height=height, width=width)
+
     def outline(self, per_side: int = 33) -> tuple[np.ndarray, np.ndarray]:
         """Map coordinates (x, y) of points along the outer edge."""
         step = np.linspace(0, 1, per_side)

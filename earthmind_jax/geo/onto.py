@@ -121,6 +121,13 @@ def align(
     return Aligned(aligned, overlap, ratio)
 
 
+def onto_map(source: Raster, place: Control, grid: Grid) -> Raster:
+    """A calibrated raster in memory, whose pixels ``place`` places, on a map grid."""
+    kind = "sar_linear" if source.unit == "dB" else "reflectance"
+    there = _from_memory(source, place, grid, kind, _split(grid, place))[0]
+    return replace(there, transform=grid.transform, crs=grid.crs, gcps=False)
+
+
 def _sar_sensor(source: Raster, told: str | None) -> str:
     """The SAR sensor of a raster; an 8-bit picture or nameless bands are SAR where they are used as such."""
     name = told or ("s1" if source.sensor in (None, "rgb8") else source.sensor)

@@ -49,14 +49,12 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
         ratio = sar.facts["gsd_m"] / optical.facts["gsd_m"]
         facts |= {"overlap": round(found.overlap, 4), "gsd_ratio": round(ratio, 3), "alignment": found.raster.notes[-1]}
         facts |= _seen(first.valid, found.raster.valid)
-        facts |= _shift(first, found.raster, (optical.facts["height"], optical.facts["width"]))
+        size = optical.shape or (optical.facts["height"], optical.facts["width"])
+        facts |= _shift(first, found.raster, size)
         if found.overlap < MIN_OVERLAP:
             warnings.append(f"the overlap is below {MIN_OVERLAP:.0%}: the pair would be refused")
         if not 1 / APART_RATIO <= ratio <= APART_RATIO:
             warnings.append(f"one pixel of the pair is {max(ratio, 1 / ratio):.0f} times as large as the other")
-    elif any("placed" in one.facts for one in (optical, sar)):
-        how = "brought together by the control points or RPCs of one; how well is seen where the pixels are read"
-        facts |= {"overlap": None, "alignment": how}
     else:
         sizes = [(d.facts["height"], d.facts["width"]) for d in (optical, sar)]
         if sizes[0] != sizes[1]:

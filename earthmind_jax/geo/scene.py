@@ -9,22 +9,26 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from affine import Affine
 from rasterio.windows import Window
 
-from earthmind_jax.geo.grid import project, to_map, to_pixel
+from earthmind_jax.geo.grid import Grid, project, to_map
 from earthmind_jax.geo.raster import Raster, open_raster
+from earthmind_jax.geo.resample import Place
 
 PART = 1 << 20  # pixels read at once, about
 STRIP = 512  # rows read at once, about
 MOST_ROWS = 1024
+MOST_LOOKS = 256  # along each side, at which the overlap is looked up
 
 
-def strips(path: str | os.PathLike[str]) -> list[list[Window]]:
-    """The parts in which to read a raster: rows of them, each as wide as the image, top to bottom."""
+def strips(path: str | os.PathLike[str], grid: Grid | None = None) -> list[list[Window]]:
+    """The parts in which to read a raster: rows of them, each as wide as the image, top to bottom.
+
+    ``grid``: the map grid that an image is brought onto, whose pixels are none of the file's own.
+    """
     with open_raster(path) as dataset:
-        height, width = dataset.shape
-        block_rows, block_columns = dataset.block_shapes[0]
+        height, width = dataset.shape if grid is None else grid.shape
+        block_rows, block_columns = dataset.block_shapes[0] if grid is None else (1, STRIP)
     if 2 * block_columns > width:  # stored in rows of the whole image
         rows, columns = _multiple(block_rows, max(32, PART // width)), width
     else:
@@ -43,26 +47,37 @@ def _multiple(block: int, least: int) -> int:
     return -(-least // block) * block
 
 
-def sampled_overlap(reference: Raster, other: Raster) -> float:
+def sampled_overlap(reference: Raster, other: Raster, grid: Grid, place: Place, other_place: Place) -> float:
     """The part (0..1) of the reference's valid pixels where ``other`` is valid, from a decimated look at both files.
 
-    Both need a georeference; each may have been read by any window.
+    Args:
+      reference, other: read by any window.
+      grid: the map grid of the pair.
+      place, other_place: where the whole files lie (``control.place_of``).
     """
-    valid, there = _sampled_valid(reference), _sampled_valid(other)
-    rows, columns = np.nonzero(valid)
-    if not len(rows):
+    down, across = (np.minimum(side, MOST_LOOKS) for side in grid.shape)
+    columns, rows = np.meshgrid(
+        (np.arange(across) + 0.5) * grid.width / across, (np.arange(down) + 0.5) * grid.height / down
+    )
+    x, y = to_map(grid.transform, columns.ravel(), rows.ravel())
+    valid = _valid_at(reference, place, grid, x, y)
+    if not valid.any():
         return 0.0
-    assert reference.scene_shape is not None
-    assert other.scene_shape is not None
-    height, width = reference.scene_shape
-    transform, other_transform = (_scene_transform(r) for r in (reference, other))
-    x, y = to_map(transform, (columns + 0.5) * width / valid.shape[1], (rows + 0.5) * height / valid.shape[0])
-    column, row = to_pixel(other_transform, *project(reference.crs, other.crs, x, y))
-    height, width = other.scene_shape
-    inside = np.isfinite(column) & np.isfinite(row) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    return float(_valid_at(other, other_place, grid, x[valid], y[valid]).mean())
+
+
+def _valid_at(raster: Raster, place: Place, grid: Grid, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """bool [n]: whether the file has data at map coordinates of ``grid``."""
+    valid = _sampled_valid(raster)
+    column, row = place.to_pixel(*project(grid.crs, place.crs, x, y))
+    inside = np.isfinite(column) & np.isfinite(row)
+    inside &= (column >= 0) & (row >= 0) & (column < place.width) & (row < place.height)
     row, column = (np.where(inside, v, 0) for v in (row, column))
-    seen = there[(row * there.shape[0] / height).astype(int), (column * there.shape[1] / width).astype(int)]
-    return float((seen & inside).mean())
+    rows, columns = (
+        (row * valid.shape[0] / place.height).astype(int),
+        (column * valid.shape[1] / place.width).astype(int),
+    )
+    return inside & valid[rows, columns]
 
 
 def has_data(raster: Raster) -> bool:
@@ -73,11 +88,3 @@ def has_data(raster: Raster) -> bool:
 def _sampled_valid(raster: Raster) -> np.ndarray:
     values, valid, _ = raster.scene_sample()
     return valid & (values != 0).any(0)  # zero in every band is nodata that no tag names
-
-
-def _scene_transform(raster: Raster) -> Affine:
-    """Of the whole file, where a window of it was read."""
-    window = raster.window
-    if window is None:
-        return raster.transform
-    return raster.transform @ type(raster.transform).translation(-window.col_off, -window.row_off)

@@ -19,8 +19,9 @@ from earthmind_jax.data.records import SENSORS, Picture
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import MIN_OVERLAP
 from earthmind_jax.geo.contents import Wanted
+from earthmind_jax.geo.control import Control, check_ground, map_grid, place_of
 from earthmind_jax.geo.grid import Grid
-from earthmind_jax.geo.raster import read_raster, require_georeference
+from earthmind_jax.geo.raster import open_raster, read_raster, require_georeference
 from earthmind_jax.geo.scene import has_data, sampled_overlap, strips
 from earthmind_jax.geo.told import NOTHING
 
@@ -80,20 +81,30 @@ class SceneReader:
                 raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
         self.sensors, self.options = sensors, options
         told = options.get("told", NOTHING)
+        check_ground(list(self.sources.values()), **told.ground())
         first = {}
         for name, path in self.sources.items():
             known = told.image_options(name)
             wanted = Wanted(names=known["names"], kind=name)
             first[name] = read_raster(path, wanted, Window(0, 0, 1, 1), sensor=known["sensor"])
+        places = {}
         for name, raster in first.items():
-            require_georeference(raster)
+            with open_raster(self.sources[name]) as dataset:
+                places[name] = place_of(dataset, **told.ground()) or raster.grid
+            if isinstance(places[name], Grid):
+                require_georeference(raster)
             if not has_data(raster):
                 raise UserError(f"{self.sources[name]} has no valid pixel: all are nodata, masked or zero.")
         self.reference = "optical" if "optical" in first else "sar"
-        raster = first[self.reference]
-        assert raster.scene_shape is not None
-        self.grid = Grid(raster.transform, raster.crs, *raster.scene_shape, name=str(self.sources[self.reference]))
-        self.overlap = sampled_overlap(first["optical"], first["sar"]) if len(first) == 2 else 1.0
+        place = places[self.reference]
+        controlled = isinstance(place, Control)
+        # What only control places is brought onto a map grid of its own, of which every part is then a window.
+        self.grid = map_grid(place) if controlled else place
+        self.overlap = (
+            sampled_overlap(first["optical"], first["sar"], self.grid, places["optical"], places["sar"])
+            if len(first) == 2
+            else 1.0
+        )
         if self.overlap < MIN_OVERLAP:
             raise UserError(
                 f"{self.sources['sar']} covers {self.overlap:.1%} of {self.sources['optical']} and {MIN_OVERLAP:.0%} "
@@ -101,7 +112,7 @@ class SceneReader:
             )
         self.notes: tuple[str, ...] | None = None
         self.seconds = 0.0
-        self._strips = strips(self.sources[self.reference])
+        self._strips = strips(self.sources[self.reference], self.grid if controlled else None)
         self._tops = [strip[0].row_off for strip in self._strips]
         self.frames = {name: len(frames) for name, (frames, _) in self._frames(Window(0, 0, 1, 1)).items()}
         self.notes = None

@@ -16,7 +16,9 @@ from swaths import HEIGHT, LATITUDE, LONGITUDE, WIDTH, flat_at, ground, lattice,
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, load_pair
 from earthmind_jax.geo.control import place_of
+from earthmind_jax.geo.describe import describe
 from earthmind_jax.geo.grid import WGS84, Grid, project, to_map
+from earthmind_jax.geo.pairing import pair_facts
 from earthmind_jax.geo.raster import read_raster
 
 UTM = CRS.from_epsg(32632)
@@ -198,3 +200,21 @@ def test_a_window_outside_of_the_made_grid(tmp_path):
     path = written(tmp_path / "a.tif", lattice())
     with pytest.raises(UserError, match=r"a\.tif .* lies wholly outside"):
         load_pair(sar_path=path, sar_sensor="s1", window=rasterio.windows.Window(4000, 60, 50, 70))
+
+
+@pytest.mark.parametrize("kind", ["gcps", "rpcs"])
+def test_a_pair_is_described_on_the_map(tmp_path, make_tif, kind):
+    """Two columns moved: overlap, sizes and the rest of the way are told as of images on a map."""
+    given = {"gcps": lattice()} if kind == "gcps" else {"rpcs": leaning(), "centres": flat_at(200)}
+    path, grid = written(tmp_path / "a.tif", **given), reference(200)
+    seen = np.roll(truth(grid), 2, 1)
+    numbers = np.stack([(seen + 22) * 120 + 10 * band for band in range(12)]).astype("uint16")
+    s2 = make_tif("s2.tif", numbers, crs=UTM, transform=grid.transform)
+    optical, sar = describe(s2), describe(path)
+    facts = pair_facts(optical, sar)
+    assert facts["overlap"] == facts["both_share"] == 1
+    assert facts["gsd_ratio"] == pytest.approx(1, rel=0.01)
+    assert facts["residual_shift"]["columns"] == pytest.approx(-2, abs=0.4)
+    assert facts["residual_shift"]["rows"] == pytest.approx(0, abs=0.4)
+    assert sar.shape == load_pair(sar_path=path).shape
+    assert pair_facts(describe(make_tif("far.tif", numbers)), sar)["overlap"] == 0

@@ -15,6 +15,7 @@ import pytest
 import rasterio
 import scenes
 from support import run
+from swaths import flat_at, lattice, leaning, written
 
 from earthmind_jax import checkpoint
 from earthmind_jax.data.encode import sensor_frames
@@ -400,3 +401,27 @@ def test_the_command(pair, tmp_path, capsys):
     assert "another window" in err
     code, text, err = run(capsys, *told, "--picture")
     assert (code, "--picture" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["gcps", "rpcs"])
+def test_a_scene_that_only_control_places(tmp_path, kind):
+    """Every part of it has the values, and the place, of the whole brought onto its map grid."""
+    given = {"gcps": lattice()} if kind == "gcps" else {"rpcs": leaning(), "centres": flat_at(200)}
+    path = written(tmp_path / "a.tif", **given)
+    sensors = scenes.model().config.sensors
+    whole = load_images({"sar": path}, sensors)
+    reader = SceneReader({"sar": path}, sensors)
+    assert (reader.grid.transform, reader.grid.crs, reader.shape) == (whole.transform, whole.crs, whole.shape)
+    height = reader.shape[0]
+    rows = list(reader.rows(iter([(0, 50), (40, height)])))
+    frames, valid = sensor_frames(*whole.pictures["sar"], "sar", sensors)
+    for part in rows:
+        got, seen = part.frames["sar"]
+        np.testing.assert_array_equal(seen, valid[part.top : part.bottom])
+        off = np.abs(got.astype(int) - frames[:, part.top : part.bottom])
+        assert off[:, seen].max() <= 1  # of 255
+    result = scenes.draw({"sar": path}, tmp_path / "out", targets=["river"])
+    with rasterio.open(result.files[0]) as drawn:
+        assert (drawn.shape, drawn.crs) == (whole.shape, whole.crs)
+        assert drawn.transform.almost_equals(whole.transform)
+        np.testing.assert_array_equal(drawn.read(1) != 255, whole.valid)
