@@ -148,9 +148,9 @@ def _pixels_of(pixels: int, cells: int) -> np.ndarray:
     return (np.arange(pixels) >= first[:, None]) & (np.arange(pixels) < last[:, None])
 
 
-def place(prompts: Sequence[Prompt], grid: Grid) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
-    """The objects that prompts point at on a grid, named region1, region2, ... where they have no name, and what to say
-    about them: what lies partly outside the image is cut off.
+def place(prompts: Sequence[Prompt], grid: Grid, before: int = 0) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
+    """The objects that prompts point at on a grid, named region1, region2, ... (counted on from ``before``) where they
+    have no name, and what to say about them: what lies partly outside the image is cut off.
 
     Raises:
       UserError: naming the prompt that lies outside the image, cannot be placed, or is none.
@@ -166,7 +166,7 @@ def place(prompts: Sequence[Prompt], grid: Grid) -> tuple[tuple[Mark, ...], tupl
     if len(groups) > MOST_OBJECTS:
         raise UserError(f"There are {len(groups)} objects to point at but {MOST_OBJECTS} is the most; ask in parts.")
     marks, notes = [], []
-    for number, (key, parts) in enumerate(groups.items(), 1):
+    for number, (key, parts) in enumerate(groups.items(), before + 1):
         name = f"region{number}" if key.startswith("\0") else key
         mark, said = _mark(name, parts, grid)
         marks.append(mark)

@@ -28,8 +28,11 @@ CERTAIN = 10.0  # logit of a mask prompt's pixels, as SAM2 makes logits of given
 LARGEST = 2048  # pixels on a side that regions are drawn with: tokens and decoder see less
 
 
-def gather(marks: Marks | None, region: np.ndarray | None, images: Images) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
+def gather(
+    marks: Marks | None, region: np.ndarray | None, images: Images, before: int = 0
+) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
     """The objects that ``marks`` point at, after the mask ``region``, on the reference image; and what to say of them.
+    ``before`` objects have been pointed at already.
 
     Raises:
       UserError: naming the prompt that is wrong or lies outside the image.
@@ -38,7 +41,7 @@ def gather(marks: Marks | None, region: np.ndarray | None, images: Images) -> tu
     prompts += [] if marks is None else _prompts(marks, images)
     if not prompts:
         return (), ()
-    return place(prompts, grid_of(images))
+    return place(prompts, grid_of(images), before)
 
 
 def grid_of(images: Images) -> Grid:
@@ -96,9 +99,10 @@ def regions(marks: Sequence[Mark], images: Images, config: EarthMindConfig) -> t
     return tuple(mark.region(cells) for mark in _small(marks, images.shape))
 
 
-def name_marks(question: str, marks: Sequence[Mark]) -> str:
-    """The question with each ``{name}`` of an object replaced by what the model calls it: region1, region2, ..."""
-    for i, mark in enumerate(marks, 1):
+def name_marks(question: str, marks: Sequence[Mark], before: int = 0) -> str:
+    """The question with each ``{name}`` of an object replaced by what the model calls it: region1, region2, ..., after
+    ``before`` regions of earlier turns."""
+    for i, mark in enumerate(marks, before + 1):
         if mark.name != "region":
             question = question.replace(f"{{{mark.name}}}", f"region{i}")
     return question

@@ -1,19 +1,22 @@
-"""The picture of an answer: optical, SAR, mask, and the fusion weights."""
+"""The picture of an answer: optical, SAR, mask, what was pointed at, and the fusion weights."""
 
 from __future__ import annotations
 
 import io
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from earthmind_jax.geo.write import written_beside
+from earthmind_jax.infer.mark_lines import COLOUR, lines_of
 from earthmind_jax.infer.result import Answer
 
 
 def panel(answer: Answer) -> bytes:
-    """PNG bytes: one row of optical, SAR, each mask over the first image, and the weight of SAR (blue)."""
+    """PNG bytes: one row of optical, SAR, each mask over the first image, and the weight of SAR (blue); marks (green)
+    over all but the last."""
     # The object interface: no global backend is touched, so that a caller's own figures are safe.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -35,6 +38,7 @@ def panel(answer: Answer) -> bytes:
             overlay = np.zeros((*mask.shape, 4), np.float32)
             overlay[mask] = (1.0, 0.85, 0.0, 0.55)
             axis.imshow(overlay, interpolation="nearest")
+        _point(axis, answer, image.shape[:2])
         axis.set_title(title, fontsize=10)
     if answer.fusion is not None:
         shown = np.where(answer.fusion.sum(-1) > 0, answer.fusion[..., 1], np.nan)
@@ -51,6 +55,28 @@ def panel(answer: Answer) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
+
+
+def _point(axis: Any, answer: Answer, shape: tuple[int, int]) -> None:
+    """Draw the marks over a picture of ``shape`` without moving its limits."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    colour, halo = tuple(value / 255 for value in COLOUR), [Stroke(linewidth=2.5, foreground="black"), Normal()]
+    limits = axis.get_xlim(), axis.get_ylim()
+    for mark in answer.marks:
+        found = lines_of(mark, shape)
+        # Pictures are drawn with the centre of their first pixel at 0, 0.
+        for line in found.lines:
+            axis.plot(*(line - 0.5).T, color=colour, linewidth=1.2, path_effects=halo)
+        for (x, y), label in zip(found.points - 0.5, found.labels, strict=True):
+            axis.plot(x, y, "o" if label else "x", color=colour, markersize=5, path_effects=halo)
+        at = (found.corner[0] - 0.5, found.corner[1] - 0.5)
+        text = axis.annotate(
+            found.name, at, (2, 2), textcoords="offset points", color=colour, fontsize=8, parse_math=False
+        )
+        text.set_path_effects(halo)
+    axis.set_xlim(limits[0])
+    axis.set_ylim(limits[1])
 
 
 def write_panel(answer: Answer, path: str | Path) -> Path:
