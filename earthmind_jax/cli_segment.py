@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
-from earthmind_jax.cli_paths import COMMAND, check_page
+from earthmind_jax.cli_paths import COMMAND, check_page, limit_cache
 from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from earthmind_jax.infer.result import Mask
 
 Named = tyro.conf.arg
-CACHE = "256"  # MB
-LARGE = 2**22  # pixels; a larger image is drawn from file to file
 EVERY = 2.0  # seconds between progress lines
 
 
@@ -76,8 +73,7 @@ def segment(
         explain: HTML page that says what each sensor alone would have drawn, and where each counted.
         as_json: print JSON.
     """
-    # Of decoded blocks: a strip of a scene is far less, and GDAL's own limit is a twentieth of the machine's memory.
-    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
+    limit_cache()
     from earthmind_jax.infer.predictor import EarthMind
 
     places = pointing.options()
@@ -90,8 +86,8 @@ def segment(
         raise UserError("Windows belong to large scenes: leave out what points at places, --explain and --picture.")
     if len(targets) > 1 and explain is not None:
         raise UserError("A page is about one target; name one.")
-    if explain is not None and large(optical, sar):
-        raise UserError("--explain shows an image that fits into memory; leave it out, or cut out a part first.")
+    if explain is not None and not places and large(optical, sar):
+        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
     labels = Truth.of(truth, truth_value, () if "marks" in places else targets)
     model = EarthMind.load(checkpoint)
     if scene:
@@ -225,12 +221,13 @@ def large(optical: Path | None, sar: Path | None) -> bool:
     """Whether the image that masks are drawn on is a raster too large for the small road."""
     from earthmind_jax.data.read import RASTERS
     from earthmind_jax.geo.raster import open_raster
+    from earthmind_jax.infer.view import WHOLE
 
     path = optical if optical is not None else sar
     if path is None or path.suffix.lower() not in RASTERS:
         return False
     with open_raster(path) as dataset:
-        return dataset.height * dataset.width > LARGE
+        return dataset.height * dataset.width > WHOLE
 
 
 def _size(optical: Path | None, sar: Path | None) -> tuple[int, int]:

@@ -125,7 +125,8 @@ def explain(
       max_new: 256, of a target 32.
       told: what the files do not say themselves.
       command: what to say about how this was called.
-      options: what the question points at and the part of the scene that it is about (:meth:`EarthMind.point`).
+      options: what the question points at and the part of the scene that it is about (:meth:`EarthMind.part`), and
+        ``steer``.
 
     Raises:
       UserError: as of :meth:`EarthMind.ask`.
@@ -133,15 +134,15 @@ def explain(
     if segment and temperature:
         raise UserError("A target to segment is not drawn at random; ask a question instead.")
     began = time.perf_counter()
-    images = model.images(optical, sar, told)
+    named = question.strip() or (segment and options.get("marks") is not None)
+    if segment and not (named and (optical is not None or sar is not None)):
+        raise UserError("Name something to segment, and give an optical image, a SAR image, or both.")
+    if not named:
+        raise UserError("The question is empty; ask something.")
+    steer = options.pop("steer", False)
+    view = model.part(optical, sar, told, closer=not segment, **options)
     reading = time.perf_counter() - began
-    scene, view, turn, prompts = images, None, None, None
-    if segment:
-        if images is None or not (question.strip() or options.get("marks") is not None):
-            raise UserError("Name something to segment, and give an optical image, a SAR image, or both.")
-        view = model.view(images, **options)
-    else:
-        view, turn, prompts = model.point(question, images, **options)
+    turn, prompts = (None, None) if segment else model.about(question, view, steer)
     images = None if view is None else view.images
 
     def ask(timed: EarthMind, seen: Images | None) -> Answer:
@@ -165,7 +166,7 @@ def explain(
         times[name] = engine.times
     first = next(iter(views))
     times[first].steps = {"read": reading, **times[first].steps}
-    cloud, note = clouds(optical, scene)
+    cloud, note = clouds(optical, None if view is None else view.scene)
     if cloud is not None and view is not None:
         cloud = cloud[view.window]
     valid = {} if images is None else {name: images.only(name).valid for name in sensors}

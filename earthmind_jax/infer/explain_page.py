@@ -136,7 +136,7 @@ def _fusion(answer: Answer, pictures: _Pictures) -> str:
     colours = _ramp(share)
     colours[~seen] = ABSENT
     base = next(iter(answer.pictures.values()))
-    title = "weight of SAR over the image (grey: no data)"
+    title = "weight of SAR over the image (grey: no data, or not looked at)"
     shares = answer.sensor_shares
     bar = ",".join(f"rgb{tuple(int(v) for v in _ramp(np.array(x)))}" for x in (0, 0.25, 0.5, 0.75, 1))
     legend = (
@@ -226,7 +226,7 @@ def _pointed_at(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     for mark in marks:
         found = lines_of(mark, (picture.height, picture.width))
-        for width, colour in ((3, (0, 0, 0)), (1, COLOUR)):
+        for width, colour in ((4, (0, 0, 0)), (2, COLOUR)):
             for line in found.lines:
                 pen.line([tuple(position) for position in line.tolist()], fill=colour, width=width)
         for (x, y), label in zip(found.points.tolist(), found.labels.tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,18 @@ def regions(marks: Sequence[Mark], images: Images, config: EarthMindConfig) -> t
 
 def name_marks(question: str, marks: Sequence[Mark], before: int = 0) -> str:
     """The question with each ``{name}`` of an object replaced by what the model calls it: region1, region2, ..., after
-    ``before`` regions of earlier turns."""
+    ``before`` regions of earlier turns.
+
+    Raises:
+      UserError: the question has a ``{name}`` that nothing is pointed at by.
+    """
     for i, mark in enumerate(marks, before + 1):
         if mark.name != "region":
             question = question.replace(f"{{{mark.name}}}", f"region{i}")
+    unknown = [name for name in re.findall(r"{([^\W\d]\w*)}", question) if name != "region"]
+    if marks and unknown:
+        names = ", ".join(mark.name for mark in marks)
+        raise UserError(f"The question speaks of {{{unknown[0]}}}, but what is pointed at is called {names}.")
     return question
 
 

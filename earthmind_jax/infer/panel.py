@@ -28,7 +28,8 @@ def panel(answer: Answer) -> bytes:
     sensor, base = next(iter(answer.pictures.items()))
     for name, mask in zip(answer.names, answer.masks, strict=True):
         under = answer.pictures.get(f"{sensor} {mask.date}", base)
-        views.append((f"{name.replace('_', ' ')} (score {mask.score:.2f})", under, mask.array))
+        what = f", {mask.name}" if mask.name else ""
+        views.append((f"{name.replace('_', ' ')}{what} (score {mask.score:.2f})", under, mask.array))
     count = len(views) + (answer.fusion is not None)
     figure = Figure(figsize=(3.1 * count, 3.7), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -39,7 +40,7 @@ def panel(answer: Answer) -> bytes:
             overlay[mask] = (1.0, 0.85, 0.0, 0.55)
             axis.imshow(overlay, interpolation="nearest")
         _point(axis, answer, image.shape[:2])
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=10, parse_math=False)
     if answer.fusion is not None:
         shown = np.where(answer.fusion.sum(-1) > 0, answer.fusion[..., 1], np.nan)
         height, width = base.shape[:2]
@@ -50,7 +51,7 @@ def panel(answer: Answer) -> bytes:
         figure.colorbar(drawn, ax=axes[-1], shrink=0.8)
     for axis in axes:
         axis.set_axis_off()
-    text = f"{answer.question}  →  {answer.text}"
+    text = "  →  ".join(filter(None, (answer.question, answer.text)))
     figure.suptitle("\n".join(textwrap.wrap(text, 38 * count)), fontsize=10, parse_math=False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

@@ -111,6 +111,14 @@ def windows_of(marks: Sequence[Mark], side: int) -> list[tuple[Window, list[int]
     return found
 
 
+def surroundings(marks: Sequence[Mark], side: int, shape: tuple[int, int]) -> Zoom:
+    """The part of an image of ``shape`` that has all of :func:`windows_of`; the image itself without marks."""
+    found = [window for window, _ in windows_of(marks, side)] or [(slice(0, shape[0]), slice(0, shape[1]))]
+    top, left = (min(window[axis].start for window in found) for axis in (0, 1))
+    bottom, right = (max(window[axis].stop for window in found) for axis in (0, 1))
+    return top, left, bottom - top, right - left
+
+
 def paste(part: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
     """A window's values [h w ...] on the whole image [H W ...], zero elsewhere."""
     whole = np.zeros((*shape, *part.shape[2:]), part.dtype)

@@ -24,9 +24,10 @@ from earthmind_jax.infer.answer import Reply, answer
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.many import Many
 from earthmind_jax.infer.marks import Marks, gather, name_marks, regions, visual_prompts
-from earthmind_jax.infer.pointing import Zoom, closer_to, draw, within, zoomed
+from earthmind_jax.infer.pointing import Zoom, closer_to, draw, surroundings, within, zoomed
 from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.samples import dated_masks, sample_of
+from earthmind_jax.infer.view import View, outline, part_reader, read_part
 from earthmind_jax.infer.windows import Blend, stretched, windows
 from earthmind_jax.types import Params, VisualPrompts
 
@@ -39,27 +40,6 @@ Source = str | Path | np.ndarray
 
 Sources = Source | Sequence[Source]
 """One image, or one for each date."""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """The part of a scene that is asked about, the (row, column) where it begins, and what is pointed at on it."""
-
-    images: Images
-    offset: tuple[int, int] = (0, 0)
-    marks: tuple[Mark, ...] = ()
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Where it lies in the scene."""
-        row, column = self.offset
-        height, width = self.images.shape
-        return slice(row, row + height), slice(column, column + width)
-
-    def placed(self, answer: Answer) -> Answer:
-        """The answer with its masks at their place in the scene, and with what was pointed at."""
-        masks = tuple(replace(mask, offset=self.offset) for mask in answer.masks)
-        return replace(answer, masks=masks, marks=self.marks, offset=self.offset)
 
 
 @dataclass
@@ -129,7 +109,7 @@ class EarthMind:
             first, and so on.
           window: the part of the scene to ask about; masks then lie on its grid, and their boxes and polygons in the
             scene's pixels. None: all of it, or, where something is pointed at and the image is larger than the model's
-            own window, the window around that.
+            own window, the window around that. Of rasters with more than 4 million pixels nothing else is read.
           temperature: 0 is greedy.
           overlap: share of a window common to neighbours.
           told: what the files do not say themselves (sensor, scale, band names).
@@ -137,8 +117,10 @@ class EarthMind:
         Raises:
           UserError: a file cannot be used, or the pair does not overlap.
         """
-        images = self.images(optical, sar, told)
-        view, turn, prompts = self.point(question, images, region, marks, window, steer)
+        if not question.strip():
+            raise UserError("The question is empty; ask something.")
+        view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True)
+        turn, prompts = self.about(question, view, steer)
         seen = None if view is None else view.images
         answer = self.look(seen, turn, max_new, temperature, overlap, prompts=prompts)
         return answer if view is None else view.placed(answer)
@@ -160,13 +142,21 @@ class EarthMind:
         if images is None:
             if not (region is None and marks is None and window is None):
                 raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
-            return None, Turn(question), None
+            return None, *self.about(question, None)
         view = self.view(images, region, marks, window, closer=True, before=before)
+        return view, *self.about(question, view, steer, before)
+
+    def about(
+        self, question: str, view: View | None, steer: bool = False, before: int = 0
+    ) -> tuple[Turn, VisualPrompts | None]:
+        """The turn of a question about a view, and what prompts the mask decoder beside it."""
+        if view is None:
+            return Turn(question), None
         prompts = None
         if steer and view.marks and self.config.grounding is not None:
             prompts = visual_prompts(view.marks, self.config.grounding)
         found = regions(view.marks, view.images, self.config)
-        return view, Turn(name_marks(question, view.marks, before), region=found or None), prompts
+        return Turn(name_marks(question, view.marks, before), region=found or None), prompts
 
     def turn(
         self, question: str, images: Images | None, *, region: np.ndarray | None = None, marks: Marks | None = None
@@ -232,16 +222,18 @@ class EarthMind:
         Args:
           marks: draw what is pointed at instead, one mask for each object: from the marks alone, or, with a target,
             from its words and the mark together. The decoder looks at the window around each object.
-          window: the part of the scene to look at, as in :meth:`ask`.
+          window: the part of the scene to look at, as in :meth:`ask`. Of rasters with more than 4 million pixels masks
+            of what is pointed at lie on the part around it.
           told: what the files do not say themselves.
         """
         targets = (target,) if isinstance(target, str) else tuple(target)
         if len(targets) > 1 and marks is not None:
             raise UserError("What is pointed at is drawn with one target or none; ask for several targets alone.")
-        images = self.images(optical, sar, told)
-        if images is None:
+        if optical is None and sar is None:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
-        return self.drawn(self.view(images, None, marks, window), target, max_new, overlap)
+        view = self.part(optical, sar, told, marks=marks, window=window)
+        assert view is not None
+        return self.drawn(view, target, max_new, overlap)
 
     def drawn(self, view: View, target: str | Sequence[str], max_new: int = 32, overlap: float = 0.5) -> Answer:
         """:meth:`segment` of a part of a scene that is read already."""
@@ -299,6 +291,33 @@ class EarthMind:
         text = "\n".join(f"{target.strip()}: {text}" for target, text in zip(targets, texts, strict=True))
         return self._answer("; ".join(targets), text, named, fusion, images)
 
+    def part(
+        self,
+        optical: Sources | None,
+        sar: Sources | None,
+        told: Told = NOTHING,
+        *,
+        region: np.ndarray | None = None,
+        marks: Marks | None = None,
+        window: Zoom | None = None,
+        closer: bool = False,
+    ) -> View | None:
+        """:meth:`view` of files; None without any. Of a raster too large for memory nothing but the part is read, and
+        where only something is pointed at, that is what the mask decoder looks at around it."""
+        pointed = not (region is None and marks is None and window is None)
+        reader = part_reader(optical, sar, self.config.sensors, told) if pointed else None
+        if reader is not None:
+            scene = outline(reader)
+            if window is None and not closer:
+                window = surroundings(gather(marks, region, scene)[0], self.config.sensors.window, scene.shape)
+            return read_part(reader, self.view(scene, region, marks, window, closer))
+        images = self.images(optical, sar, told)
+        if images is None:
+            if pointed:
+                raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
+            return None
+        return self.view(images, region, marks, window, closer)
+
     def view(
         self,
         images: Images,
@@ -308,16 +327,16 @@ class EarthMind:
         closer: bool = False,
         before: int = 0,
     ) -> View:
-        """The part of the scene that is asked about, with what is pointed at on it; ``closer``: of an image larger than
+        """The part of a scene that is asked about, with what is pointed at on it; ``closer``: of an image larger than
         the model's own window the one around that, unless a window is named."""
         _check_region(region, images)
         placed, notes = gather(marks, region, images, before)
         if window is None and not (closer and placed and self.large(images)):
-            return View(replace(images, notes=(*images.notes, *notes)), marks=placed)
+            return View(replace(images, notes=(*images.notes, *notes)), images, marks=placed)
         part, said = zoomed(window, images) if window is not None else closer_to(placed, self.config.sensors.window)
         crop = images.crop(part)
         crop = replace(crop, notes=(*images.notes, *said, *notes))
-        return View(crop, (part[0].start, part[1].start), within(placed, part))
+        return View(crop, images, (part[0].start, part[1].start), within(placed, part))
 
     def conversation(
         self, *, optical: Sources | None = None, sar: Sources | None = None, told: Told = NOTHING
