@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bend import Misplaced, check_valid, to_pixels
-from earthmind_jax.geo.grid import Grid, require_map
+from earthmind_jax.geo.grid import Grid, known_crs, require_map
 from earthmind_jax.geo.prompts import Prompt
 
 MOST_OBJECTS = 64
@@ -246,10 +244,7 @@ def _located(part: Prompt, geometry: BaseGeometry, grid: Grid) -> tuple[BaseGeom
     """:func:`_on_image`, None where nothing lies on it."""
     whole = True
     if part.crs is not None:
-        try:
-            crs = CRS.from_user_input(part.crs)
-        except CRSError as error:
-            raise UserError(f"{part.where}: {part.crs!r} is no known coordinate reference system.") from error
+        crs = known_crs(part.crs, part.where)
         require_map(grid.transform, grid.crs, grid.name, "a prompt in map coordinates")
         geometry, whole = to_pixels(geometry, crs, grid)
     else:
