@@ -253,7 +253,7 @@ def test_at_the_end_of_the_models_reach():
         (("0", 0, 5, 5), None, "four whole numbers"),
         ((9.0, 45.0, 8.0, 46.0), "EPSG:4326", "each below its opposite"),
         ((100.0, 10.0, 101.0, 11.0), "EPSG:4326", "not on the image"),
-        ((9.0, 45.0, 9.1, 45.1), "EPSG:99999", "not known"),
+        ((9.0, 45.0, 9.1, 45.1), "EPSG:99999", "no known"),
         ((9.0, 45.0, float("inf"), 45.1), "EPSG:4326", "A box is"),
     ],
 )
