@@ -11,7 +11,7 @@ import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
-from earthmind_jax.cli_paths import COMMAND, check_directory, check_page
+from earthmind_jax.cli_paths import COMMAND, check_directory, check_page, limit_cache
 from earthmind_jax.cli_print import print_answer
 from earthmind_jax.cli_segment import ask_large, large
 from earthmind_jax.errors import UserError, WorkError
@@ -67,6 +67,7 @@ def ask(
         told: what the files do not say themselves.
         as_json: print JSON.
     """
+    limit_cache()
     places = pointing.options()
     if batch is not None:
         facts = told.about("optical") + told.about("sar")
@@ -122,6 +123,7 @@ def chat(
         temperature: 0 is greedy.
         told: what the files do not say themselves.
     """
+    limit_cache()
     _check(max_new, temperature)
     from earthmind_jax.infer.predictor import EarthMind
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -9,6 +10,15 @@ from earthmind_jax.errors import UserError
 
 COMMAND: ContextVar[str] = ContextVar("command", default="")
 """The command as it was given, for the record."""
+
+
+CACHE = "256"  # MB
+
+
+def limit_cache() -> None:
+    """Of decoded blocks GDAL keeps few: a strip of a scene is far less than its own limit, a twentieth of the machine's
+    memory."""
+    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
 
 
 def check_directory(path: Path | None) -> None:

@@ -6,10 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from earthmind_jax.errors import UserError
-
 
 def print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str, Any] | None = None) -> None:
     """An answer, what is to be said beside it (``extra``), and the files written; as JSON where asked."""
@@ -24,19 +20,9 @@ def print_answer(answer: Any, files: list[Path], as_json: bool, extra: dict[str,
     if facts["fusion"]:
         print(f"weights: optical {facts['fusion']['optical']:.2f}, SAR {facts['fusion']['sar']:.2f}")
     for key, value in (extra or {}).items():
-        print(f"{key}: {value}")
+        several = isinstance(value, dict)
+        print(f"{key}: {', '.join(f'{name} {part}' for name, part in value.items()) if several else value}")
     for note in facts["notes"]:
         print(f"note: {note}")
     for file in files:
         print(f"wrote {file}")
-
-
-def against(mask: np.ndarray, valid: np.ndarray, truth: Path, value: int) -> float:
-    """Foreground IoU of a mask [H W] with the pixels of a label raster that have ``value``."""
-    from earthmind_jax.evaluate.metrics import foreground_iou
-    from earthmind_jax.geo.raster import read_raster
-
-    labels = read_raster(truth, labels=True, native=True).data[0]
-    if labels.shape != mask.shape:
-        raise UserError(f"{truth} has {labels.shape} pixels (rows, columns) but the image has {mask.shape}.")
-    return foreground_iou(mask, labels == value, valid)

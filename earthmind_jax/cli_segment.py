@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
-from earthmind_jax.cli_paths import COMMAND, check_page
+from earthmind_jax.cli_paths import COMMAND, check_page, limit_cache
+from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
 
+if TYPE_CHECKING:
+    from earthmind_jax.infer.result import Mask
+
 Named = tyro.conf.arg
-CACHE = "256"  # MB
-LARGE = 2**22  # pixels; a larger image is drawn from file to file
 EVERY = 2.0  # seconds between progress lines
 
 
@@ -39,7 +40,7 @@ def segment(
     weights: bool = False,
     picture: bool = False,
     truth: Path | None = None,
-    truth_value: int = 1,
+    truth_value: tuple[int, ...] = (),
     pointing: Pointing = NOWHERE,
     told: Annotated[Told, TOLD] = NOTHING,
     explain: Path | None = None,
@@ -65,15 +66,14 @@ def segment(
         overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).
         weights: also write the fusion weight of SAR as a GeoTIFF, one pixel a token.
         picture: write a plain PNG mask (for images without georeference).
-        truth: label raster to compare with; prints the foreground IoU of each target.
-        truth_value: the label value of the target in truth.
+        truth: raster of labels to compare with, on any grid that covers the image; prints the foreground IoU.
+        truth_value: the value in truth of each mask, in the order of the targets (1 for a single one).
         pointing: draw what is pointed at, one mask for each object.
         told: what the files do not say themselves.
         explain: HTML page that says what each sensor alone would have drawn, and where each counted.
         as_json: print JSON.
     """
-    # Of decoded blocks: a strip of a scene is far less, and GDAL's own limit is a twentieth of the machine's memory.
-    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
+    limit_cache()
     from earthmind_jax.infer.predictor import EarthMind
 
     places = pointing.options()
@@ -84,27 +84,28 @@ def segment(
     scene = windowed or (not (places or explain or picture) and (len(targets) > 1 or large(optical, sar)))
     if scene and (places or explain or picture):
         raise UserError("Windows belong to large scenes: leave out what points at places, --explain and --picture.")
-    if len(targets) > 1 and (truth is not None or explain is not None):
-        raise UserError(f"{'Labels are' if truth else 'A page is'} about one target; name one.")
-    if explain is not None and (places or large(optical, sar)):
-        raise UserError("--explain shows what words draw on an image that fits into memory; leave it out here.")
+    if len(targets) > 1 and explain is not None:
+        raise UserError("A page is about one target; name one.")
+    if explain is not None and not places and large(optical, sar):
+        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
+    labels = Truth.of(truth, truth_value, () if "marks" in places else targets)
     model = EarthMind.load(checkpoint)
     if scene:
-        _scene(model, targets, optical, sar, out, window, overlap, weights, truth, truth_value, told, as_json)
+        _scene(model, targets, optical, sar, out, window, overlap, weights, labels, told, as_json)
         return
-    from earthmind_jax.cli_print import against, print_answer
+    from earthmind_jax.cli_print import print_answer
 
     target = targets if len(targets) > 1 else "".join(targets)
     given = {"optical": optical, "sar": sar, "told": told}
     if explain is None:
         answer, page = model.segment(target, **given, **places), []
     else:
-        reason = model.explain(target, **given, segment=True, command=COMMAND.get())
+        reason = model.explain("".join(targets), **given, **places, segment=True, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
-    mask = answer.masks[0]
-    iou = None if truth is None else against(mask.array, mask.valid, truth, truth_value)
+    names = [mask.name or f"mask {i}" for i, mask in enumerate(answer.masks, 1)]
+    extra = {} if labels is None else {"iou": shown(names, labels.compare(answer.masks, _size(optical, sar)))}
     files = [*answer.save(out, maps=not picture), *page]
-    print_answer(answer, files, as_json, {} if iou is None else {"iou": round(iou, 4)})
+    print_answer(answer, files, as_json, extra)
 
 
 def _scene(
@@ -116,8 +117,7 @@ def _scene(
     window: int | None,
     overlap: float | None,
     weights: bool,
-    truth: Path | None,
-    truth_value: int,
+    truth: Truth | None,
     told: Told,
     as_json: bool,
 ) -> None:
@@ -132,7 +132,8 @@ def _scene(
     facts = {**result.answer, "files": [str(f) for f in result.files]}
     facts["seconds"] = {name: round(value, 2) for name, value in result.seconds.items()}
     if truth is not None:
-        facts["iou"] = round(_scene_iou(out / "mask_1.tif", truth, truth_value), 4)
+        masks = [_drawn(out / f"mask_{i}.tif", name) for i, name in enumerate(targets, 1)]
+        facts["iou"] = shown(targets, truth.compare(masks, None))
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -141,7 +142,8 @@ def _scene(
         weighed = f"; weights: optical {shares['optical']:.2f}, SAR {shares['sar']:.2f}" if shares else ""
         print(f"{mask['target']}: {mask['share']:.1%} of the scene, score {mask['score']:.2f}{weighed}")
     if truth is not None:
-        print(f"iou: {facts['iou']}")
+        scores = facts["iou"] if isinstance(facts["iou"], dict) else {targets[0]: facts["iou"]}
+        print(f"iou: {', '.join(f'{name} {score}' for name, score in scores.items())}")
     for file in facts["files"]:
         print(f"wrote {file}")
 
@@ -219,19 +221,28 @@ def large(optical: Path | None, sar: Path | None) -> bool:
     """Whether the image that masks are drawn on is a raster too large for the small road."""
     from earthmind_jax.data.read import RASTERS
     from earthmind_jax.geo.raster import open_raster
+    from earthmind_jax.infer.view import WHOLE
 
     path = optical if optical is not None else sar
     if path is None or path.suffix.lower() not in RASTERS:
         return False
     with open_raster(path) as dataset:
-        return dataset.height * dataset.width > LARGE
+        return dataset.height * dataset.width > WHOLE
 
 
-def _scene_iou(mask: Path, truth: Path, value: int) -> float:
+def _size(optical: Path | None, sar: Path | None) -> tuple[int, int]:
+    """Rows and columns of the image that masks are drawn on."""
+    from earthmind_jax.data.read import picture_header
+
+    return picture_header(str(optical if optical is not None else sar)).shape
+
+
+def _drawn(path: Path, name: str) -> Mask:
+    """The mask of a scene, as it was written."""
     import rasterio
 
-    from earthmind_jax.cli_print import against
+    from earthmind_jax.infer.result import Mask
 
-    with rasterio.open(mask) as dataset:
+    with rasterio.open(path) as dataset:
         drawn = dataset.read(1)
-    return against(drawn == 1, drawn != 255, truth, value)
+        return Mask((drawn == 1).astype("float32"), drawn != 255, dataset.transform, dataset.crs, name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import rasterio
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -152,6 +153,15 @@ def ground_sample_distance(transform: Affine, crs: CRS, shape: tuple[int, int]) 
     return float(np.sqrt(np.prod(steps)))
 
 
+def known_crs(crs: CRS | str, where: str) -> CRS:
+    """``crs`` as a CRS; UserError naming ``where`` it stands if it is none."""
+    try:
+        with rasterio.Env():  # without which PROJ writes a line of its own to standard error
+            return CRS.from_user_input(crs)
+    except CRSError as error:
+        raise UserError(f"{where}: {crs!r} is no known coordinate reference system.") from error
+
+
 def require_map(transform: Affine, crs: CRS | str | None, name: str, purpose: str) -> CRS:
     """``crs`` as a CRS; UserError where the image has no place on Earth."""
     if crs is None or not crs or transform.almost_equals(Affine.identity()):
@@ -160,10 +170,7 @@ def require_map(transform: Affine, crs: CRS | str | None, name: str, purpose: st
         )
     if not np.isfinite(transform[:6]).all() or transform.determinant == 0:
         raise UserError(f"{name}: its transform {tuple(transform[:6])} gives pixels no size; correct the georeference.")
-    try:
-        known = CRS.from_user_input(crs)
-    except CRSError as error:
-        raise UserError(f"{name}: {crs!r} is no known coordinate reference system.") from error
+    known = known_crs(crs, name)
     if not (known.is_geographic or known.is_projected):
         raise UserError(
             f"{name}: its CRS {known.to_string()[:60]} is no map of the Earth; use a geographic or projected one."

@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bend import Misplaced, check_valid, to_pixels
-from earthmind_jax.geo.grid import Grid, require_map
+from earthmind_jax.geo.grid import Grid, known_crs, require_map
 from earthmind_jax.geo.prompts import Prompt
 
 MOST_OBJECTS = 64
@@ -148,9 +146,9 @@ def _pixels_of(pixels: int, cells: int) -> np.ndarray:
     return (np.arange(pixels) >= first[:, None]) & (np.arange(pixels) < last[:, None])
 
 
-def place(prompts: Sequence[Prompt], grid: Grid) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
-    """The objects that prompts point at on a grid, named region1, region2, ... where they have no name, and what to say
-    about them: what lies partly outside the image is cut off.
+def place(prompts: Sequence[Prompt], grid: Grid, before: int = 0) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
+    """The objects that prompts point at on a grid, named region1, region2, ... (counted on from ``before``) where they
+    have no name, and what to say about them: what lies partly outside the image is cut off.
 
     Raises:
       UserError: naming the prompt that lies outside the image, cannot be placed, or is none.
@@ -166,7 +164,7 @@ def place(prompts: Sequence[Prompt], grid: Grid) -> tuple[tuple[Mark, ...], tupl
     if len(groups) > MOST_OBJECTS:
         raise UserError(f"There are {len(groups)} objects to point at but {MOST_OBJECTS} is the most; ask in parts.")
     marks, notes = [], []
-    for number, (key, parts) in enumerate(groups.items(), 1):
+    for number, (key, parts) in enumerate(groups.items(), before + 1):
         name = f"region{number}" if key.startswith("\0") else key
         mark, said = _mark(name, parts, grid)
         marks.append(mark)
@@ -246,10 +244,7 @@ def _located(part: Prompt, geometry: BaseGeometry, grid: Grid) -> tuple[BaseGeom
     """:func:`_on_image`, None where nothing lies on it."""
     whole = True
     if part.crs is not None:
-        try:
-            crs = CRS.from_user_input(part.crs)
-        except CRSError as error:
-            raise UserError(f"{part.where}: {part.crs!r} is no known coordinate reference system.") from error
+        crs = known_crs(part.crs, part.where)
         require_map(grid.transform, grid.crs, grid.name, "a prompt in map coordinates")
         geometry, whole = to_pixels(geometry, crs, grid)
     else:

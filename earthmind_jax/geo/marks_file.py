@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import shapely
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from shapely.geometry.base import BaseGeometry
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.grid import known_crs
 from earthmind_jax.geo.marks import MOST_OBJECTS, MOST_POINTS
 from earthmind_jax.geo.prompts import KINDS, Prompt
 
@@ -108,10 +108,7 @@ def _agreed(told: str | None, written: str | None, where: str) -> str | None:
     """The CRS of a file, from what the caller and the file say."""
     for crs in (told, written):
         if crs is not None and crs != PIXELS:
-            try:
-                CRS.from_user_input(crs)
-            except CRSError as error:
-                raise UserError(f"{where}: {crs!r} is no known coordinate reference system.") from error
+            known_crs(crs, where)
     if told and written and (told == PIXELS or CRS.from_user_input(told) != CRS.from_user_input(written)):
         raise UserError(f"{where} is in {written} as it says itself, not in {told}; leave one of the two out.")
     return told or written

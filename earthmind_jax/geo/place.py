@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.grid import Grid, project, require_map, to_pixel
+from earthmind_jax.geo.grid import Grid, known_crs, project, require_map, to_pixel
 
 Window = tuple[int, int, int, int]
 """First row, first column, rows and columns, in pixels."""
@@ -45,10 +44,7 @@ def window_of_box(box: Sequence[float], crs: CRS | str, grid: Grid) -> Window:
     if numbers is None or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
         raise UserError(f"A box is west south east north, each below its opposite, not {_shown(box)}.")
     there = require_map(grid.transform, grid.crs, grid.name, "a box in map coordinates")
-    try:
-        source = CRS.from_user_input(crs)
-    except CRSError as error:
-        raise UserError(f"The coordinate system '{crs}' is not known; name one such as EPSG:4326.") from error
+    source = known_crs(crs, "the box")
     west, south, east, north = numbers
     # Straight edges of the box bend on another map.
     outline = Grid(Affine(east - west, 0, west, 0, south - north, north), source, 1, 1).outline()

@@ -39,6 +39,11 @@ class Reply:
         the model gave none."""
         return upsample(self.masks[index], shape) if index < len(self.masks) else None
 
+    @property
+    def overview(self) -> np.ndarray | None:
+        """The weights [n n 2] of the tile that shows the whole image; None without an image."""
+        return None if self.weights is None else overview(self.weights)
+
 
 def upsample(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Mask logits [... h w] to probabilities [... H W]: bilinear to four times the size (SAM2's image), then to the
@@ -126,6 +131,12 @@ def _masks(logits: np.ndarray, dates: int, valid: np.ndarray) -> Iterator[np.nda
     else:
         for i in np.flatnonzero(valid):
             yield logits[:dates, i] if dates > 1 else logits[0, i]
+
+
+def overview(weights: np.ndarray) -> np.ndarray:
+    """Of the weights of all tiles [I n n 2], those of the last one with data: the thumbnail, or the only tile."""
+    shown = [tile for tile in weights if tile.sum() > 0]
+    return shown[-1] if shown else weights[0]
 
 
 def token_grid(weights: Array) -> np.ndarray:

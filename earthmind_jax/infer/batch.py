@@ -36,9 +36,10 @@ from earthmind_jax.infer.answer import replies
 from earthmind_jax.infer.engine import Pyramids, Seen, bucket
 from earthmind_jax.infer.journal import Journal, opened
 from earthmind_jax.infer.pointing import Window, paste
-from earthmind_jax.infer.predictor import EarthMind, sample_of
+from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import QUESTIONS, Request
 from earthmind_jax.infer.result import Answer
+from earthmind_jax.infer.samples import sample_of
 from earthmind_jax.types import Batch
 
 if TYPE_CHECKING:

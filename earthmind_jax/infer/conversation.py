@@ -29,11 +29,14 @@ from earthmind_jax.data.records import SENSORS, Turn
 from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.place import Window, window_of, window_of_box
 from earthmind_jax.infer.answer import replies
 from earthmind_jax.infer.engine import Generated, Pyramids
 from earthmind_jax.infer.kept import Kept
+from earthmind_jax.infer.marks import Marks
 from earthmind_jax.infer.result import Answer
+from earthmind_jax.infer.samples import sample_of
 from earthmind_jax.types import Batch, Fused
 
 if TYPE_CHECKING:
@@ -96,13 +99,14 @@ class Conversation:
         Masks are drawn from the view as a whole; of a large scene zoom in for full resolution.
 
         Args:
-          options: what the question points at, on the grid of the view (:meth:`EarthMind.turn`).
+          options: what the question points at, on the grid of the view (:meth:`EarthMind.turn`). Regions are counted
+            through the whole conversation: the first of a second turn may be region2.
 
         Raises:
           UserError: the conversation is longer than the model can read.
         """
         view = self._view()
-        turn = self.model.turn(question, None if self.images is None else view.images, **options)
+        turn, marks = self._turn(question, view, **options)
         turns = [self._shown(t, i) for i, t in enumerate(self.turns, 1)] + [turn]
         batch = self._prompt(view, turns)
         kept, view.kept = view.kept, None  # used up, and not there any more if this turn is interrupted
@@ -110,9 +114,10 @@ class Conversation:
             batch, view.fused, max_new=max_new, temperature=temperature, seed=len(self.turns), keep=True, kept=kept
         )
         answer = self._answer(view, turn, batch, made)
-        if self.window is not None:  # boxes and polygons are told in pixels of the whole image
-            masks = tuple(dataclasses.replace(mask, offset=self.window[:2]) for mask in answer.masks)
-            answer = dataclasses.replace(answer, masks=masks)
+        # Boxes and polygons are told in pixels of the whole image.
+        offset = self.window[:2] if self.window is not None else (0, 0)
+        masks = tuple(dataclasses.replace(mask, offset=offset) for mask in answer.masks)
+        answer = dataclasses.replace(answer, masks=masks, marks=marks, offset=offset)
         view.kept = made.kept
         self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
         self.answers.append(answer)
@@ -171,6 +176,18 @@ class Conversation:
             write_text(path, json.dumps({"turns": turns}, indent=2, ensure_ascii=False))
         return [*written, path]
 
+    def _turn(
+        self, question: str, view: View, region: np.ndarray | None = None, marks: Marks | None = None
+    ) -> tuple[Turn, tuple[Mark, ...]]:
+        """A question about the view, and what it points at there."""
+        if self.images is None:
+            return self.model.turn(question, None, region=region, marks=marks), ()
+        before = sum(len(turn.regions) for turn in self.turns)
+        whole = (0, 0, *view.images.shape)
+        seen, turn, _ = self.model.point(question, view.images, region, marks, whole, before=before)
+        assert seen is not None
+        return turn, seen.marks
+
     def _place(self, place: Sequence[float], crs: Any) -> Window:
         assert self.images is not None
         if crs is None:
@@ -202,8 +219,6 @@ class Conversation:
 
     def _prompt(self, view: View, turns: list[Turn]) -> Batch:
         """The whole conversation as a batch of one, without pixels; a view is encoded when it is first asked about."""
-        from earthmind_jax.infer.predictor import sample_of
-
         model = self.model
         config, buckets = model.config, model.buckets or Buckets()
         limit = min(config.max_length, buckets.text[-1])

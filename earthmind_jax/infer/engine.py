@@ -20,7 +20,6 @@ from jax import Array
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data.prompts import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
-from earthmind_jax.errors import UserError
 from earthmind_jax.infer.kept import Kept, capacity
 from earthmind_jax.infer.marks import padded
 from earthmind_jax.models import earthmind
@@ -216,9 +215,6 @@ class Engine:
           pyramids: what :meth:`pyramids` made of the batch's images; they are not encoded again.
         """
         given = seg_states if seg_states is not None else marks.points
-        image = batch.ground_sar if batch.ground_optical is None else batch.ground_optical
-        if marks is not None and image is not None and image.ndim == 5:
-            raise UserError("Marks point at one image; ask about a stack of dates in words.")
         m = given.shape[1]
         count = bucket(m, MASKS)
         if seg_states is not None:
@@ -387,7 +383,8 @@ def _masks(
     prompts = None if seg_states is None else earthmind.seg_prompt(config, params, seg_states)
     image = sar if optical is None else optical
     if image is not None and image.ndim == 5:
-        tracked = earthmind.track(config, params, optical, sar, prompts, optical_valid, sar_valid, weights)
+        given = (optical, sar, prompts, optical_valid, sar_valid, weights)
+        tracked = earthmind.track(config, params, *given, marks=marks)
         return tracked.logits, tracked.iou
     if pyramids is None:
         pyramids = earthmind.sensor_features(config, params, optical, sar, optical_valid, sar_valid)

@@ -121,30 +121,35 @@ def explain(
     """Ask with the reason; of a pair each sensor is asked alone, too, about the same part of the scene.
 
     Args:
-      segment: ``question`` names what to draw (:meth:`EarthMind.segment`).
+      segment: ``question`` names what to draw (:meth:`EarthMind.segment`), or nothing where something is pointed at.
       max_new: 256, of a target 32.
       told: what the files do not say themselves.
       command: what to say about how this was called.
-      options: what the question points at and the part of the scene that it is about (:meth:`EarthMind.point`).
+      options: what the question points at and the part of the scene that it is about (:meth:`EarthMind.part`), and
+        ``steer``.
 
     Raises:
       UserError: as of :meth:`EarthMind.ask`.
     """
-    if segment and (options or temperature):
-        raise UserError("A target to segment is not pointed at and not drawn at random; ask a question instead.")
+    if segment and temperature:
+        raise UserError("A target to segment is not drawn at random; ask a question instead.")
     began = time.perf_counter()
-    images = model.images(optical, sar, told)
-    reading = time.perf_counter() - began
-    if segment and (images is None or not question.strip()):
+    named = question.strip() or (segment and options.get("marks") is not None)
+    if segment and not (named and (optical is not None or sar is not None)):
         raise UserError("Name something to segment, and give an optical image, a SAR image, or both.")
-    scene, view, turn, prompts = images, None, None, None
-    if not segment:
-        view, turn, prompts = model.point(question, images, **options)
-        images = None if view is None else view.images
+    if not named:
+        raise UserError("The question is empty; ask something.")
+    steer = options.pop("steer", False)
+    view = model.part(optical, sar, told, closer=not segment, **options)
+    reading = time.perf_counter() - began
+    turn, prompts = (None, None) if segment else model.about(question, view, steer)
+    images = None if view is None else view.images
 
     def ask(timed: EarthMind, seen: Images | None) -> Answer:
         if turn is None:
-            return timed.outline(seen, question, max_new or 32, overlap)
+            assert view is not None
+            assert seen is not None
+            return timed.drawn(dataclasses.replace(view, images=seen), question, max_new or 32, overlap)
         answer = timed.look(seen, turn, max_new or 256, temperature, overlap, prompts=prompts)
         return answer if view is None else view.placed(answer)
 
@@ -161,7 +166,7 @@ def explain(
         times[name] = engine.times
     first = next(iter(views))
     times[first].steps = {"read": reading, **times[first].steps}
-    cloud, note = clouds(optical, scene)
+    cloud, note = clouds(optical, None if view is None else view.scene)
     if cloud is not None and view is not None:
         cloud = cloud[view.window]
     valid = {} if images is None else {name: images.only(name).valid for name in sensors}

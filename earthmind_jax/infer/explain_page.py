@@ -9,13 +9,16 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from earthmind_jax.geo.marks import Mark
 from earthmind_jax.infer.explain import RUNS, Explanation
+from earthmind_jax.infer.mark_lines import COLOUR, described, lines_of
 from earthmind_jax.infer.result import Answer, Mask
 
 SIDES = (720, 512, 384, 256, 160)  # longest side of a picture; the first with which all of them fit
 BUDGET = 2_200_000  # bytes of all pictures, as text
+LINED = 360  # pixels of the longest side that pictures with lines are brought near to
 SHOWN = 24  # masks that have a picture; the others are in the table
 MASK, OPTICAL, SAR, ABSENT, CLOUD = (
     (255, 0, 180),
@@ -49,9 +52,11 @@ def page(explanation: Explanation) -> str:
 
 def _page(e: Explanation, pictures: _Pictures) -> str:
     answer = e.answer
+    title = answer.question or "What is pointed at"
     parts = [
-        f"<h1>{_text(answer.question)}</h1>",
-        f"<blockquote>{_text(answer.text)}</blockquote>",
+        f"<h1>{_text(title)}</h1>",
+        f"<blockquote>{_text(answer.text)}</blockquote>" if answer.text else "",
+        _pointed(answer),
         _said(e),
         _images(e, pictures),
         _masks(e, pictures),
@@ -61,12 +66,21 @@ def _page(e: Explanation, pictures: _Pictures) -> str:
         _times(e),
         _table("How it was made", ((name, value) for name, value in e.facts.items())),
     ]
-    head = f'<meta charset="utf-8"><title>{_text(answer.question)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n'
         + "\n".join(filter(None, parts))
         + ("\n</body></html>\n")
     )
+
+
+def _pointed(answer: Answer) -> str:
+    """What the marks in the pictures are."""
+    rows = []
+    for mark in answer.marks:
+        x0, y0, x1, y1 = np.round(np.array(mark.bounds) + np.tile(answer.offset[::-1], 2), 1).tolist()
+        rows.append((mark.name, described(mark), f"{y0:g} to {y1:g}, {x0:g} to {x1:g}"))
+    return _table("What is pointed at", rows, ("name", "marked with", "rows, columns")) if rows else ""
 
 
 def _said(e: Explanation) -> str:
@@ -78,14 +92,19 @@ def _said(e: Explanation) -> str:
     for pair, found in e.agreement.items():
         first, second = (RUNS[name] for name in pair.split(" - "))
         iou = ", ".join(f"{v:.3f}" for v in found["iou"]) or "no masks"
-        rows.append((f"{first} and {second}", "yes" if found["same_words"] else "no", iou))
+        same = "yes" if found["same_words"] else "no"
+        silent = not (e.runs[pair.split(" - ")[0]].text or e.runs[pair.split(" - ")[1]].text)
+        rows.append((f"{first} and {second}", "no words" if silent else same, iou))
     return said + _table("Agreement", rows, ("between", "same words", "IoU of the masks"))
 
 
 def _images(e: Explanation, pictures: _Pictures) -> str:
     dated = {name: image for name, image in e.answer.pictures.items() if " " in name}
     undated = {n: i for n, i in e.answer.pictures.items() if not any(other.startswith(f"{n} ") for other in dated)}
-    shown = [pictures.figure(image, name.replace("sar", "SAR")) for name, image in (undated | dated).items()]
+    marks = e.answer.marks
+    shown = [
+        pictures.figure(image, name.replace("sar", "SAR"), marks=marks) for name, image in (undated | dated).items()
+    ]
     return _section("What the model saw", _row(shown)) if shown else ""
 
 
@@ -93,15 +112,18 @@ def _masks(e: Explanation, pictures: _Pictures) -> str:
     shown = []
     for name, run in e.runs.items():
         for label, mask in zip(run.names, run.masks, strict=True):
-            title = f"{label.replace('_', ' ')}, {RUNS.get(name, name)}: {mask.array.mean():.1%} of the image"
+            what = f"{label.replace('_', ' ')}{f' ({mask.name})' if mask.name else ''}"
+            title = f"{what}, {RUNS.get(name, name)}: {mask.array.mean():.1%} of the image"
             shown.append((_under(run, mask), mask.array, title))
     if not shown:
         return ""
-    figures = [pictures.figure(image, title, overlay=mask) for image, mask, title in shown[:SHOWN]]
+    marks = e.answer.marks
+    figures = [pictures.figure(image, title, overlay=mask, marks=marks) for image, mask, title in shown[:SHOWN]]
     more = f"<p>{len(shown) - SHOWN} further masks are not drawn here.</p>" if len(shown) > SHOWN else ""
     rows = []
     for label, mask in zip(e.answer.names, e.answer.masks, strict=True):
-        rows.append((label.replace("_", " "), f"{int(mask.array.sum())}", f"{mask.score:.3f}", *_where(mask)))
+        what = f"{label.replace('_', ' ')}{f' ({mask.name})' if mask.name else ''}"
+        rows.append((what, f"{int(mask.array.sum())}", f"{mask.score:.3f}", *_where(mask)))
     head = ("mask", "pixels", "score", "rows, columns", "centre (longitude, latitude)")
     return _section("Masks", _row(figures) + more) + _table("", rows, head)
 
@@ -114,7 +136,7 @@ def _fusion(answer: Answer, pictures: _Pictures) -> str:
     colours = _ramp(share)
     colours[~seen] = ABSENT
     base = next(iter(answer.pictures.values()))
-    title = "weight of SAR over the image (grey: no data)"
+    title = "weight of SAR over the image (grey: no data, or not looked at)"
     shares = answer.sensor_shares
     bar = ",".join(f"rgb{tuple(int(v) for v in _ramp(np.array(x)))}" for x in (0, 0.25, 0.5, 0.75, 1))
     legend = (
@@ -168,8 +190,10 @@ class _Pictures:
         tint: np.ndarray | None = None,
         colour: tuple[int, int, int] = MASK,
         strength: float = 0.55,
+        marks: Sequence[Mark] = (),
     ) -> str:
-        """An image [H W 3] with a caption; ``overlay`` bool [h w] is painted over it, or colours ``tint`` [h w 3]."""
+        """An image [H W 3] with a caption; ``overlay`` bool [h w] is painted over it, or colours ``tint`` [h w 3], and
+        ``marks`` are drawn."""
         shape = self._size(image.shape[:2])
         pixels = _resized(image.astype(np.uint8), shape, Image.Resampling.BOX).astype(np.float32)
         if overlay is not None:
@@ -179,7 +203,7 @@ class _Pictures:
             over = _resized(tint, shape, Image.Resampling.NEAREST).astype(np.float32)
             pixels = 0.45 * pixels + 0.55 * over
         buffer = io.BytesIO()
-        picture = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+        picture = _pointed_at(Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), marks)
         small = picture.width * picture.height <= 128 * 128  # where JPEG's blocks would show
         picture.save(buffer, format="PNG" if small else "JPEG", **({} if small else {"quality": 82}))
         data = base64.b64encode(buffer.getvalue()).decode()
@@ -191,6 +215,26 @@ class _Pictures:
     def _size(self, shape: Sequence[int]) -> tuple[int, int]:
         scale = min(1.0, self.side / max(shape))
         return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _pointed_at(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
+    """A picture with what is pointed at; a small one is enlarged, so that lines do not cover what they surround."""
+    if not marks:
+        return picture
+    times = max(1, LINED // max(picture.size))
+    picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(picture)
+    for mark in marks:
+        found = lines_of(mark, (picture.height, picture.width))
+        for width, colour in ((4, (0, 0, 0)), (2, COLOUR)):
+            for line in found.lines:
+                pen.line([tuple(position) for position in line.tolist()], fill=colour, width=width)
+        for (x, y), label in zip(found.points.tolist(), found.labels.tolist(), strict=True):
+            fill = COLOUR if label else (0, 0, 0)
+            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=(0, 0, 0) if label else COLOUR)
+        name = found.name.encode("ascii", "replace").decode()  # the font that is always there has no other letters
+        pen.text((found.corner[0] + 3, found.corner[1] + 2), name, fill=COLOUR, stroke_width=1, stroke_fill=(0, 0, 0))
+    return picture
 
 
 def _resized(image: np.ndarray, shape: tuple[int, int], method: Image.Resampling) -> np.ndarray:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from earthmind_jax import __version__
 from earthmind_jax.geo.geopackage import write_geopackage
 from earthmind_jax.geo.grid import Grid
@@ -13,6 +11,7 @@ from earthmind_jax.geo.stac import stac_item, write_stac_item
 from earthmind_jax.geo.vector import Polygons, trace_polygons, write_geojson
 from earthmind_jax.geo.write import write_mask_cog, write_probability_cog
 from earthmind_jax.infer.result import Answer
+from earthmind_jax.infer.windows import stretched
 
 
 def write_maps(answer: Answer, directory: Path) -> list[Path]:
@@ -62,16 +61,9 @@ def _traced(answer: Answer, number: int) -> Polygons:
     weights = {}
     if answer.fusion is not None:
         for i, name in enumerate(("optical_weight", "sar_weight")):
-            weights[name] = _at_pixels(answer.fusion[..., i], mask.array.shape)
+            weights[name] = stretched(answer.fusion[..., i], mask.array.shape)
     date = {"date": mask.date} if mask.date else {}
     return trace_polygons(
         mask.array, mask.transform, mask.crs, prompt=answer.question, model=answer.model,
         probability=mask.probability, layers=weights, properties={"mask": number} | date,
     )  # fmt: skip
-
-
-def _at_pixels(weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A grid laid over the image, [h w], at the pixels [H W], nearest."""
-    rows = np.arange(shape[0]) * weights.shape[0] // shape[0]
-    columns = np.arange(shape[1]) * weights.shape[1] // shape[1]
-    return weights[rows[:, None], columns[None, :]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,11 @@ CERTAIN = 10.0  # logit of a mask prompt's pixels, as SAM2 makes logits of given
 LARGEST = 2048  # pixels on a side that regions are drawn with: tokens and decoder see less
 
 
-def gather(marks: Marks | None, region: np.ndarray | None, images: Images) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
+def gather(
+    marks: Marks | None, region: np.ndarray | None, images: Images, before: int = 0
+) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
     """The objects that ``marks`` point at, after the mask ``region``, on the reference image; and what to say of them.
+    ``before`` objects have been pointed at already.
 
     Raises:
       UserError: naming the prompt that is wrong or lies outside the image.
@@ -38,7 +42,7 @@ def gather(marks: Marks | None, region: np.ndarray | None, images: Images) -> tu
     prompts += [] if marks is None else _prompts(marks, images)
     if not prompts:
         return (), ()
-    return place(prompts, grid_of(images))
+    return place(prompts, grid_of(images), before)
 
 
 def grid_of(images: Images) -> Grid:
@@ -96,11 +100,20 @@ def regions(marks: Sequence[Mark], images: Images, config: EarthMindConfig) -> t
     return tuple(mark.region(cells) for mark in _small(marks, images.shape))
 
 
-def name_marks(question: str, marks: Sequence[Mark]) -> str:
-    """The question with each ``{name}`` of an object replaced by what the model calls it: region1, region2, ..."""
-    for i, mark in enumerate(marks, 1):
+def name_marks(question: str, marks: Sequence[Mark], before: int = 0) -> str:
+    """The question with each ``{name}`` of an object replaced by what the model calls it: region1, region2, ..., after
+    ``before`` regions of earlier turns.
+
+    Raises:
+      UserError: the question has a ``{name}`` that nothing is pointed at by.
+    """
+    for i, mark in enumerate(marks, before + 1):
         if mark.name != "region":
             question = question.replace(f"{{{mark.name}}}", f"region{i}")
+    unknown = [name for name in re.findall(r"{([^\W\d]\w*)}", question) if name != "region"]
+    if marks and unknown:
+        names = ", ".join(mark.name for mark in marks)
+        raise UserError(f"The question speaks of {{{unknown[0]}}}, but what is pointed at is called {names}.")
     return question
 
 

@@ -11,12 +11,14 @@ from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.read import Images
-from earthmind_jax.data.records import Sample, Turn
+from earthmind_jax.data.records import Turn
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark, place
 from earthmind_jax.geo.prompts import Prompt
-from earthmind_jax.infer.answer import upsample
+from earthmind_jax.infer.answer import overview, token_grid, upsample
 from earthmind_jax.infer.marks import grid_of, visual_prompts
+from earthmind_jax.infer.samples import sample_of
+from earthmind_jax.infer.windows import Blend, stretched
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.engine import Engine
@@ -109,6 +111,14 @@ def windows_of(marks: Sequence[Mark], side: int) -> list[tuple[Window, list[int]
     return found
 
 
+def surroundings(marks: Sequence[Mark], side: int, shape: tuple[int, int]) -> Zoom:
+    """The part of an image of ``shape`` that has all of :func:`windows_of`; the image itself without marks."""
+    found = [window for window, _ in windows_of(marks, side)] or [(slice(0, shape[0]), slice(0, shape[1]))]
+    top, left = (min(window[axis].start for window in found) for axis in (0, 1))
+    bottom, right = (max(window[axis].stop for window in found) for axis in (0, 1))
+    return top, left, bottom - top, right - left
+
+
 def paste(part: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
     """A window's values [h w ...] on the whole image [H W ...], zero elsewhere."""
     whole = np.zeros((*shape, *part.shape[2:]), part.dtype)
@@ -117,26 +127,35 @@ def paste(part: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarra
 
 
 def draw(
-    engine: Engine, images: Images, marks: Sequence[Mark], target: str, buckets: Buckets | None, max_new: int
-) -> tuple[list[np.ndarray], str]:
-    """Probability [H W] of what each mark points at, and what the model said.
+    engine: Engine,
+    images: Images,
+    marks: Sequence[Mark],
+    target: str,
+    buckets: Buckets | None,
+    max_new: int,
+    sensors: tuple[str, ...] | None = None,
+) -> tuple[list[np.ndarray], str, np.ndarray]:
+    """Probability [H W] (of several dates [F H W]) of what each mark points at, what the model said, and the fusion
+    weights [H W 2] where it looked.
 
     Without a target the mask decoder hears the marks alone, and the language model is not asked. With one, each mask is
     drawn from the ``[SEG]`` of "segment target" and the mark together, and is empty where the model gives no ``[SEG]``.
     Every image is encoded once for all marks on it.
+
+    Args:
+      sensors: those that batches have room for; None: those of the images.
     """
     config = engine.config
     assert config.grounding is not None
     question = SEGMENTATION_QUESTIONS[0].replace("{c}", target or "marked object")
+    data, dates = DataConfig(masks_per_sample=1), len(images.later) + 1
     drawn: list[np.ndarray] = [np.zeros(0)] * len(marks)
+    fusion = Blend(images.shape, 2)
     said = ""
     for window, members in windows_of(marks, config.sensors.window):
         part = images.crop(window)
-        fields = {}
-        for name, (picture, valid) in part.pictures.items():
-            fields |= {name: picture, f"{name}_valid": valid}
-        sample = Sample("ask", (Turn(question),), **fields)
-        batch = collate([sample], config, DataConfig(masks_per_sample=1), engine.tokenizer, buckets or Buckets())
+        samples = [sample_of(part, Turn(question))]
+        batch = collate(samples, config, data, engine.tokenizer, buckets or Buckets(), sensors=sensors, follow=True)
         fused = engine.encode(batch)
         prompts = visual_prompts(within([marks[i] for i in members], window), config.grounding)
         states = None
@@ -149,6 +168,10 @@ def draw(
                 states = made.seg_states[:, :1].repeat(len(members), 1)
         logits = None if prompts is None else engine.masks(batch, fused, states, prompts)[0][0]
         for slot, i in enumerate(members):
-            found = np.zeros(part.shape, np.float32) if logits is None else upsample(logits[slot], part.shape)
-            drawn[i] = paste(found.astype(np.float32), window, images.shape)
-    return drawn, said
+            found = np.zeros((dates, *part.shape), np.float32)
+            if logits is not None:
+                found = upsample(logits[:dates, slot] if logits.ndim == 4 else logits[None, slot], part.shape)
+            drawn[i] = paste(np.moveaxis(found, 0, -1).astype(np.float32), window, images.shape)
+        weights = stretched(overview(token_grid(fused.weights)[0]), part.shape)
+        fusion.add(window, weights, weights.sum(-1) > 0)
+    return [np.moveaxis(values, -1, 0) for values in drawn], said, fusion.mean()

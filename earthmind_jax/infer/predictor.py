@@ -24,9 +24,11 @@ from earthmind_jax.infer.answer import Reply, answer
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.many import Many
 from earthmind_jax.infer.marks import Marks, gather, name_marks, regions, visual_prompts
-from earthmind_jax.infer.pointing import Zoom, closer_to, draw, within, zoomed
+from earthmind_jax.infer.pointing import Zoom, closer_to, draw, surroundings, within, zoomed
 from earthmind_jax.infer.result import Answer, Mask
-from earthmind_jax.infer.windows import Blend, windows
+from earthmind_jax.infer.samples import dated_masks, sample_of
+from earthmind_jax.infer.view import View, outline, part_reader, read_part
+from earthmind_jax.infer.windows import Blend, stretched, windows
 from earthmind_jax.types import Params, VisualPrompts
 
 if TYPE_CHECKING:
@@ -38,25 +40,6 @@ Source = str | Path | np.ndarray
 
 Sources = Source | Sequence[Source]
 """One image, or one for each date."""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """The part of a scene that is asked about, and the (row, column) where it begins."""
-
-    images: Images
-    offset: tuple[int, int] = (0, 0)
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Where it lies in the scene."""
-        row, column = self.offset
-        height, width = self.images.shape
-        return slice(row, row + height), slice(column, column + width)
-
-    def placed(self, answer: Answer) -> Answer:
-        """The answer with its masks at their place in the scene."""
-        return replace(answer, masks=tuple(replace(mask, offset=self.offset) for mask in answer.masks))
 
 
 @dataclass
@@ -126,7 +109,7 @@ class EarthMind:
             first, and so on.
           window: the part of the scene to ask about; masks then lie on its grid, and their boxes and polygons in the
             scene's pixels. None: all of it, or, where something is pointed at and the image is larger than the model's
-            own window, the window around that.
+            own window, the window around that. Of rasters with more than 4 million pixels nothing else is read.
           temperature: 0 is greedy.
           overlap: share of a window common to neighbours.
           told: what the files do not say themselves (sensor, scale, band names).
@@ -134,8 +117,10 @@ class EarthMind:
         Raises:
           UserError: a file cannot be used, or the pair does not overlap.
         """
-        images = self.images(optical, sar, told)
-        view, turn, prompts = self.point(question, images, region, marks, window, steer)
+        if not question.strip():
+            raise UserError("The question is empty; ask something.")
+        view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True)
+        turn, prompts = self.about(question, view, steer)
         seen = None if view is None else view.images
         answer = self.look(seen, turn, max_new, temperature, overlap, prompts=prompts)
         return answer if view is None else view.placed(answer)
@@ -148,20 +133,30 @@ class EarthMind:
         marks: Marks | None = None,
         window: Zoom | None = None,
         steer: bool = False,
+        before: int = 0,
     ) -> tuple[View | None, Turn, VisualPrompts | None]:
-        """The part of the scene that a question is about, its turn, and what prompts the mask decoder beside it."""
+        """The part of the scene that a question is about, its turn, and what prompts the mask decoder beside it;
+        ``before`` regions were pointed at in earlier turns."""
         if not question.strip():
             raise UserError("The question is empty; ask something.")
         if images is None:
             if not (region is None and marks is None and window is None):
                 raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
-            return None, Turn(question), None
-        view, placed = self._view(images, region, marks, window, closer=True)
+            return None, *self.about(question, None)
+        view = self.view(images, region, marks, window, closer=True, before=before)
+        return view, *self.about(question, view, steer, before)
+
+    def about(
+        self, question: str, view: View | None, steer: bool = False, before: int = 0
+    ) -> tuple[Turn, VisualPrompts | None]:
+        """The turn of a question about a view, and what prompts the mask decoder beside it."""
+        if view is None:
+            return Turn(question), None
         prompts = None
-        if steer and placed and self.config.grounding is not None:
-            prompts = visual_prompts(placed, self.config.grounding)
-        found = regions(placed, view.images, self.config)
-        return view, Turn(name_marks(question, placed), region=found or None), prompts
+        if steer and view.marks and self.config.grounding is not None:
+            prompts = visual_prompts(view.marks, self.config.grounding)
+        found = regions(view.marks, view.images, self.config)
+        return Turn(name_marks(question, view.marks, before), region=found or None), prompts
 
     def turn(
         self, question: str, images: Images | None, *, region: np.ndarray | None = None, marks: Marks | None = None
@@ -205,7 +200,7 @@ class EarthMind:
     def whole(self, images: Images, turn: Turn, reply: Reply) -> Answer:
         """A reply as an answer, masks as they were drawn from the image as a whole."""
         masks = [m for i in range(len(reply.masks)) for m in dated_masks(reply.mask(images.shape, i), images)]
-        return self._answer(turn.question, reply.text, tuple(masks), self._mosaic(reply, images), images)
+        return self._answer(turn.question, reply.text, tuple(masks), reply.overview, images)
 
     def segment(
         self,
@@ -227,24 +222,30 @@ class EarthMind:
         Args:
           marks: draw what is pointed at instead, one mask for each object: from the marks alone, or, with a target,
             from its words and the mark together. The decoder looks at the window around each object.
-          window: the part of the scene to look at, as in :meth:`ask`.
+          window: the part of the scene to look at, as in :meth:`ask`. Of rasters with more than 4 million pixels masks
+            of what is pointed at lie on the part around it.
           told: what the files do not say themselves.
         """
         targets = (target,) if isinstance(target, str) else tuple(target)
-        if not targets or (targets == (target,) and not target.strip() and marks is None):
-            raise UserError("There is nothing to segment: no target is named.")
         if len(targets) > 1 and marks is not None:
             raise UserError("What is pointed at is drawn with one target or none; ask for several targets alone.")
-        images = self.images(optical, sar, told)
-        if images is None:
+        if optical is None and sar is None:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
+        view = self.part(optical, sar, told, marks=marks, window=window)
+        assert view is not None
+        return self.drawn(view, target, max_new, overlap)
+
+    def drawn(self, view: View, target: str | Sequence[str], max_new: int = 32, overlap: float = 0.5) -> Answer:
+        """:meth:`segment` of a part of a scene that is read already."""
+        if not view.marks and not (target.strip() if isinstance(target, str) else target):
+            raise UserError("There is nothing to segment: no target is named.")
         self._require_masks()
-        view, placed = self._view(images, None, marks, window)
-        if placed:
-            return view.placed(self._drawn(view.images, placed, targets[0], max_new))
+        if view.marks:
+            words = target if isinstance(target, str) else "".join(target)
+            return view.placed(self._drawn(view.images, view.marks, words, max_new))
         if isinstance(target, str):
             return view.placed(self.outline(view.images, target, max_new, overlap))
-        return view.placed(self._outlines(view.images, targets, max_new, overlap))
+        return view.placed(self._outlines(view.images, tuple(target), max_new, overlap))
 
     def outline(self, images: Images, target: str, max_new: int = 32, overlap: float = 0.5) -> Answer:
         """:meth:`segment` of images that are read already."""
@@ -256,14 +257,14 @@ class EarthMind:
         probability = reply.mask(images.shape)
         if probability is None:
             probability = np.zeros((len(images.later) + 1, *images.shape), np.float32)
-        return self._answer(question, reply.text, dated_masks(probability, images), self._mosaic(reply, images), images)
+        return self._answer(question, reply.text, dated_masks(probability, images), reply.overview, images)
 
     def _drawn(self, images: Images, placed: Sequence[Mark], target: str, max_new: int) -> Answer:
         """One mask for each object that is pointed at."""
-        found, said = draw(self.engine, images, placed, target.strip(), self.buckets, max_new)
+        found, said, fusion = draw(self.engine, images, placed, target.strip(), self.buckets, max_new, self.sensors)
         pairs = zip(found, placed, strict=True)
-        masks = tuple(replace(dated_masks(p, images)[0], name=mark.name) for p, mark in pairs)
-        return self._answer(target.strip(), said, masks, None, images)
+        masks = tuple(replace(mask, name=mark.name) for p, mark in pairs for mask in dated_masks(p, images))
+        return self._answer(target.strip(), said, masks, fusion, images)
 
     def _require_masks(self) -> None:
         if self.config.grounding is None:
@@ -284,29 +285,58 @@ class EarthMind:
             replies = self.many.answer(sample_of(images, Turn(questions[0])), questions, self.buckets, max_new)
             drawn = [reply.mask(images.shape) for reply in replies]
             masks = [dated_masks(np.zeros(images.shape) if p is None else p, images) for p in drawn]
-            texts, fusion = [reply.text for reply in replies], self._mosaic(replies[0], images)
+            texts, fusion = [reply.text for reply in replies], replies[0].overview
         pairs = zip(masks, targets, strict=True)
         named = tuple(replace(mask, name=target.strip()) for several, target in pairs for mask in several)
         text = "\n".join(f"{target.strip()}: {text}" for target, text in zip(targets, texts, strict=True))
         return self._answer("; ".join(targets), text, named, fusion, images)
 
-    def _view(
+    def part(
+        self,
+        optical: Sources | None,
+        sar: Sources | None,
+        told: Told = NOTHING,
+        *,
+        region: np.ndarray | None = None,
+        marks: Marks | None = None,
+        window: Zoom | None = None,
+        closer: bool = False,
+    ) -> View | None:
+        """:meth:`view` of files; None without any. Of a raster too large for memory nothing but the part is read, and
+        where only something is pointed at, that is what the mask decoder looks at around it."""
+        pointed = not (region is None and marks is None and window is None)
+        reader = part_reader(optical, sar, self.config.sensors, told) if pointed else None
+        if reader is not None:
+            scene = outline(reader)
+            if window is None and not closer:
+                window = surroundings(gather(marks, region, scene)[0], self.config.sensors.window, scene.shape)
+            return read_part(reader, self.view(scene, region, marks, window, closer))
+        images = self.images(optical, sar, told)
+        if images is None:
+            if pointed:
+                raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
+            return None
+        return self.view(images, region, marks, window, closer)
+
+    def view(
         self,
         images: Images,
-        region: np.ndarray | None,
-        marks: Marks | None,
-        window: Zoom | None,
+        region: np.ndarray | None = None,
+        marks: Marks | None = None,
+        window: Zoom | None = None,
         closer: bool = False,
-    ) -> tuple[View, tuple[Mark, ...]]:
-        """The part of the scene that is asked about, and what is pointed at on it."""
+        before: int = 0,
+    ) -> View:
+        """The part of a scene that is asked about, with what is pointed at on it; ``closer``: of an image larger than
+        the model's own window the one around that, unless a window is named."""
         _check_region(region, images)
-        placed, notes = gather(marks, region, images)
+        placed, notes = gather(marks, region, images, before)
         if window is None and not (closer and placed and self.large(images)):
-            return View(replace(images, notes=(*images.notes, *notes))), placed
+            return View(replace(images, notes=(*images.notes, *notes)), images, marks=placed)
         part, said = zoomed(window, images) if window is not None else closer_to(placed, self.config.sensors.window)
         crop = images.crop(part)
-        view = View(replace(crop, notes=(*images.notes, *said, *notes)), (part[0].start, part[1].start))
-        return view, within(placed, part)
+        crop = replace(crop, notes=(*images.notes, *said, *notes))
+        return View(crop, images, (part[0].start, part[1].start), within(placed, part))
 
     def conversation(
         self, *, optical: Sources | None = None, sar: Sources | None = None, told: Told = NOTHING
@@ -368,17 +398,10 @@ class EarthMind:
             if reply.masks or not best:
                 best = reply.text
             if reply.weights is not None:
-                weights = _stretch(reply.weights[0], shape)
+                weights = stretched(reply.weights[0], shape)
                 fusion.add(place, weights, weights.sum(-1) > 0)
         drawn = dated_masks(np.moveaxis(mask.mean(), -1, 0), images)
         return self._answer(question, text or best, drawn, fusion.mean(), images)
-
-    def _mosaic(self, reply: Reply, images: Images) -> np.ndarray | None:
-        """Weights of the tile that shows the whole image: the last one with data (thumbnail, or the only tile)."""
-        if reply.weights is None:
-            return None
-        shown = [tile for tile in reply.weights if tile.sum() > 0]
-        return shown[-1] if shown else reply.weights[0]
 
     def _answer(
         self, question: str, text: str, masks: tuple[Mask, ...], fusion: np.ndarray | None, images: Images
@@ -398,31 +421,3 @@ class EarthMind:
 def _check_region(region: np.ndarray | None, images: Images) -> None:
     if region is not None and region.shape != images.shape:
         raise UserError(f"The region has {region.shape} pixels (rows, columns) but the image has {images.shape}.")
-
-
-def sample_of(images: Images, *turns: Turn) -> Sample:
-    """The images with a conversation about them; a sensor with several dates becomes a tuple."""
-    fields: dict[str, Any] = {}
-    for name in images.pictures:
-        dates = [each.pictures[name] for each in (images, *images.later) if name in each.pictures]
-        pictures, valid = zip(*dates, strict=True)
-        one = len(dates) == 1
-        fields |= {name: pictures[0] if one else pictures, f"{name}_valid": valid[0] if one else valid}
-    return Sample("ask", turns, **fields)
-
-
-def dated_masks(probability: np.ndarray | None, images: Images) -> tuple[Mask, ...]:
-    """One mask [H W], or of several dates one for each [F H W], on the images' grid."""
-    assert probability is not None
-    each = probability.reshape(-1, *images.shape).astype(np.float32)
-    return tuple(
-        Mask(p, i.valid if i.pictures else images.valid, images.transform, images.crs, i.date)
-        for p, i in zip(each, (images, *images.later), strict=True)
-    )
-
-
-def _stretch(weights: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Token grid [n n 2] onto pixels [h w 2], nearest."""
-    rows = np.arange(shape[0]) * weights.shape[0] // shape[0]
-    columns = np.arange(shape[1]) * weights.shape[1] // shape[1]
-    return weights[rows[:, None], columns[None, :]]

@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.outline import Polygon, box_of, moved, polygons_of
 
 
@@ -87,6 +88,8 @@ class Answer:
         first, and each under ``optical`` and its date.
       notes: what was assumed about the files.
       sources: the file of each sensor, where it was one.
+      marks: what was pointed at, on the pixels of the masks.
+      offset: (row, column) of the first of these pixels in the scene.
     """
 
     question: str
@@ -97,6 +100,8 @@ class Answer:
     notes: tuple[str, ...] = ()
     model: str = ""
     sources: dict[str, str] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def sensor_shares(self) -> dict[str, float]:

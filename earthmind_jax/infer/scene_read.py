@@ -160,6 +160,11 @@ class SceneReader:
                     parts[name][-1].append(_thinned(picture, valid, cut))
         return {name: _mosaic(rows) for name, rows in parts.items()}
 
+    def images(self, window: tuple[slice, slice]) -> Images:
+        """A part of the scene with the values that it has in the whole."""
+        rows, columns = window
+        return self._images(Window(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start))
+
     def _read(self, number: int) -> Rows:
         """One strip of the scene."""
         started = perf_counter()

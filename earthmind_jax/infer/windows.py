@@ -78,6 +78,12 @@ def ramp(shape: tuple[int, int]) -> np.ndarray:
     return sides[0][:, None] * sides[1][None, :]
 
 
+def stretched(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A grid laid over an image, [n m ...], at its pixels [H W ...], nearest."""
+    rows, columns = (np.arange(size) * count // size for size, count in zip(shape, values.shape[:2], strict=True))
+    return values[rows[:, None], columns[None, :]]
+
+
 class Blend:
     """Weighted mean of overlapping windows on a canvas [H W C] of ``rows`` rows, which moves down a scene.
 

@@ -269,11 +269,12 @@ def track(
     params: Params,
     optical: Array | None,
     sar: Array | None,
-    prompts: Array,
+    prompts: Array | None,
     optical_valid: Array | None = None,
     sar_valid: Array | None = None,
     weights: Array | None = None,
     *,
+    marks: VisualPrompts | None = None,
     prompted: int = PROMPTED_FRAMES,
     length: Array | None = None,
 ) -> Tracked:
@@ -282,7 +283,8 @@ def track(
 
     Args:
       optical, sar: normalised images [B F G G 3]; ``optical_valid`` and ``sar_valid`` bool [B F].
-      prompts: language prompts [B M d].
+      prompts: language prompts [B M d]; None where ``marks`` speak alone.
+      marks: what is pointed at, at the same place on each of the first frames.
       weights: fusion weights [B N 2] for all frames, as in :func:`image_features`.
       prompted: how many of the frames are prompted; frames beyond them need a model with memory.
       length: int [B], frames in use where stacks are padded at their end.
@@ -294,12 +296,13 @@ def track(
     sensors = {"optical": optical, "sar": sar, "optical_valid": optical_valid, "sar_valid": sar_valid}
     frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), sensors)
     count = len(next(x for x in (frames["optical"], frames["sar"]) if x is not None))
-    language = jnp.broadcast_to(prompts, (min(prompted, count), *prompts.shape))
+    given = {name: value for name, value in (("language", prompts), ("marks", marks)) if value is not None}
+    given = jax.tree.map(lambda x: jnp.broadcast_to(x, (min(prompted, count), *x.shape)), given)
     # As released, an object that is not there is drawn all the same.
     return Tracker(cfg.grounding, cfg.precision, empty_absent=False).track(
         params,
         frames,
-        {"language": language},
+        given,
         encode=lambda frame: image_features(cfg, params, weights=weights, **frame),
         length=length,
     )

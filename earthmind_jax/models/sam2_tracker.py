@@ -8,7 +8,7 @@ Pure functions of flat parameters; frames run in ``lax.scan``, so that the progr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -24,14 +24,15 @@ from earthmind_jax.models.sam2_decoder import Decoded
 from earthmind_jax.models.sam2_memory import MASK_BIAS, MASK_SCALE, Memory, MemoryBank, start_bank
 from earthmind_jax.models.sam2_prompt import STRIDE, box_points
 from earthmind_jax.ops.resize import bilinear_antialiased
-from earthmind_jax.types import ImageFeatures, Params
+from earthmind_jax.types import ImageFeatures, Params, VisualPrompts
 
 ABSENT = -1024.0  # mask logit where the object is not there
 MOST_POINTS = 1  # prompts of more points (a box is two) are taken for unambiguous: one mask instead of three
 
-Prompts = Mapping[str, Array]
+Prompts = Mapping[str, Any]
 """Of one frame, the arrays of :class:`~earthmind_jax.models.sam2_prompt.PromptEncoder` by name, ``masks`` apart: those
-are the objects' masks themselves, 0 and 1 at the size of the image [B M 16g 16g], and then the only prompt."""
+are the objects' masks themselves, 0 and 1 at the size of the image [B M 16g 16g], and then the only prompt. ``marks``
+(:class:`~earthmind_jax.types.VisualPrompts`), alone or with ``language``, are heard as in a single image."""
 
 
 @struct.dataclass
@@ -122,6 +123,8 @@ class Tracker:
         """A prompted frame, by itself (``track_step`` of an initial conditioning frame)."""
         if "masks" in prompts:
             return self._given(params, features, prompts)
+        if "marks" in prompts:
+            return self._pointed(params, features, **prompts)
         encoded, points = _with_corners(prompts)
         decoded = self._head(params, features, **encoded, method="decode")
         if points <= MOST_POINTS:
@@ -143,6 +146,15 @@ class Tracker:
         decoded = self._head(params, features, embed=embed, method="decode")
         found = self._tracked(params, decoded, *_best(decoded))
         return bank.push(self.remember(params, features, found, prompted=False), found.pointer), found
+
+    def _pointed(
+        self, params: Params, features: ImageFeatures, marks: VisualPrompts, language: Array | None = None
+    ) -> Tracked:
+        """Marks are not taken for unambiguous, however many points they have: the best of three masks, as
+        :meth:`MaskHead.ground` draws them."""
+        given = {field.name: getattr(marks, field.name) for field in fields(marks)}
+        decoded = self._head(params, features, language=language, **given, method="decode")
+        return self._tracked(params, decoded, *_best(decoded))
 
     def _given(self, params: Params, features: ImageFeatures, prompts: Prompts) -> Tracked:
         """Masks that are given: the decoder makes their pointers only (``_use_mask_as_output``)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -9,21 +10,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.transform import from_origin
 from support import run
 from swaths import LATITUDE, LEAN, LONGITUDE, METRES, flat_at, leaning, written
 
 from configs import tiny
 from earthmind_jax import checkpoint, cli
+from earthmind_jax.cli_truth import Truth
 from earthmind_jax.data.collate import with_tokens
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.data.tokenizer import train_bpe
+from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import load_pair
+from earthmind_jax.infer.result import Mask
 from earthmind_jax.models import api
 
 CONFIG = Path(tiny.__file__)
@@ -175,6 +181,67 @@ def test_segment_writes_maps_that_land_on_the_input(
     assert sorted(p.name for p in out.iterdir()) == [
         "answer.json", "item.json", "mask_1.geojson", "mask_1.tif", "mask_1_probability.tif", "masks.gpkg", "panel.png",
     ]  # fmt: skip
+
+
+def test_masks_beside_labels(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One value for each mask; labels on another grid are brought onto the image's."""
+    given = ("segment", "--checkpoint", work / "model", "--optical", work / "a_s2.tif", "--out", tmp_path / "out")
+    with rasterio.open(work / "a_label.tif") as file:
+        labels, profile = file.read(), file.profile
+    double = {"height": 96, "width": 96, "transform": profile["transform"] @ Affine.scale(0.5)}
+    with rasterio.open(tmp_path / "fine.tif", "w", **{**profile, **double}) as file:
+        file.write(labels.repeat(2, 1).repeat(2, 2))
+    with rasterio.open(tmp_path / "rgb.tif", "w", **{**profile, "count": 3}) as file:
+        file.write(labels.repeat(3, 0))
+    away = {"transform": profile["transform"] @ Affine.translation(500, 0)}
+    with rasterio.open(tmp_path / "away.tif", "w", **{**profile, **away}) as file:
+        file.write(labels)
+    marks = ("--box", "2,2,20,20", "--point", "40,40")
+    with rasterio.open(work / "a_s2.tif") as file:
+        assert file.shape == labels.shape[1:] == (48, 48)
+
+    def iou(*more: object) -> Any:
+        code, out, err = run(capsys, *given, *more, "--json")
+        assert code == 0, err
+        return json.loads(out)["iou"]
+
+    found = iou(*marks, "--crop", "2,0,44,44", "--truth", tmp_path / "fine.tif", "--truth-value", 1, 2)
+    assert list(found) == ["region1", "region2"]
+    for number, name in enumerate(found, 1):
+        with rasterio.open(tmp_path / "out" / f"mask_{number}.tif") as file:
+            drawn, grid = file.read(1) == 1, (file.transform, file.crs)
+        target = labels[0, 2:46, :44] == number
+        expected = (drawn & target).sum() / (drawn | target).sum() if (drawn | target).any() else 1.0
+        assert found[name] == pytest.approx(expected, abs=1e-4)
+    masks = [Mask(drawn.astype(np.float32), np.ones(drawn.shape, bool), *grid)] * 2
+    plain = [dataclasses.replace(mask, crs=None, offset=(2, 0)) for mask in masks]
+    truth = Truth.of(work / "a_label.tif", (2, 3), ())
+    assert truth.compare(masks, None) == truth.compare(plain, (48, 48))
+    for bad, size, says in ((masks[:1], None, "for 1 masks"), (plain, (49, 48), "pixels .rows, columns. but")):
+        with pytest.raises(UserError, match=says):
+            truth.compare(bad, size)
+    with pytest.raises(UserError, match="do not overlap"):
+        Truth.of(tmp_path / "away.tif", (2, 3), ()).compare(masks, None)
+    two = iou("water", "forest", "--truth", work / "a_label.tif", "--truth-value", 1, 2, "--out", tmp_path / "scene")
+    assert set(two) == {"water", "forest"}
+    truth = ("--truth", work / "a_label.tif")
+    wrong(capsys, *given, "water", "forest", *truth, says="1 value(s) for 2 masks (water, forest)")
+    wrong(capsys, *given, "water", "--truth-value", 1, says="--truth")
+    wrong(capsys, *given, "water", "--truth", tmp_path / "rgb.tif", says="has 3 bands")
+    wrong(capsys, *given, "water", "--truth", tmp_path / "none.tif", says="none.tif")
+
+
+def test_segment_what_is_pointed_at_with_the_reason(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("segment", "--checkpoint", work / "model", "--optical", work / "a_s2.tif", "--sar", work / "a_s1.tif")
+    page = tmp_path / "reason.html"
+    code, out, err = run(capsys, *given, "--box", "2,2,20,20", "--explain", page, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert f"wrote {page}" in out
+    assert "SAR alone" in page.read_text()
+    assert "What is pointed at" in page.read_text()
+    wrong(capsys, *given, "water", "forest", "--explain", page, says="one target")
 
 
 @pytest.mark.parametrize("sensor", ["optical", "sar"])

@@ -15,6 +15,7 @@ from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.read import Images
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import WGS84, Grid, project, to_map
+from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer.conversation import Conversation
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.predictor import EarthMind
@@ -252,7 +253,7 @@ def test_at_the_end_of_the_models_reach():
         (("0", 0, 5, 5), None, "four whole numbers"),
         ((9.0, 45.0, 8.0, 46.0), "EPSG:4326", "each below its opposite"),
         ((100.0, 10.0, 101.0, 11.0), "EPSG:4326", "not on the image"),
-        ((9.0, 45.0, 9.1, 45.1), "EPSG:99999", "not known"),
+        ((9.0, 45.0, 9.1, 45.1), "EPSG:99999", "no known"),
         ((9.0, 45.0, float("inf"), 45.1), "EPSG:4326", "A box is"),
     ],
 )
@@ -270,3 +271,14 @@ def test_a_picture_has_no_map():
         chat().zoom_out()
     with pytest.raises(UserError, match="The question is empty"):
         chat().ask("  ")
+
+
+def test_regions_are_counted_through_the_conversation():
+    """A name of the second turn is what the model calls it there, and the answer says which is which."""
+    talk = chat()
+    first = talk.ask("What is {lake}?", max_new=NEW, marks=Prompt.from_box(2, 2, 9, 9, name="lake"))
+    second = talk.ask("Is {wood} larger?", max_new=NEW, marks=[Prompt.point(20, 20, name="wood"), Prompt.point(3, 30)])
+    assert [turn.question for turn in talk.turns] == ["What is region1?", "Is region2 larger?"]
+    assert [mark.name for mark in first.marks] == ["lake"]
+    assert [mark.name for mark in second.marks] == ["wood", "region3"]
+    assert talk.ask("And here?", max_new=NEW).marks == ()

@@ -27,6 +27,7 @@ from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.explain import RUNS, UNKNOWN_CLOUD, Explanation, Times, clouds
 from earthmind_jax.infer.explain_page import BUDGET, page
+from earthmind_jax.infer.panel import panel
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.result import Answer, Mask
 
@@ -262,3 +263,45 @@ def test_wrong_requests(pair, tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         reason.save_page(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def green(image):
+    """Whether what is pointed at is drawn: its colour is in no other part of a picture of greys."""
+    r, g, b = np.moveaxis(np.asarray(image.convert("RGB")).astype(int), -1, 0)
+    return ((g > 150) & (r < 90) & (b < 140)).any()
+
+
+@pytest.mark.parametrize("target", ["", "water"])
+def test_what_is_pointed_at_with_the_reason(pair, target):
+    marks = [Prompt.from_box(4, 6, 20, 28, name="lake <b>"), Prompt.point(28, 3), Prompt.point(3, 3, 0)]
+    given = {**pair, "marks": marks, "window": (0, 0, 30, 32)}
+    drawn = model().segment(target, **given)
+    reason = model().explain(target, segment=True, **given)
+    assert reason.answer.to_dict() == drawn.to_dict()
+    assert set(reason.alone) == {"optical", "sar"}
+    images = model().images(pair["optical"], pair["sar"])
+    alone = model().segment(target, marks=marks, window=given["window"], optical=images.pictures["optical"][0])
+    for mine, other in zip(reason.alone["optical"].masks, alone.masks, strict=True):
+        assert mine.array.shape == other.array.shape == (30, 32)
+    assert drawn.sensor_shares["optical"] + drawn.sensor_shares["sar"] == pytest.approx(1, abs=1e-3)
+    words, sources = checked(page(reason))
+    assert len(sources) == 2 + 2 * 3 + 1 + 2  # images, masks of each run, weights, validity
+    assert "lake <b> a box 6 to 28, 4 to 20 region2 1 point(s), 1 background point(s) 3 to 3, 28 to 28" in words
+    assert "mask 2 (region2), SAR alone" in words
+    assert ("no words" in words) == (not target)
+    assert ("What is pointed at" in reason.answer.question + words[:20]) == (not target)
+    with pytest.raises(UserError, match="Name something to segment"):
+        model().explain("", segment=True, **pair)
+
+
+def test_marks_are_drawn_over_the_pictures():
+    grey = {name: np.full((60, 40, 3), 90, np.uint8) for name in support.BOTH}
+    lake = Prompt.polygon([(5, 5), (30, 8), (20, 50)], name="$lake$ 湖")
+    marks = [lake, Prompt.line([(2, 2), (30, 30)]), Prompt.point(38, 58), Prompt.from_mask(grey["sar"][..., 0] > 0)]
+    for given, there in (({}, False), ({"marks": marks}, True)):
+        reason = model().explain(QUESTION, **grey, max_new=2, window=(0, 0, 60, 40), **given)
+        shown = [Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))) for s in checked(page(reason))[1]]
+        assert [green(image) for image in shown[:2]] == [there, there]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a letter that the font lacks
+            assert green(Image.open(io.BytesIO(panel(reason.answer)))) == there

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pytest
+import rasterio
 import support
 from affine import Affine
 from rasterio.crs import CRS
@@ -13,12 +14,15 @@ from rasterio.crs import CRS
 from earthmind_jax.data.collate import Buckets
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Sample, Turn, parse_record, record_values
+from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import place
 from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer import pointing
+from earthmind_jax.infer import view as view_module
 from earthmind_jax.infer.marks import grid_of, regions, visual_prompts
 from earthmind_jax.infer.predictor import EarthMind
+from earthmind_jax.infer.scene_read import SceneReader
 
 CONFIG = support.model()
 BUCKETS = Buckets((1,), (128, 256))
@@ -250,3 +254,42 @@ def test_shapes_of_prompts_come_from_a_table():
     assert prompts.points.shape == (1, 3, 8, 2)
     assert prompts.valid.sum(-1).tolist() == [[1, 3, 5]]
     assert prompts.masks is None
+
+
+def test_of_a_large_raster_the_part_alone_is_read(model, tmp_path, monkeypatch):
+    """The same words and masks as from the scene read as a whole, in the same place, from a few of its pixels."""
+    write_scene(make_scene(5, size=120, gsd=10.0, nodata=0.0), tmp_path, "a")
+    given = {"optical": tmp_path / "a_s2.tif", "sar": tmp_path / "a_s1.tif"}
+    with rasterio.open(given["optical"]) as file:
+        x, y = file.xy(80, 95)
+        crs = file.crs.to_string()
+    marks = [Prompt.point(x, y, crs=crs), Prompt.from_box(70, 60, 90, 75, name="lake")]
+    area = Prompt.from_box(x - 200, y - 200, x + 120, y + 120, crs=crs)
+    asked = [{"marks": marks, "steer": True}, {"window": area}]
+    drawn = [{"marks": marks}, {"target": "lake", "window": (10, 20, 40, 50)}]
+    whole = [model.ask("What is it?", **given, **options, max_new=4) for options in asked]
+    masks = [model.segment(**given, **options) for options in drawn]
+    read = []
+    monkeypatch.setattr(view_module, "WHOLE", 1000)
+    monkeypatch.setattr(EarthMind, "images", lambda *_: pytest.fail("read as a whole"))
+    images = SceneReader.images
+    monkeypatch.setattr(SceneReader, "images", lambda *a: read.append((made := images(*a)).shape) or made)
+    for options, expected in zip(asked, whole, strict=True):
+        answer = model.ask("What is it?", **given, **options, max_new=4)
+        assert (answer.text, answer.offset) == (expected.text, expected.offset)
+        assert answer.sensor_shares == pytest.approx(expected.sensor_shares, abs=1e-5)
+        for mask, other in zip(answer.masks, expected.masks, strict=True):
+            assert (mask.transform, mask.crs, mask.offset) == (other.transform, other.crs, other.offset)
+            np.testing.assert_allclose(mask.probability, other.probability, atol=1e-5)
+    for options, expected in zip(drawn, masks, strict=True):
+        answer = model.segment(**given, **options)
+        for mask, other in zip(answer.masks, expected.masks, strict=True):
+            (row, column), (height, width) = mask.offset, mask.array.shape
+            begin = row - other.offset[0], column - other.offset[1]
+            found = other.probability[begin[0] : begin[0] + height, begin[1] : begin[1] + width]
+            np.testing.assert_allclose(mask.probability, found, atol=1e-5)
+            assert mask.box == other.box
+    assert len(read) == len(asked) + len(drawn)
+    assert max(np.prod(shape) for shape in read) < 120 * 120 / 2
+    with pytest.raises(UserError, match="lies outside"):
+        model.segment(**given, marks=Prompt.point(120, 3))

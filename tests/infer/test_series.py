@@ -15,6 +15,7 @@ from affine import Affine
 from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.explain_page import page
 from earthmind_jax.infer.predictor import EarthMind
@@ -140,3 +141,33 @@ def test_dates_that_do_not_fit(folder, tmp_path):
     small = [np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)]
     with pytest.raises(UserError, match="every date must have one size"):
         model().ask(QUESTION, optical=small)
+
+
+def test_marks_steer_every_date(folder):
+    """Each of the first dates hears the mark as a single image does; those beyond are followed from there."""
+    given = {"optical": dates(folder, "s2"), "sar": dates(folder, "s1"), "max_new": 6}
+    lake = Prompt.from_box(4, 6, 20, 30, name="lake")
+    plain, steered = model().ask(QUESTION, **given, marks=lake), model().ask(QUESTION, **given, marks=lake, steer=True)
+    assert plain.text == steered.text
+    assert [mask.date for mask in steered.masks] == list(NAMES)
+    for first, second in zip(plain.masks, steered.masks, strict=True):
+        assert np.abs(first.probability - second.probability).max() > 1e-3
+    days = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(6)]
+    given = {"optical": days, "max_new": 6, "marks": lake}
+    far = model().ask(QUESTION, **given, steer=True)
+    assert len(far.masks) == 6
+    near = model().ask(QUESTION, **{**given, "marks": Prompt.point(30, 30)}, steer=True)
+    assert np.abs(far.masks[5].probability - near.masks[5].probability).max() > 1e-4
+
+
+def test_what_is_pointed_at_on_every_date(folder):
+    """One mask a date, as of that date alone: the decoder hears the mark and no words."""
+    marks = [Prompt.from_box(4, 6, 20, 30, name="lake"), Prompt.point(28, 3)]
+    answer = model().segment(optical=dates(folder, "s2"), marks=marks)
+    assert [(mask.name, mask.date) for mask in answer.masks] == [(n, d) for n in ("lake", "region2") for d in NAMES]
+    for i, images in enumerate((first := model().images(dates(folder, "s2"), None), *first.later)):
+        single = dataclasses.replace(images, later=(), date="")
+        alone = model().drawn(model().view(single, marks=marks), "")
+        for number in range(2):
+            found = answer.masks[len(NAMES) * number + i]
+            np.testing.assert_allclose(found.probability, alone.masks[number].probability, atol=1e-5)

@@ -1,0 +1,84 @@
+"""The part of a scene that a request is about, and of large files nothing but that part read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.read import RASTERS, Images, picture_header
+from earthmind_jax.geo.marks import Mark
+from earthmind_jax.geo.told import Told
+from earthmind_jax.infer.result import Answer
+from earthmind_jax.infer.scene_read import SceneReader
+
+WHOLE = 2**22  # pixels; of larger rasters only the part that is asked about is read
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The part of a scene that is asked about.
+
+    Attributes:
+      images: of the part.
+      scene: the whole; of a large file its outline alone (:func:`outline`).
+      offset: (row, column) where the part begins.
+      marks: what is pointed at on it.
+    """
+
+    images: Images
+    scene: Images
+    offset: tuple[int, int] = (0, 0)
+    marks: tuple[Mark, ...] = ()
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Where it lies in the scene."""
+        row, column = self.offset
+        height, width = self.images.shape
+        return slice(row, row + height), slice(column, column + width)
+
+    def placed(self, answer: Answer) -> Answer:
+        """The answer with its masks at their place in the scene, and with what was pointed at."""
+        masks = tuple(replace(mask, offset=self.offset) for mask in answer.masks)
+        return replace(answer, masks=masks, marks=self.marks, offset=self.offset)
+
+
+def part_reader(optical: Any, sar: Any, sensors: SensorConfig, told: Told) -> SceneReader | None:
+    """What reads parts of a scene of one date; None where the files are small, or no rasters on a map.
+
+    Raises:
+      UserError: as of :class:`SceneReader`.
+    """
+    given = {name: _single(source) for name, source in (("optical", optical), ("sar", sar)) if source is not None}
+    files = {name: Path(s) for name, s in given.items() if isinstance(s, str | Path)}
+    if not files or len(files) < len(given) or any(f.suffix.lower() not in RASTERS for f in files.values()):
+        return None
+    headers = {name: picture_header(str(path)) for name, path in files.items()}
+    reference = next(iter(headers.values()))
+    if np.prod(reference.shape) <= WHOLE or not reference.placed:
+        return None
+    if not all(header.is_raster(name) for name, header in headers.items()):
+        return None
+    return SceneReader(files, sensors, told=told)
+
+
+def outline(reader: SceneReader) -> Images:
+    """A scene without its pixels: size and place on the map."""
+    nothing = np.broadcast_to(np.zeros(1, np.uint8), reader.shape)
+    return Images(dict.fromkeys(reader.sources, (nothing, None)), reader.grid.transform, reader.grid.crs)
+
+
+def read_part(reader: SceneReader, view: View) -> View:
+    """A view of an outline with its pixels."""
+    images = reader.images(view.window)
+    return replace(view, images=replace(images, notes=(*images.notes, *view.images.notes)))
+
+
+def _single(source: Any) -> Any:
+    several = isinstance(source, Sequence) and not isinstance(source, str)
+    return source[0] if several and len(source) == 1 else source
