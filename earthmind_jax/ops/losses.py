@@ -41,8 +41,8 @@ def sample_cross_entropy(
 
     ``hidden[b, t]`` predicts ``targets[b, t]`` (shift before the call). Logits exist for about ``chunk`` tokens at a
     time: ``chunk // B`` positions of every sample (at least one), so that samples stay on their device; the backward
-    pass computes them again. They are the product in ``hidden.dtype``, accumulated in float32; a float32 ``head`` also
-    accumulates its gradient in float32.
+    pass computes those of several chunks again. They are the product in ``hidden.dtype``, accumulated in float32; a
+    float32 ``head`` also accumulates its gradient in float32.
     """
     if chunk < 1:
         raise ValueError(f"Cross entropy needs chunks of at least one token, not {chunk}.")
@@ -54,7 +54,6 @@ def sample_cross_entropy(
         x = jnp.pad(x, [(0, 0), (0, count * step - length)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, count, step, *x.shape[2:]), 1, 0)
 
-    @jax.checkpoint
     def one(hidden: Array, targets: Array, weights: Array, head: Array) -> Array:
         logits = jnp.einsum("BTD,DV->BTV", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
         # A comparison rather than a gather: it needs no exchange where the vocabulary is split over devices.
@@ -63,8 +62,12 @@ def sample_cross_entropy(
         each = weights * (jax.nn.logsumexp(logits, axis=-1) - picked)
         return jnp.sum(jnp.where(weights > 0, each, 0.0), axis=-1)
 
+    if count == 1:
+        return one(hidden, targets, weights, head), jnp.sum(weights, axis=-1)
+    again = jax.checkpoint(one)
+
     def body(totals: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return totals + one(*xs, head), None
+        return totals + again(*xs, head), None
 
     totals, _ = jax.lax.scan(body, jnp.zeros(batch), (chunks(hidden), chunks(targets), chunks(weights)))
     return totals, jnp.sum(weights, axis=-1)

@@ -152,7 +152,7 @@ def _head(ledger: Ledger, config: RunConfig, shards: int) -> None:
     active = ledger.learns("vision/", "projector/", "fusion/", "lm/embed", "lm/blocks/", "lm/norm")
     forward, adapted = 2.0 * rows * lm.width * lm.vocab, "lora/lm/head/a" in ledger.shapes
     learns = path in ledger.trainable or (adapted and ledger.learns("lm/head"))
-    again = forward if (learns or active) and chunks > 1 else 0.0  # XLA sees that a single chunk is there already
+    again = forward if (learns or active) and chunks > 1 else 0.0
     ledger.add("head", forward, forward * (learns + active), again)
     if adapted and not lm.tie:  # the factors are multiplied out once
         merge = 2.0 * lm.width * lm.lora.rank * lm.vocab
