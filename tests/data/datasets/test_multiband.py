@@ -157,6 +157,16 @@ def test_spacenet6(tmp_path):
     assert (test.optical, test.turns[0].answer) == (None, None)
 
 
+def test_spacenet6_with_a_sliver_of_a_building(tmp_path):
+    layouts.spacenet6(tmp_path)
+    (labels,) = (tmp_path / "train/AOI_11_Rotterdam/geojson_buildings").glob("*_tile_8680.geojson")
+    sliver = layouts.square(12.9, 4.6, 0.1)  # of half a metre's pixel, but not over its centre
+    labels.write_text(json.dumps({"type": "FeatureCollection", "features": [sliver]}))
+    _, second = samples(tmp_path)
+    assert np.argwhere(masked(second, "buildings")).tolist() == [[9, 25]]
+    assert second.turns[0].answer == "1"
+
+
 def test_spacenet6_with_counts_in_four_bands(tmp_path):
     layouts.spacenet6(tmp_path)
     folder = tmp_path / "train" / "AOI_11_Rotterdam"
