@@ -36,17 +36,23 @@ class Triples:
         """Whether a folder has SAR images and label maps, or optical ones, under these names."""
         return subfolder(folder, *self.sar) is not None and subfolder(folder, *self.optical, *self.labels) is not None
 
-    def read(self, root: Path, folder: Path, only: frozenset[str] = frozenset()) -> Iterator[Line]:
-        """A line for each SAR image, in the order of their names; or for those of the names in ``only``.
+    def read(self, root: Path, folder: Path, *, labelled: bool, only: frozenset[str] = frozenset()) -> Iterator[Line]:
+        """A line for each file name in the folders, in order; or for those of the names in ``only``.
 
         Where the publishers keep the others back their folder is missing: the optical image is left out, the question
         has no answer.
+
+        Raises:
+          UserError: there is no SAR, or there are no label maps though the part is ``labelled``.
         """
         sar = subfolder(folder, *self.sar)
         if sar is None:
             raise UserError(f"'{folder}' has no folder {' or '.join(self.sar)}, which {self.title} keeps its SAR in.")
         optical, labels = subfolder(folder, *self.optical), subfolder(folder, *self.labels)
-        for name in sorted(only) or stems(sar, ENDINGS):
+        if labelled and labels is None:
+            raise UserError(f"'{folder}' has no folder {' or '.join(self.labels)}, the label maps of {self.title}.")
+        there = {name for place in (sar, optical, labels) if place is not None for name in stems(place, ENDINGS)}
+        for name in sorted(only or there):
             yield self._line(root, sar / name, optical, labels)
 
     def _line(self, root: Path, sar: Path, optical: Path | None, labels: Path | None) -> Line:
@@ -55,6 +61,8 @@ class Triples:
         def relative(path: Path) -> str:
             return path.relative_to(root).as_posix()
 
+        if not sar.is_file():
+            return Line(f"{sar}", None, (f": there is no SAR image '{sar}'.",))
         turns: list[dict[str, Any]] = [{"question": question_of_classes(tuple(self.classes.values()), [])["question"]}]
         if labels is not None:
             path = labels / sar.name

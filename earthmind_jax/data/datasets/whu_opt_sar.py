@@ -45,14 +45,14 @@ FILES = Scenes(
 def read(root: Path, split: str) -> Iterator[Line]:
     """The scenes, or those of a split where the authors' list of them is there, or the crops of a split."""
     if split != "all" and (root / DIVISION).is_file() and not (root / split).is_dir():
-        return FILES.read(root, root, _division(root / DIVISION, split))
+        return FILES.read(root, root, labelled=True, only=_division(root / DIVISION, split))
     folder = root if split == "all" else root / split
     if not folder.is_dir():
         raise UserError(f"'{root}' has no folder {split} of crops and no '{DIVISION}'; the scenes are --split all.")
     if not FILES.found(folder):
         there = [name for name in CROPS if (root / name).is_dir()]
         raise UserError(f"'{folder}' lacks optical, sar and lbl; its crops are --split {' or '.join(there) or 'none'}.")
-    return FILES.read(root, folder)
+    return FILES.read(root, folder, labelled=True)
 
 
 def _division(path: Path, split: str) -> frozenset[str]:

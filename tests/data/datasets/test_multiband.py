@@ -276,6 +276,23 @@ def test_sar_ship(tmp_path):
     assert len(samples(nested)) == 2
 
 
+def test_what_has_no_partner_is_told(tmp_path):
+    layouts.sar_ship(tmp_path / "ships")
+    folder = tmp_path / "ships/ship_dataset_v0"
+    (folder / "Gao_ship_hh_0201608254404.jpg").unlink()
+    (folder / "classes.txt").write_text("ship")
+    whole, alone = datasets.read(tmp_path / "ships")
+    assert (whole.problems, alone.problems) == ((), (": there is no chip that these boxes are of.",))
+    layouts.whu_opt_sar(tmp_path / "whu")
+    layouts.tif(tmp_path / "whu/optical/NI50E1.tif", np.ones((4, 9, 9), np.uint8), 5.0)
+    whole, alone = datasets.read(tmp_path / "whu")
+    assert (whole.problems, "there is no SAR image" in alone.problems[0]) == ((), True)
+    layouts.open_earth_map_sar(tmp_path / "oem")
+    (tmp_path / "oem/train/labels").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="train' has no folder labels, the label maps of OpenEarthMap-SAR"):
+        list(datasets.read(tmp_path / "oem"))
+
+
 def test_fusion_eo(tmp_path):
     layouts.fusion_eo(tmp_path)
     first, second = samples(tmp_path)
