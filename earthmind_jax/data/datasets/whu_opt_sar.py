@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from earthmind_jax.data.datasets import Dataset
 from earthmind_jax.data.datasets._folders import read_names
@@ -32,13 +33,30 @@ class Scenes(Triples):
         return {value // 10: name for value, name in self.classes.items()} if small else self.classes
 
 
+def _optical(file: Path, path: str) -> dict[str, Any]:
+    """Four bands, of which GDAL takes the last for transparency; counts where they are no 8-bit rendering."""
+    told = {"file": path, "bands": ["R", "G", "B", "N"]}
+    return told if _is_8bit(file) else told | {"sensor": "vhr"}
+
+
+def _sar(file: Path, path: str) -> Any:
+    return path if _is_8bit(file) else {"file": path, "bands": ["CO"], "sensor": "gf3"}
+
+
+def _is_8bit(file: Path) -> bool:
+    from earthmind_jax.geo.raster import peek_sensor
+
+    return peek_sensor(file)[1] == "uint8"
+
+
 FILES = Scenes(
     title="WHU-OPT-SAR",
     optical=("optical", "opt"),
     sar=("sar",),
     labels=("lbl", "label", "labels"),
     classes={10 * value: name for value, name in enumerate(NAMES, 1)},
-    optical_image=lambda path: {"file": path, "bands": ["R", "G", "B", "N"]},  # GDAL takes the fourth for alpha
+    optical_image=_optical,
+    sar_image=_sar,
 )
 
 

@@ -212,6 +212,17 @@ def test_whu_opt_sar(tmp_path, folders, factor, split):
     )
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("uint16", 1000), ("float32", 1)])
+def test_whu_opt_sar_of_more_than_8_bits(tmp_path, dtype, most):
+    layouts.whu_opt_sar(tmp_path)
+    for folder, count in (("optical", 4), ("sar", 1)):
+        values = layouts.random(count).uniform(0.05, 0.5, (count, 37, 55)) * most
+        layouts.tif(tmp_path / folder / "NH49E001013.tif", values.astype(dtype), 5.0)
+    (sample,) = samples(tmp_path)
+    assert sample.optical["B04"].mean() > 0
+    assert -40 < sample.sar["VV"].mean() < 10  # dB
+
+
 def test_whu_opt_sar_by_the_authors_division(tmp_path):
     layouts.whu_opt_sar(tmp_path)
     listed = "train:\r\nNH49E001013.tif\r\n\r\ntest:\r\nNI49E1.tif\r\n"
