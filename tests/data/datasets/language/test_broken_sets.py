@@ -217,6 +217,14 @@ def test_a_folder_beside_the_data_set(build, tmp_path):
     for given in (root / "Airport", root.parent):
         with pytest.raises(UserError, match=rf"'{given}' is no data set, but '{root}' has the layout of aid; give"):
             datasets.recognise(given)
+    (root.parent / "records.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=rf"for the record file in it give '{root.parent / 'records.jsonl'}'"):
+        datasets.recognise(root.parent)
+    (root.parent / "aid.zip").write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=rf"aid.zip' is an archive; unpack it first: earthmind data unpack {root.parent}"
+    ):
+        datasets.lines(root.parent / "aid.zip")
     deep = tmp_path / "download/a/b"
     deep.mkdir(parents=True)
     root.rename(deep / "aid")
