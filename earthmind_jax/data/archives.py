@@ -42,8 +42,8 @@ class AlreadyThere(UserError):
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file has the ending of an archive, known here or not."""
-    return path.name.lower().endswith(ENDINGS + OTHER)
+    """Whether there is a file with the ending of an archive, known here or not; hidden files are none of the user's."""
+    return path.name.lower().endswith(ENDINGS + OTHER) and not path.name.startswith(".") and path.is_file()
 
 
 def unpack(archive: Path, progress: Callable[[int], None] = lambda size: None) -> list[Path]:

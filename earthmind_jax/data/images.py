@@ -113,6 +113,7 @@ def parse(written: Written, root: Path) -> Image:
 def problems(written: Any, name: str) -> Iterator[str]:
     """What is wrong with an image as it stands in a record, one sentence for each field; ``name`` is the image's."""
     if is_text(written):
+        yield from path_problems(written, name)
         return
     if not isinstance(written, Mapping):
         yield (
@@ -138,6 +139,8 @@ def _file_problems(written: Mapping[str, Any], name: str, form: str) -> Iterator
         value = written.get(key)
         if not is_text(value):
             yield f"field '{name}.{key}' must be text, not {value!r}."
+        elif key == form:
+            yield from path_problems(value, f"{name}.{key}")
     row = written.get("row")
     if form == "array" and not (isinstance(row, int) and not isinstance(row, bool) and row >= 0):
         yield f"field '{name}.row' must be a whole number from 0, not {row!r}."
@@ -152,6 +155,9 @@ def _band_problems(written: Mapping[str, Any], name: str, form: str) -> Iterator
         files = bands.items() if isinstance(bands, Mapping) else ()
         if not files or not all(is_text(v) and is_text(k) for k, v in files):
             yield f"field '{name}.bands' must be an object of band names and their files, not {bands!r}."
+            return
+        for band, path in files:
+            yield from path_problems(path, f"{name}.bands.{band}")
         return
     if bands is None and form == "file":
         return
@@ -208,6 +214,12 @@ def _sensor_problems(written: Mapping[str, Any], sensor: Any, name: str) -> Iter
     for key in CALIBRATION:
         if written.get(key) is not None and key not in SENSORS[sensor].options:
             yield f"field '{name}.{key}' means nothing for {SENSORS[sensor].title}."
+
+
+def path_problems(path: str, name: str) -> Iterator[str]:
+    """What makes text a name that no file can have, rather than the name of a file that is not there."""
+    if "\0" in path or len(path) > 4000 or any(len(part.encode(errors="replace")) > 255 for part in path.split("/")):
+        yield f"field '{name}' is no path that a file can have: {path[:80]!r}{'...' if len(path) > 80 else ''}."
 
 
 def is_text(value: Any) -> bool:

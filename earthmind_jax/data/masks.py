@@ -5,6 +5,7 @@ They are decoded to bool [height width].
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,12 @@ from PIL import Image, ImageDraw
 
 from earthmind_jax.errors import UserError
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+
 Mask = Bool[np.ndarray, "H W"]
+MOST_PIXELS = 1 << 28
+"""Of a run-length code, which says in few bytes what would fill a memory."""
 
 
 def decode(spec: Any, shape: tuple[int, int], root: Path = Path(), where: str = "mask") -> Mask:
@@ -50,6 +56,8 @@ def decode(spec: Any, shape: tuple[int, int], root: Path = Path(), where: str = 
         mask = mask.any(-1) if mask.shape[-1] <= 4 else mask.any(0)
     if mask.ndim != 2:
         raise UserError(f"{where} must have height and width, not the shape {mask.shape}.")
+    if mask.dtype.kind not in "biuf" or (mask.dtype.kind == "f" and not np.isfinite(mask).all()):
+        raise UserError(f"{where} must be of numbers, and each a finite one; write 0 where the object is not.")
     return mask != 0
 
 
@@ -97,6 +105,8 @@ def decode_rle(code: dict[str, Any], where: str = "mask") -> Mask:
         counts = _decompress(counts, where)
     if not (isinstance(counts, list) and all(isinstance(c, int) and c >= 0 for c in counts)):
         raise UserError(f"{where}: a run-length code needs 'counts', a list of run lengths or a compressed string.")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UserError(f"{where}: a run-length code of {size[0]} x {size[1]} pixels is too large for a mask.")
     if sum(counts) != size[0] * size[1]:
         raise UserError(f"{where}: the runs cover {sum(counts)} pixels, but the size is {size[0]} x {size[1]}.")
     values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
@@ -136,10 +146,9 @@ def draw_polygons(polygons: Sequence[Any], shape: tuple[int, int], where: str = 
     draw = ImageDraw.Draw(canvas)
     for polygon in polygons:
         good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-        if not good or not all(isinstance(v, int | float) for v in polygon):
-            raise UserError(
-                f"{where}: a polygon is a list of at least three points x1, y1, x2, y2, ..., not {polygon!r}."
-            )
+        if not good or not all(isinstance(v, int | float) and abs(v) < 1e9 for v in polygon):
+            shown = _SHORT.repr(polygon)
+            raise UserError(f"{where}: a polygon is a list of at least three points x1, y1, x2, y2, ..., not {shown}.")
         draw.polygon([float(v) for v in polygon], fill=1)
     return np.asarray(canvas)
 

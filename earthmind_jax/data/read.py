@@ -287,6 +287,8 @@ def _decode(spec: Any, shape: tuple[int, int] | None, root: Path, name: str) -> 
     mask = decode(spec, shape or (1, 1), root, name)
     if shape is not None:
         _same_extent(mask.shape, shape, name)
+        if isinstance(spec, list) and spec and not mask.any():
+            raise UserError(f"{name}: its polygons lie outside the image of {shape[0]} x {shape[1]} pixels.")
     return mask
 
 

@@ -48,6 +48,7 @@ from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError, WorkError
 
 SENSORS = ("optical", "sar")
+LONGEST = 500  # characters of a problem
 
 Picture = np.ndarray | Mapping[str, np.ndarray]
 """One sensor's image: 8-bit [H W], [H W 3] (a finished picture), or band name -> float [H W] (reflectance, or dB)."""
@@ -212,6 +213,8 @@ def _line(text: bytes, where: str, root: Path) -> Line:
         return Line(where, None, (" is not JSON: the text is not UTF-8.",))
     except json.JSONDecodeError as error:
         return Line(where, None, (f" is not JSON: {error.msg} (character {error.pos + 1}).",))
+    except (ValueError, RecursionError):
+        return Line(where, None, (" is not JSON that can be read: a number or brackets without end.",))
     if b"\\ud" in text.lower() and not _is_text(json.dumps(values, ensure_ascii=False)):
         return Line(where, None, (" holds half of a character, one of \\ud800 to \\udfff without its partner.",))
     return make_line(values, where, root)
@@ -219,8 +222,13 @@ def _line(text: bytes, where: str, root: Path) -> Line:
 
 def make_line(values: Any, where: str, root: Path = Path()) -> Line:
     """The line that plain JSON values make: a record, or what is wrong with them."""
-    found = tuple(f": {problem}" for problem in problems(values))
+    found = tuple(f": {_short(problem)}" for problem in problems(values))
     return Line(where, None if found else _record(values, where, root), found)
+
+
+def _short(problem: str) -> str:
+    """A sentence whose quoted value may be a whole file."""
+    return problem if len(problem) <= LONGEST else f"{problem[: LONGEST - 50]} ... {problem[-40:]}"
 
 
 def parse_record(values: Any, where: str, root: Path = Path()) -> Record:
@@ -247,6 +255,9 @@ def _record(values: dict[str, Any], where: str, root: Path) -> Record:
 
 def problems(values: Any) -> Iterator[str]:
     """What is wrong with the plain JSON values of a record, one sentence for each field."""
+    if isinstance(values, list):
+        yield f"the record must be an object, not a list of {len(values)}; a record file has one object in each line."
+        return
     if not isinstance(values, dict):
         yield f"the record must be an object, not {values!r}."
         return
@@ -328,6 +339,10 @@ def _mask_problems(spec: Any, name: str, dates: int) -> Iterator[str]:
         nested = dated and isinstance(one, dict) and "dates" in one
         if nested or not (isinstance(one, str | dict | list) or (dated and one is None)):
             yield f"field '{name}' must be a path, a label value, a run-length code or polygons, not {one!r}."
+            continue
+        path = one.get("file") if isinstance(one, dict) else one
+        if isinstance(path, str):
+            yield from images.path_problems(path, name)
 
 
 def _unknown(values: dict[str, Any], name: str, fields: tuple[str, ...]) -> Iterator[str]:

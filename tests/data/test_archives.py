@@ -139,6 +139,15 @@ def test_a_second_start_goes_on_with_those_that_are_left(tmp_path, capsys):
     assert f"1 of 2 left: '{tmp_path / 'a.zip'}' holds 'images', which is there already" in err
 
 
+def test_a_start_after_one_that_was_killed(tmp_path, capsys):
+    make_zip(tmp_path / "a.zip", GOOD)
+    (tmp_path / ".unpacking-a.zip/images").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds archives \('a.zip'\)"):
+        datasets.recognise(tmp_path)
+    assert support.run(capsys, "data", "unpack", tmp_path)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "images", "list.txt"]
+
+
 def test_what_macos_adds_to_archives_is_left_out(tmp_path):
     for name in ("a", "b"):
         make_zip(tmp_path / f"{name}.zip", [(f"{name}/x.txt", b"1"), (f"__MACOSX/{name}/._x.txt", b"2")])

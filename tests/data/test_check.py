@@ -99,6 +99,41 @@ def test_every_problem_is_told(folder):
     assert report.counts["turns"] == 2
 
 
+MASKS = {
+    "[[100, 100, 120, 100, 120, 120]]": "its polygons lie outside the image",
+    "[[NaN, 1, 3, 1, 3, 3]]": "a polygon is a list of at least three points",
+    f"[[1{'0' * 400}, 1, 3, 1, 3, 3]]": "a polygon is a list of at least three points",
+    '{"size": [1000000000, 1000000000], "counts": [1000000000000000000]}': "is too large for a mask",
+    '"nan.npy"': "each a finite one",
+    '"text.npy"': "must be of numbers",
+    f'"{"x" * 300}.png"': "is no path that a file can have",
+    '{"file": "a\\u0000.png", "value": 1}': "is no path that a file can have",
+}
+
+
+def test_masks_that_are_none(folder):
+    np.save(folder / "nan.npy", np.full((30, 40), np.nan))
+    np.save(folder / "text.npy", np.array([["a"]]))
+    turn = '{"question": "a", "answer": "[SEG]", "mask": %s}'
+    path = write(folder, *('{"id": 9, "optical": "a.png", "turns": [%s]}' % (turn % mask) for mask in MASKS))
+    problems = check_records(path, CFG, DATA).problems
+    assert len(problems) == len(MASKS)
+    for number, (problem, told) in enumerate(zip(problems, MASKS.values(), strict=True), 1):
+        assert problem.startswith(f"{path} line {number}")
+        assert told in problem
+        assert len(problem) < 1000
+
+
+def test_lines_that_are_no_record_are_told_in_few_words(folder):
+    path = write(
+        folder, "[" * 100_000, "9" * 10_000, json.dumps([{"id": "x" * 10_000}] * 3), '{"id": ["%s"]}' % ("x" * 9999)
+    )
+    told = ["brackets without end", "without end", "not a list of 3; a record file has one object in each line", "'id'"]
+    problems = check_records(path, CFG, DATA).problems
+    assert all(words in "".join(problems) for words in told)
+    assert all(len(problem) < 1000 for problem in problems)
+
+
 def test_conversations_that_are_too_long(folder):
     path = write(folder, GOOD[0], {"id": 7, "turns": [{"question": "lake " * 600, "answer": "Yes"}]})
     assert check_records(path, CFG, DATA).problems == ()

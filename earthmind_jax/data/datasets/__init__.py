@@ -75,6 +75,9 @@ def _recognised(root: Path) -> str:
         raise UserError(
             f"'{root}' holds archives ('{packed}') and no data set; unpack them: earthmind data unpack {root}"
         )
+    records = next((path for path in sorted(root.iterdir()) if path.suffix == ".jsonl" and path.is_file()), None)
+    if records:
+        raise UserError(f"'{root}' is no data set that is known; for the record file in it give '{records}'.")
     for place in _around(root):
         if near := _matches(place):
             raise UserError(f"'{root}' is no data set, but '{place}' has the layout of {near[0]}; give that folder.")
@@ -126,6 +129,9 @@ def _permitted(root: str | Path) -> Iterator[None]:
 
 def lines(path: str | Path, name: str = "", split: str = "") -> Iterator[Line]:
     """The lines of a record file, or of a data set in a directory (see :func:`read`)."""
-    if Path(path).is_dir() or name or split:
-        return read(path, name or None, split or None)
+    with _permitted(path):
+        if is_archive(Path(path)):
+            raise UserError(f"'{path}' is an archive; unpack it first: earthmind data unpack {path}")
+        if Path(path).is_dir() or name or split:
+            return read(path, name or None, split or None)
     return read_lines(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from earthmind_jax.data.datasets._entry import listed
 from earthmind_jax.data.prompts import SEGMENTATION_ANSWERS, SEGMENTATION_QUESTIONS
+from earthmind_jax.data.regular import require_regular
 from earthmind_jax.errors import UserError
 
 
@@ -33,7 +34,7 @@ def require_folder(root: Path, title: str, *names: str) -> Path:
 def read_names(path: Path) -> list[str]:
     """The lines of a text file of names that are not empty; UserError where it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = require_regular(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' cannot be read as text: {error}.") from error
     return [line.strip() for line in lines if line.strip()]

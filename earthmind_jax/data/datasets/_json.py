@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from earthmind_jax.data.regular import require_regular
 from earthmind_jax.errors import UserError
 
 CHUNK = 1 << 20  # characters
@@ -26,7 +27,7 @@ def items(path: Path, key: str | None = None) -> Iterator[Any]:
       UserError: naming the file and the character where it cannot be read on; entries before it have been given.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with require_regular(path).open(encoding="utf-8-sig") as file:
             text = _Text(path, file)
             if key is not None:
                 text.enter(key)
@@ -42,7 +43,7 @@ def items(path: Path, key: str | None = None) -> Iterator[Any]:
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number, text) of the lines of a JSONL file that are not empty, for :func:`parse`."""
     try:
-        with path.open("rb") as file:
+        with require_regular(path).open("rb") as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
                     yield number, text
@@ -52,6 +53,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def load(path: Path) -> Any:
     """All of a small file; UserError where it cannot be read."""
+    require_regular(path)
     try:
         return parse(path.read_bytes())
     except OSError as error:

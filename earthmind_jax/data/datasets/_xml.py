@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from earthmind_jax.data.regular import require_regular
 from earthmind_jax.errors import UserError
 
 LARGEST = 1 << 24  # bytes
@@ -40,7 +41,7 @@ def load(path: Path) -> Element:
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     try:
-        if path.stat().st_size > LARGEST:
+        if require_regular(path).stat().st_size > LARGEST:
             raise UserError(f"'{path}' has more than {LARGEST >> 20} MiB; an annotation of one image has a few KiB.")
         parser.Parse(path.read_bytes(), True)
     except OSError as error:

@@ -29,7 +29,7 @@ S2_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09"
 S1_BANDS = ("VV", "VH")
 METADATA = "_labels_metadata.json"
 LABELS = (*OF_43, *DROPPED)
-_NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)  # of a patch
+NAME = re.compile(r"[\w.-]{1,200}", re.ASCII)  # of a patch
 
 
 def sentinel2(folder: str, patch: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _listed(root: Path, split: str) -> Iterator[tuple[str, str, str]]:
 def _line(root: Path, s2: Path | None, s1: Path | None, s2_name: str, s1_name: str, where: str) -> Line:
     try:
         for name in (s2_name, s1_name):
-            if name not in ("", "?") and not _NAME.fullmatch(name):
+            if name not in ("", "?") and not NAME.fullmatch(name):
                 raise UserError(f"{shown(name)} is no name of a patch.")
         labels: Any = None
         if s1 is not None:
@@ -85,7 +85,7 @@ def _line(root: Path, s2: Path | None, s1: Path | None, s2_name: str, s1_name: s
             labels = told["labels"]
             if s2_name == "?":
                 s2_name = told.get("corresponding_s2_patch") or ""
-                if not (isinstance(s2_name, str) and _NAME.fullmatch(s2_name)):
+                if not (isinstance(s2_name, str) and NAME.fullmatch(s2_name)):
                     raise UserError(f"'{s1_name}{METADATA}' does not name its 'corresponding_s2_patch'.")
         if s2 is not None:
             labels = _metadata(s2 / s2_name / f"{s2_name}{METADATA}")["labels"]

@@ -13,8 +13,9 @@ from typing import Any
 
 from earthmind_jax.data.datasets import Dataset
 from earthmind_jax.data.datasets._corine import NOMENCLATURE
+from earthmind_jax.data.datasets._entry import shown
 from earthmind_jax.data.datasets._folders import ask_mask
-from earthmind_jax.data.datasets.bigearthnet_v1 import label_turns, sentinel1, sentinel2
+from earthmind_jax.data.datasets.bigearthnet_v1 import NAME, label_turns, sentinel1, sentinel2
 from earthmind_jax.data.records import Line, make_line
 from earthmind_jax.errors import UserError
 
@@ -55,13 +56,17 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _line(root: Path, there: list[str], row: dict[str, Any]) -> Line:
-    patch, pair = str(row["patch_id"]), str(row["s1_name"])
+    patch, pair = row["patch_id"], row["s1_name"]
     where = f"{root / TABLE} patch {patch}"
-    tile = patch.rsplit("_", 2)[0]
     try:
+        named = {"patch_id": patch} | ({"s1_name": pair} if S1 in there else {})
+        for column, name in named.items():
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise UserError(f"column '{column}': {shown(name)} is no name of a patch.")
         turns = label_turns(row["labels"] or [], of_19=True)
     except UserError as error:
         return Line(where, None, (f": {error}",))
+    tile = patch.rsplit("_", 2)[0]
     if MAPS in there:
         path = f"{MAPS}/{tile}/{patch}/{patch}_reference_map.tif"
         for label in dict.fromkeys(row["labels"] or ()):

@@ -50,6 +50,16 @@ def _read(root: Path, split: str) -> Iterator[Line]:
             f"{root / home / f'{name}.txt'}",
             f"it names {len(wanted)} objects, such as {min(wanted)}, but '{root / notes}' has {number}.",
         )
+        return
+    # Where a file is missing the numbers of the objects after it are those of others.
+    lists = [path for split in _SPLITS if (path := root / home / f"{split}.txt").is_file()]
+    highest = max(max(_numbers(path), default=-1) for path in lists)
+    if highest >= number:
+        yield broken(
+            f"{root / notes}",
+            f"it has {number} objects, but the lists name them up to {highest}: files are missing, and the objects "
+            "after them have the numbers of others.",
+        )
 
 
 def _numbers(path: Path) -> set[int]:

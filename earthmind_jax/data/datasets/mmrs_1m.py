@@ -1,7 +1,8 @@
 """MMRS-1M (EarthGPT): over a million conversations about optical, SAR and infrared images, in the layout of LLaVA.
 
 A box in words is ``[x1,y1,x2,y2]``, or several ``[...;...]``, as fractions of the image after it has been padded to a
-square, centred (the README of wivizhang/EarthGPT). Here they are fractions of the image itself.
+square, centred (the README of wivizhang/EarthGPT); an oriented one has its four corners. Here they are fractions of the
+image itself. Names of files as in copies of the release: ``json/RSVG/rsvg_trainval.json``, images ``data/RSVG/...``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.data.datasets import Dataset, _json, _llava
-from earthmind_jax.data.datasets._entry import PICTURES, box, folder, line, mapping, picture, size, text
+from earthmind_jax.data.datasets._entry import PICTURES, box, folder, line, mapping, picture, polygons, size, text
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
@@ -23,7 +24,7 @@ _NOTES = ("data/json", "json")
 _SKIPPED = re.compile(r"\.|.*total", re.IGNORECASE)  # hidden files, and one of all entries of the others
 _SAR = re.compile(r"hrsid|hrisd|ssdd|sar[-_ ]?(?:ship|v2)|(?:^|[/_-])sar(?:[/_.-]|$)", re.IGNORECASE)
 _NUMBER = r"\s*-?\d+(?:\.\d+)?(?:e-?\d+)?\s*"
-_BOX = rf"(?:{_NUMBER},){{3}}{_NUMBER}"
+_BOX = rf"(?:{_NUMBER},){{3}}{_NUMBER}(?:(?:,{_NUMBER}){{4}})?"
 _BOXES = re.compile(rf"\[({_BOX}(?:;{_BOX})*);?\]")
 _ROUNDING = 0.01  # of the square's side: what the decimals of a published box may put it out of the image
 
@@ -76,7 +77,7 @@ def _turn(turn: dict[str, Any], shape: tuple[int, int], drawn: bool) -> dict[str
     masks: list[Any] = []
 
     def fractions(found: re.Match[str]) -> str:
-        return f"[{';'.join(_fractions(outline, shape) for outline in _outlines(found[1], shape))}]"
+        return f"[{';'.join(_fractions(one, shape) for one in found[1].split(';'))}]"
 
     def mask(found: re.Match[str]) -> str:
         masks.append(_outlines(found[1], shape))
@@ -100,17 +101,22 @@ def _outlines(words: str, shape: tuple[int, int]) -> list[list[float]]:
     left, top = (side - width) // 2, (side - height) // 2
     made = []
     for one in words.split(";"):
-        x1, y1, x2, y2 = (float(value) * side for value in one.split(","))
-        edges = [x1 - left, y1 - top, x2 - left, y2 - top]
+        edges = [float(value) * side - (top if i % 2 else left) for i, value in enumerate(one.split(","))]
+        if len(edges) == 8:
+            made += polygons([edges], shape)
+            continue
         inside = [min(max(v, 0.0), float(most)) for v, most in zip(edges, (width, height) * 2, strict=True)]
         near = all(abs(a - b) <= side * _ROUNDING for a, b in zip(edges, inside, strict=True))
         made += box(inside if near else edges, shape)
     return made
 
 
-def _fractions(outline: list[float], shape: tuple[int, int]) -> str:
-    x1, y1, _, _, x2, y2 = outline[:6]
-    return ",".join(f"{v / s:.3f}" for v, s in zip((x1, y1, x2, y2), (shape[1], shape[0]) * 2, strict=True))
+def _fractions(words: str, shape: tuple[int, int]) -> str:
+    """One box in words as fractions of the image."""
+    (outline,) = _outlines(words, shape)
+    if words.count(",") == 3:
+        outline = [*outline[:2], *outline[4:6]]
+    return ",".join(f"{value / shape[1 - i % 2]:.3f}" for i, value in enumerate(outline))
 
 
 DATASET = Dataset(

@@ -30,7 +30,7 @@ def read(root: Path, split: str) -> Iterator[Line]:
     folder = root if split == "train" and FILES.found(root) else root / split
     if not folder.is_dir():
         raise UserError(f"'{root}' has no folder {split} for this split of {FILES.title}.")
-    return FILES.read(root, folder)
+    return FILES.read(root, folder, labelled=split == "train")
 
 
 DATASET = Dataset(

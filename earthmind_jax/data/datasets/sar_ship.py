@@ -19,6 +19,7 @@ from earthmind_jax.errors import UserError
 
 TITLE = "SAR-Ship-Dataset"
 FOLDERS = ("ship_dataset_v0", "ship_dataset_v0/ship_dataset_v0")
+SATELLITES = ("Gao_", "Sen_")  # what the names of all chips begin with
 ENDINGS = (".jpg", ".jpeg", ".png")
 WORDS = "Where are the ships in this SAR image? Give the bounding box of each as [x1, y1, x2, y2, angle], 0 to 100."
 MASKS = "Where are the ships in this SAR image? Mark the bounding box of each."
@@ -32,8 +33,13 @@ def read(root: Path, split: str) -> Iterator[Line]:
     folder = _folder(root)
     if folder is None:
         raise UserError(f"'{root}' has no folder {FOLDERS[0]} with chips (.jpg) and their boxes (.txt).")
-    for name in stems(folder, ENDINGS):
+    chips = stems(folder, ENDINGS)
+    for name in chips:
         yield _line(root, folder / name)
+    known = {Path(name).stem for name in chips}
+    for name in stems(folder, (".txt",)):
+        if name.startswith(SATELLITES) and Path(name).stem not in known:
+            yield Line(f"{folder / name}", None, (": there is no chip that these boxes are of.",))
 
 
 def _folder(root: Path) -> Path | None:

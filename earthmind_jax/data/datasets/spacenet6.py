@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ def _footprints(path: Path, image: Path) -> tuple[int, Any]:
             raise UserError(f"'{path}' has a geometry that is no polygon: {str(shape)[:80]}.")
     with open_raster(image) as dataset:
         size, transform = (dataset.height, dataset.width), dataset.transform
-    mask = rasterize(((shape, 1) for shape in shapes), out_shape=size, transform=transform, dtype="uint8")
+    drawn = partial(rasterize, out_shape=size, transform=transform, dtype="uint8")
+    mask = drawn((shape, 1) for shape in shapes)
+    if not mask.any():  # what the tile's edge leaves of a building may lie between the centres of pixels
+        mask = drawn(((shape, 1) for shape in shapes), all_touched=True)
     if not mask.any():
         raise UserError(f"'{path}' has {len(shapes)} buildings, but none lies on '{image}'; do they belong together?")
     return len(shapes), encode_rle(mask)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from earthmind_jax.data.datasets import Dataset
 from earthmind_jax.data.datasets._folders import read_names
@@ -32,27 +33,44 @@ class Scenes(Triples):
         return {value // 10: name for value, name in self.classes.items()} if small else self.classes
 
 
+def _optical(file: Path, path: str) -> dict[str, Any]:
+    """Four bands, of which GDAL takes the last for transparency; counts where they are no 8-bit rendering."""
+    told = {"file": path, "bands": ["R", "G", "B", "N"]}
+    return told if _is_8bit(file) else told | {"sensor": "vhr"}
+
+
+def _sar(file: Path, path: str) -> Any:
+    return path if _is_8bit(file) else {"file": path, "bands": ["CO"], "sensor": "gf3"}
+
+
+def _is_8bit(file: Path) -> bool:
+    from earthmind_jax.geo.raster import peek_sensor
+
+    return peek_sensor(file)[1] == "uint8"
+
+
 FILES = Scenes(
     title="WHU-OPT-SAR",
     optical=("optical", "opt"),
     sar=("sar",),
     labels=("lbl", "label", "labels"),
     classes={10 * value: name for value, name in enumerate(NAMES, 1)},
-    optical_image=lambda path: {"file": path, "bands": ["R", "G", "B", "N"]},  # GDAL takes the fourth for alpha
+    optical_image=_optical,
+    sar_image=_sar,
 )
 
 
 def read(root: Path, split: str) -> Iterator[Line]:
     """The scenes, or those of a split where the authors' list of them is there, or the crops of a split."""
     if split != "all" and (root / DIVISION).is_file() and not (root / split).is_dir():
-        return FILES.read(root, root, _division(root / DIVISION, split))
+        return FILES.read(root, root, labelled=True, only=_division(root / DIVISION, split))
     folder = root if split == "all" else root / split
     if not folder.is_dir():
         raise UserError(f"'{root}' has no folder {split} of crops and no '{DIVISION}'; the scenes are --split all.")
     if not FILES.found(folder):
         there = [name for name in CROPS if (root / name).is_dir()]
         raise UserError(f"'{folder}' lacks optical, sar and lbl; its crops are --split {' or '.join(there) or 'none'}.")
-    return FILES.read(root, folder)
+    return FILES.read(root, folder, labelled=True)
 
 
 def _division(path: Path, split: str) -> frozenset[str]:

@@ -157,6 +157,16 @@ def test_spacenet6(tmp_path):
     assert (test.optical, test.turns[0].answer) == (None, None)
 
 
+def test_spacenet6_with_a_sliver_of_a_building(tmp_path):
+    layouts.spacenet6(tmp_path)
+    (labels,) = (tmp_path / "train/AOI_11_Rotterdam/geojson_buildings").glob("*_tile_8680.geojson")
+    sliver = layouts.square(12.9, 4.6, 0.1)  # of half a metre's pixel, but not over its centre
+    labels.write_text(json.dumps({"type": "FeatureCollection", "features": [sliver]}))
+    _, second = samples(tmp_path)
+    assert np.argwhere(masked(second, "buildings")).tolist() == [[9, 25]]
+    assert second.turns[0].answer == "1"
+
+
 def test_spacenet6_with_counts_in_four_bands(tmp_path):
     layouts.spacenet6(tmp_path)
     folder = tmp_path / "train" / "AOI_11_Rotterdam"
@@ -200,6 +210,17 @@ def test_whu_opt_sar(tmp_path, folders, factor, split):
     np.testing.assert_array_equal(
         np.moveaxis(sample.optical, -1, 0), layouts.random(70).integers(0, 255, (4, 37, 55))[:3]
     )
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("uint16", 1000), ("float32", 1)])
+def test_whu_opt_sar_of_more_than_8_bits(tmp_path, dtype, most):
+    layouts.whu_opt_sar(tmp_path)
+    for folder, count in (("optical", 4), ("sar", 1)):
+        values = layouts.random(count).uniform(0.05, 0.5, (count, 37, 55)) * most
+        layouts.tif(tmp_path / folder / "NH49E001013.tif", values.astype(dtype), 5.0)
+    (sample,) = samples(tmp_path)
+    assert sample.optical["B04"].mean() > 0
+    assert -40 < sample.sar["VV"].mean() < 10  # dB
 
 
 def test_whu_opt_sar_by_the_authors_division(tmp_path):
@@ -264,6 +285,23 @@ def test_sar_ship(tmp_path):
         path.rename(nested / path.name)
     assert len(samples(tmp_path)) == 2
     assert len(samples(nested)) == 2
+
+
+def test_what_has_no_partner_is_told(tmp_path):
+    layouts.sar_ship(tmp_path / "ships")
+    folder = tmp_path / "ships/ship_dataset_v0"
+    (folder / "Gao_ship_hh_0201608254404.jpg").unlink()
+    (folder / "classes.txt").write_text("ship")
+    whole, alone = datasets.read(tmp_path / "ships")
+    assert (whole.problems, alone.problems) == ((), (": there is no chip that these boxes are of.",))
+    layouts.whu_opt_sar(tmp_path / "whu")
+    layouts.tif(tmp_path / "whu/optical/NI50E1.tif", np.ones((4, 9, 9), np.uint8), 5.0)
+    whole, alone = datasets.read(tmp_path / "whu")
+    assert (whole.problems, "there is no SAR image" in alone.problems[0]) == ((), True)
+    layouts.open_earth_map_sar(tmp_path / "oem")
+    (tmp_path / "oem/train/labels").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="train' has no folder labels, the label maps of OpenEarthMap-SAR"):
+        list(datasets.read(tmp_path / "oem"))
 
 
 def test_fusion_eo(tmp_path):

@@ -243,9 +243,10 @@ def test_a_table_that_is_broken(tmp_path):
     parquet.write_table(arrow.table({"patch_id": ["a"], "labels": [["b"]], "s1_name": ["c"]}), path)
     with pytest.raises(UserError, match="has no column 'split'; it has patch_id, labels, s1_name"):
         list(datasets.read(tmp_path))
-    row = {"patch_id": ["a"], "labels": [["Bare rock"]], "s1_name": [None], "split": ["train"]}
+    row = {"patch_id": ["a"] * 2, "labels": [["Bare rock"]] * 2, "s1_name": ["b", None], "split": ["train"] * 2}
     parquet.write_table(arrow.table(row), path)
-    (line,) = datasets.read(tmp_path)
+    line, unpaired = datasets.read(tmp_path)
+    assert unpaired.problems[0].startswith(": column 's1_name': None is no name of a patch")
     assert line.problems[0].startswith(": there is no label 'Bare rock' in its nomenclature.")
     path.unlink()
     with pytest.raises(UserError, match=r"There is no '.*metadata.parquet', the table of BigEarthNet v2"):

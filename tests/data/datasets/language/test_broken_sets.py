@@ -21,6 +21,7 @@ from earthmind_jax.data import datasets
 from earthmind_jax.data.check import line_problems
 from earthmind_jax.data.datasets import _json
 from earthmind_jax.data.masks import decode
+from earthmind_jax.data.regular import require_regular
 from earthmind_jax.errors import UserError
 
 
@@ -217,6 +218,14 @@ def test_a_folder_beside_the_data_set(build, tmp_path):
     for given in (root / "Airport", root.parent):
         with pytest.raises(UserError, match=rf"'{given}' is no data set, but '{root}' has the layout of aid; give"):
             datasets.recognise(given)
+    (root.parent / "records.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=rf"for the record file in it give '{root.parent / 'records.jsonl'}'"):
+        datasets.recognise(root.parent)
+    (root.parent / "aid.zip").write_bytes(b"PK")
+    with pytest.raises(
+        UserError, match=rf"aid.zip' is an archive; unpack it first: earthmind data unpack {root.parent}"
+    ):
+        datasets.lines(root.parent / "aid.zip")
     deep = tmp_path / "download/a/b"
     deep.mkdir(parents=True)
     root.rename(deep / "aid")
@@ -234,6 +243,23 @@ def test_folders_that_may_not_be_read(build, tmp_path, capsys):
         finally:
             (root / folder).chmod(0o755)
         assert (code, "Permission denied" in err, str(root) in err) == (2, True, True)
+
+
+def test_what_is_no_file_is_not_waited_for(build, tmp_path):
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, tmp_path / "loop"):
+        if path.name == "loop":
+            path.symlink_to(pipe)
+        with pytest.raises(UserError, match=f"'{path}' is a directory, pipe or device and no file"):
+            require_regular(path)
+    assert require_regular(tmp_path / "missing") == tmp_path / "missing"
+    root = build("mmrs_1m")
+    for name in ("caption/UCM.json", "RSVG/region.json"):
+        (root / "data/json" / name).unlink()
+        (root / "data/json" / name).symlink_to("/dev/null")
+    with pytest.raises(UserError, match=r"UCM.json' is a directory, pipe or device"):
+        list(datasets.read(root))
 
 
 def test_what_other_systems_leave_in_folders_is_no_part_of_a_set(build):

@@ -124,6 +124,12 @@ CASES = {
         replacing(DIOR, "<ymax>20<", "<ymax>nan<"),
         r"object 0: a box must be 4 numbers",
     ),
+    "file in the middle missing": (
+        "dior_rsvg",
+        "test",
+        removing("Annotations/00012.xml"),
+        r"Annotations: it has 3 objects, but the lists name them up to 3",
+    ),
     "expression that is missing": (
         "dior_rsvg",
         "train",

@@ -172,6 +172,17 @@ def test_boxes_of_mmrs_1m_lose_their_padding(build):
     assert (rows.min(), columns.min(), columns.max()) == (30, 0, 15)
 
 
+def test_oriented_boxes_of_mmrs_1m_lose_their_padding(build):
+    root = build("mmrs_1m")
+    said = "<p>a ship</p>[0.5,0.25,0.75,0.5,0.5,0.75,0.25,0.5;0.25,0.5,0.5,0.75]"
+    setting("data/json/detection/HRSID.json", 0, "conversations", 1, "value", to=said)(root)
+    (line,) = datasets.read(root, None, "detection")  # 40 x 80 pixels, padded by 20 rows above and below
+    told = "<p>a ship</p>[0.500,0.000,0.750,0.500,0.500,1.000,0.250,0.500;0.250,0.500,0.500,1.000]"
+    assert line.record.turns[0].answer == told
+    (line,) = datasets.read(root, None, "detection_boxes")
+    assert line.record.turns[0].masks[0][0] == [40, 0, 60, 20, 40, 40, 20, 20]
+
+
 def test_text_is_as_published(build):
     (first, second) = records(build("aid"), "aid", "geochat")
     assert first.turns[0].question.startswith("Classify the image within one of the given classes: airport, bare land.")
