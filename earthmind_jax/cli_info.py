@@ -61,6 +61,7 @@ def _raster_facts(files: list[Path], told: Told, model: Path | None) -> list[dic
     from earthmind_jax.infer.intent import intent
 
     config = EarthMindConfig() if model is None else checkpoint.read_config(model)
+    told.require_sensors()
     kinds = roles(files, told)
     check_ground(files, **told.ground())
     found = [describe(file, **_options(kind, told)) for file, kind in zip(files, kinds, strict=True)]

@@ -121,9 +121,11 @@ def _scene(
     told: Told,
     as_json: bool,
 ) -> None:
-    from earthmind_jax.infer.scene import OVERLAP, segment_scene
+    from earthmind_jax.infer.scene import OVERLAP, segment_scene, window_note, window_side
 
     share = OVERLAP if overlap is None else overlap
+    if (note := window_note(model, window_side(model, window))) is not None:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     with stopping(out):
         result = segment_scene(
             model, targets, optical=optical, sar=sar, out=out, window=window, overlap=share, weights=weights,
@@ -142,6 +144,8 @@ def _scene(
         print(f"{mask['target']}: {mask['share']:.1%} of the scene, score {mask['score']:.2f}{weighed}")
     if truth is not None:
         print(f"iou: {facts['iou']}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
     for file in facts["files"]:
         print(f"wrote {file}")
 

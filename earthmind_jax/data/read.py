@@ -22,6 +22,8 @@ from earthmind_jax.geo.told import NOTHING, Told
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
 
+MOST_PIXELS = 2**25  # of an image in memory; bands, windows and masks of one take some 100 bytes a pixel
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -314,6 +316,8 @@ def load_images(
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
     """
+    from earthmind_jax.geo.no_sensor import require_no_labels
+
     pictures: dict[str, tuple[Picture, np.ndarray | None]] = {}
     rasters: dict[str, Path] = {}
     bands: dict[str, tuple[str, ...] | None] = {}
@@ -324,6 +328,11 @@ def load_images(
             continue
         path = Path(source)
         header, spoken = read_header(path), told.about(name)
+        if not training:
+            if name == ("optical" if "optical" in sources else "sar") and "window" not in options:
+                _require_size(path, header.shape)
+            if told.sensor_of(name) is None and not told.names_of(name):
+                require_no_labels(path, name)
         if not header.is_raster(name) and not (header.raster and spoken):
             if spoken:
                 raise UserError(f"{path} is a finished picture, for which '{spoken[0]}' means nothing; leave it out.")
@@ -368,6 +377,16 @@ def load_images(
         (*map(str, pair.notes), *notes),
         files,
     )
+
+
+def _require_size(path: Path, shape: tuple[int, int]) -> None:
+    """UserError where an image is too large for its pixels, and all that is made of them, to be held at once."""
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise UserError(
+            f"{path} has {shape[0]} x {shape[1]} pixels, too many to be held in memory at once (at most "
+            f"{MOST_PIXELS / 1e6:.0f} million); cut out a part (gdal_translate -srcwin), or draw on all of it from "
+            "file to file (earthmind segment TARGET --out DIR without pointing at places, infer.scene.segment_scene)."
+        )
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -14,6 +14,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bands import auxiliary, name_bands
 from earthmind_jax.geo.grid import ground_sample_distance
 from earthmind_jax.geo.quality import QUALITY_BANDS
+from earthmind_jax.geo.radiometry import SENSORS
 
 BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
 
@@ -75,6 +76,8 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
         colours=[dataset.colorinterp[i - 1].name for i in keep],
         gsd=_gsd(dataset),
     )
+    if sensor is not None and told is None and names[0] == "band_1":
+        _require_layout(dataset, sensor, len(names))
     data = [i for i, name in enumerate(names) if not auxiliary(name)] or list(range(len(names)))
     rest = [i for i in range(len(names)) if i not in data]
     quality = next(((keep[i], names[i]) for i in rest if names[i] in QUALITY_BANDS), None)
@@ -86,6 +89,19 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
         sensor=guess,
         notes=tuple(notes),
         quality=quality,
+    )
+
+
+def _require_layout(dataset: rasterio.DatasetReader, sensor: str, count: int) -> None:
+    """UserError where nameless bands are told to be from a sensor that has no such layout, and look like another's."""
+    guess = contents(dataset, None).sensor
+    if guess is None or SENSORS[guess].is_8bit:
+        return
+    kind, entry = SENSORS[sensor].kind, SENSORS[sensor]
+    options = ("--sar-sensor", "--sar-bands") if kind == "sar" else ("--sensor", "--bands")
+    raise UserError(
+        f"{dataset.name} has {count} bands without names, which is no layout of {entry.title} ({sensor}); name "
+        f"them in order with {options[1]}, or leave out {options[0]} {sensor}: it looks like {SENSORS[guess].title}."
     )
 
 

@@ -145,8 +145,10 @@ class Answer:
         """
         directory = Path(directory)
         if maps and any(m.crs is None for m in self.masks):
+            files = " and ".join(self.sources.values()) or "The image"
             raise UserError(
-                "The image has no georeference, so its mask cannot become a map; ask for a plain picture instead."
+                f"{files}: there is no georeference, so a mask of it cannot become a map; ask for a plain picture "
+                "instead (--picture, save(maps=False)), or give a GeoTIFF that has one."
             )
         written = []
         with writing(directory):

@@ -15,6 +15,8 @@ from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.align import load_pair
+from earthmind_jax.geo.describe import describe
 from earthmind_jax.geo.landsat import read_mtl
 from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
@@ -443,13 +445,14 @@ def test_told_names_reach_a_quad_polarised_file(make_tif):
 def test_8bit_sar_on_a_map_is_brought_onto_the_optical_grid(make_tif):
     optical = make_tif("o.tif", numbers(3, 1, 255, side=40, dtype="uint8"))
     array = np.zeros((1, 50, 50), np.uint8)
-    array[0, 5:45, 5:45] = 200
+    seen = numbers(1, 1, 255, side=40, dtype="uint8")
+    array[:, 5:45, 5:45] = seen
     sar = make_tif("s.tif", array, transform=Affine(10, 0, 499950, 0, -10, 5000050))
     images = load_images({"optical": optical, "sar": sar}, TRUE_COLOUR)
     picture, valid = images.pictures["sar"]
     assert picture.shape[:2] == (40, 40)
     assert valid.all()
-    assert (picture == 200).all()
+    np.testing.assert_array_equal(picture[..., 0], seen[0])
 
 
 # Quality
@@ -564,3 +567,61 @@ def test_any_format_that_gdal_reads(tmp_path, make_tif, name, driver):
     found, images = frames_of(path)
     assert found.shape == (1, 40, 40, 3)
     assert images.crs is not None
+
+
+@pytest.mark.parametrize("sensor", ["vhr", "infrared", "landsat_l1"])
+def test_a_sensor_told_wrongly_of_nameless_bands(make_tif, sensor):
+    numbers = np.random.default_rng(0).integers(1, 5000, (12, 20, 20)).astype(np.uint16)
+    path = make_tif("s2.tif", numbers)
+    remedy = rf"s2\.tif has 12 bands without names, .* --bands, or leave out --sensor {sensor}: .* Sentinel-2 Level-2A"
+    with pytest.raises(UserError, match=remedy):
+        load_pair(path, optical_sensor=sensor, optical_bands=("B04",))
+    with pytest.raises(UserError, match=remedy):
+        describe(path, sensor=sensor)
+
+
+def test_a_sensor_told_of_the_other_kind():
+    for told, option in (
+        (Told(sensor="s1"), "--sensor s1: Sentinel-1 is a SAR"),
+        (Told(sar_sensor="vhr"), "--sar-sensor vhr"),
+    ):
+        with pytest.raises(UserError, match=option):
+            told.require_sensors()
+    with pytest.raises(UserError, match=r"no sensor 'sentinel2'.*the sensors are s2_l2a"):
+        Told(sensor="sentinel2").require_sensors()
+
+
+LAND_COVER = np.repeat(np.repeat(np.random.default_rng(1).choice([1, 2, 6, 9], (1, 8, 8)), 9, 1), 9, 2)
+
+
+@pytest.mark.parametrize("kind", ["optical", "sar"])
+@pytest.mark.parametrize("name", ["labels.tif", "labels.png"])
+def test_a_label_raster_is_no_image(make_tif, kind, name):
+    driver = {"driver": "PNG"} if name.endswith("png") else {}
+    path = make_tif(name, LAND_COVER.astype(np.uint8), **driver)
+    with pytest.raises(UserError, match=rf"{name} was given as .* looks like a label raster: class values \(1 2 6 9\)"):
+        load_images({kind: path}, SensorConfig())
+    assert load_images({kind: path}, SensorConfig(), training=True).shape == (72, 72)
+    if name.endswith("tif"):
+        told = Told(sensor="rgb8") if kind == "optical" else Told(sar_sensor="s1")
+        assert load_images({kind: path}, SensorConfig(), told).shape == (72, 72)
+
+
+def test_a_dark_or_plain_picture_is_none(make_tif):
+    rng = np.random.default_rng(0)
+    for name, values in (("dark.tif", rng.integers(0, 9, (1, 40, 40))), ("plain.tif", np.full((1, 40, 40), 7))):
+        assert load_images({"optical": make_tif(name, values.astype(np.uint8))}, SensorConfig()).shape == (40, 40)
+
+
+def test_an_image_that_memory_does_not_hold(tmp_path):
+    """A header of 40 million pixels, and little behind it."""
+    path, side = tmp_path / "huge.tif", 6400
+    size = {"width": side, "height": side, "count": 3, "dtype": "uint16", "tiled": True, "SPARSE_OK": True}
+    place = {"crs": "EPSG:32632", "transform": Affine(10, 0, 500000, 0, -10, 5000000)}
+    with rasterio.open(path, "w", driver="GTiff", nodata=0, compress="deflate", **size, **place) as dataset:
+        dataset.descriptions = ("B04", "B03", "B02")
+        dataset.write(np.full((3, 512, 512), 900, np.uint16), window=rasterio.windows.Window(0, 0, 512, 512))
+    with pytest.raises(UserError, match=r"huge\.tif has 6400 x 6400 pixels, too many to be held in memory"):
+        load_images({"optical": path}, SensorConfig())
+    window = rasterio.windows.Window(10, 20, 30, 40)
+    assert load_images({"optical": path}, SensorConfig(), window=window).shape == (40, 30)

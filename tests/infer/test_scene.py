@@ -416,3 +416,10 @@ def test_a_scene_that_only_control_places(tmp_path, kind):
         assert (drawn.shape, drawn.crs) == (whole.shape, whole.crs)
         assert drawn.transform.almost_equals(whole.transform)
         np.testing.assert_array_equal(drawn.read(1) != 255, whole.valid)
+
+
+def test_windows_far_larger_than_the_model_s_own(pair, tmp_path, capsys):
+    result = scenes.draw(pair, tmp_path / "wide", targets=["river"], window=128)
+    assert "4 times the side of the model's own (32): what is small" in result.answer["notes"][0]
+    plain = scenes.draw(pair, tmp_path / "own", targets=["river"], window=64)
+    assert not any("model's own" in note for note in plain.answer["notes"])
