@@ -35,7 +35,7 @@ def info(
     """
     if not files:
         raise UserError("Name one or two rasters, or a checkpoint directory.")
-    folders = [file for file in files if file.is_dir()]
+    folders = [file for file in files if file.is_dir() and file.suffix.upper() != ".SAFE"]
     if len(folders) > 1:
         raise UserError(f"Name one checkpoint directory, not {len(folders)} ({' '.join(map(str, folders))}).")
     facts = [_checkpoint_facts(file) for file in folders]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -11,8 +12,15 @@ COMMAND: ContextVar[str] = ContextVar("command", default="")
 """The command as it was given, for the record."""
 
 
-def check_directory(path: Path | None) -> None:
-    """UserError where ``path`` cannot be a directory of results: before the work rather than after it."""
+RESULTS = re.compile(r"mask_\d+.*\.(tif|png|geojson)|masks\.gpkg|panel\.png|answer\.json|item\.json")
+
+
+def check_directory(path: Path | None, *inputs: Path | None) -> None:
+    """UserError where ``path`` cannot be a directory of results, or these would take the place of one of the
+    ``inputs``: before the work rather than after it."""
+    for file in filter(None, inputs):
+        if path is not None and RESULTS.fullmatch(file.name) and file.resolve().parent == path.resolve():
+            raise UserError(f"The results in {path} would overwrite the input {file}; choose another directory.")
     existing = path
     while existing is not None and not existing.exists() and existing != existing.parent:
         existing = existing.parent

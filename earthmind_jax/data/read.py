@@ -21,6 +21,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
+RASTER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ")
 
 MOST_PIXELS = 2**25  # of an image in memory; bands, windows and masks of one take some 100 bytes a pixel
 
@@ -316,8 +317,6 @@ def load_images(
     Raises:
       UserError: naming the file that is missing, unsuitable or does not overlap the other.
     """
-    from earthmind_jax.geo.no_sensor import require_no_labels
-
     pictures: dict[str, tuple[Picture, np.ndarray | None]] = {}
     rasters: dict[str, Path] = {}
     bands: dict[str, tuple[str, ...] | None] = {}
@@ -332,6 +331,8 @@ def load_images(
             if name == ("optical" if "optical" in sources else "sar") and "window" not in options:
                 _require_size(path, header.shape)
             if told.sensor_of(name) is None and not told.names_of(name):
+                from earthmind_jax.geo.no_sensor import require_no_labels
+
                 require_no_labels(path, name)
         if not header.is_raster(name) and not (header.raster and spoken):
             if spoken:
@@ -398,7 +399,15 @@ def read_picture(path: Path) -> np.ndarray:
 @contextlib.contextmanager
 def _open_picture(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
+        from earthmind_jax.geo.opening import ADDRESS, require_file
+
+        if path.exists() or ADDRESS.match(str(path)):
+            require_file(str(path))
         raise UserError(f"there is no file '{path}'.")
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start.startswith(RASTER_STARTS) and path.suffix.lower() not in RASTERS:
+        raise UserError(f"'{path}' is a TIFF or JPEG 2000 file by its content; give its name the ending .tif or .jp2.")
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):

@@ -11,11 +11,12 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.bands import auxiliary, name_bands
+from earthmind_jax.geo.bands import auxiliary, canonical, name_bands
 from earthmind_jax.geo.grid import ground_sample_distance
 from earthmind_jax.geo.quality import QUALITY_BANDS
 from earthmind_jax.geo.radiometry import SENSORS
 
+MEASURED = {band for sensor in SENSORS.values() for band in sensor.bands}
 BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
 
 
@@ -106,10 +107,12 @@ def _require_layout(dataset: rasterio.DatasetReader, sensor: str, count: int) ->
 
 
 def data_bands(dataset: rasterio.DatasetReader, told: Sequence[str] | None = None) -> list[int]:
-    """1-based indexes without alpha, which is validity and not data; all where each is told a name."""
+    """1-based indexes without alpha, which is validity and not data; all where each is told a name. What the file
+    itself gives the name of a measurement is one, though it be stored as alpha."""
     if told is not None and len(told) == dataset.count:
         return list(range(1, dataset.count + 1))
-    keep = [i for i, kind in enumerate(dataset.colorinterp, 1) if kind != ColorInterp.alpha]
+    kinds = zip(dataset.colorinterp, dataset.descriptions, strict=True)
+    keep = [i for i, (kind, text) in enumerate(kinds, 1) if kind != ColorInterp.alpha or canonical(text) in MEASURED]
     if not keep:
         raise UserError(f"{dataset.name} has an alpha band only and no image bands.")
     return keep

@@ -16,7 +16,7 @@ from rasterio.enums import ColorInterp
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.control import Control, map_grid, place_of
-from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.grid import Grid, require_map
 from earthmind_jax.geo.no_sensor import no_sensor
 from earthmind_jax.geo.onto import onto_map
 from earthmind_jax.geo.overview import read_overview
@@ -109,10 +109,11 @@ def georeference(raster: Raster) -> str | None:
     if not raster.georeferenced:
         return "no transform"
     try:
+        require_map(raster.transform, raster.crs, raster.path, "a map")
         gsd = raster.gsd
     except UserError:
         gsd = None
-    return None if gsd is not None and np.isfinite(gsd) and gsd > 0 else "a coordinate reference system off the Earth"
+    return None if gsd is not None and np.isfinite(gsd) and gsd > 0 else "a CRS that is no map of the Earth"
 
 
 def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, title: str) -> dict[str, Any]:

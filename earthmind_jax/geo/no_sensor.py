@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import PurePath
 
 import numpy as np
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.overview import read_overview
+from earthmind_jax.geo.quality import QUALITY_BANDS
 from earthmind_jax.geo.raster import Raster
 
 MOST_CLASSES = 64  # of an 8-bit label raster
@@ -25,14 +27,20 @@ def no_sensor(raw: Raster, palette: bool = False) -> tuple[str, str] | None:
     whole = bool((kinds == np.rint(kinds)).all())
     most = MOST_CLASSES if raw.dtype == "uint8" else MOST_WIDE_CLASSES
     if palette or (whole and kinds.size <= most):
+        words = f"_{PurePath(raw.path).stem.upper()}_"
+        if any(f"_{name}_" in words for name in QUALITY_BANDS):
+            return "labels", "a quality band, not a sensor's image: tell it beside its image (--scl)"
         listed = " ".join(f"{value:.0f}" for value in kinds[:12]) + (" ..." if kinds.size > 12 else "")
         return "labels", f"class values ({listed}), not a sensor's image: truth to compare with (segment --truth)"
     if raw.dtype in ("uint8", "uint16") or values.min() < -500 or values.max() > 9000:
         return None
     steps = _steps(raw)
     if steps.size and steps.mean() < SMOOTH * values.std():
-        heights = f"{values.min():.0f} to {values.max():.0f}"
-        return "heights", f"smooth single values ({heights}), heights or the like, not a sensor's image"
+        heights = f"{values.min():.4g} to {values.max():.4g}"
+        return "heights", (
+            f"smooth single values ({heights}), heights, an index or the like, not a sensor's image; where they are "
+            "temperatures, say so (--sensor infrared)"
+        )
     return None
 
 

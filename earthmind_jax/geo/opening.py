@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from earthmind_jax.errors import UserError, WorkError
 
 LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
 LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
+ADDRESS = re.compile(r"(?i)(https?|ftp|s3|gs|az|abfss?):/")  # a path has one slash left
 ARCHIVES = {b"PK\x03\x04": "zip archive", b"\x1f\x8b": "gzip file", b"7z\xbc\xaf": "7z archive", b"BZh": "bzip2 file"}
 
 
@@ -36,8 +38,8 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
       WorkError: it does not fit into memory.
     """
     name = os.fspath(path)
-    if "://" not in name and not name.startswith("/vsi"):
-        _require_file(name)
+    if not name.startswith("/vsi"):
+        require_file(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -76,13 +78,34 @@ def read_values(dataset: rasterio.DatasetReader, indexes: list[int], dtype: str 
     return np.stack([dataset.read(i, **given) for i in indexes])
 
 
-def _require_file(name: str) -> None:
+def read_masks(dataset: rasterio.DatasetReader, indexes: list[int], data: Sequence[int], **options: Any) -> np.ndarray:
+    """bool [C H W]: what the file's own nodata value, mask or alpha band calls valid; ``options`` as of
+    ``dataset.read_masks``.
+
+    ``data``: every band that is a measurement. An alpha band among them is none: GDAL takes any fourth band of 8 bits
+    for one, near infrared too.
+    """
+    if any(dataset.colorinterp[i - 1] == ColorInterp.alpha for i in data):
+        window = options.get("window")
+        shape = options.get("out_shape", (0, *dataset.shape) if window is None else (0, window.height, window.width))
+        return np.ones((len(indexes), *map(int, shape[-2:])), bool)
+    return dataset.read_masks(indexes, **options) > 0
+
+
+def require_file(name: str) -> None:
     """UserError unless ``name`` is a readable file that opening will not wait for."""
+    if ADDRESS.match(name):
+        raise UserError(f"{name} is an address on the network, and images are read from files: download it first.")
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError) as error:
         what = "is a link to a file that is not there" if os.path.islink(name) else "does not exist"
         raise UserError(f"{name or 'The empty path'} {what}; check the path.") from error
+    if stat.S_ISDIR(mode) and name.rstrip("/").upper().endswith(".SAFE"):
+        raise UserError(
+            f"{name} is the folder of a product; make one raster of its bands (gdalbuildvrt -separate -resolution "
+            "highest s2.vrt, then the band files), and name them in that order with --bands."
+        )
     if stat.S_ISDIR(mode):
         raise UserError(f"{name} is a directory; give one raster file, such as a GeoTIFF.")
     if not stat.S_ISREG(mode):

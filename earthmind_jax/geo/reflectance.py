@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ ABSENT_BELOW = 500.0  # ... below -0.05: no correction overshoots that far
 PRESENT_BELOW = 1500.0  # some surface darker than 0.05 in some band: nearly every scene has one
 DARK_PERCENT = 0.1  # percentile that stands for the darkest pixels
 SATURATED = 65535
+PERCENT_BELOW = 150.0  # a reflectance of 0.015: no scene is that dark throughout
 OWN_PROCESSING = 99.99  # baseline N9999: made by a user's sen2cor, from a product with the offset or without
 
 _HARMONIZED = re.compile(r"(?i)S2_(SR_)?HARMONI[SZ]ED")  # Earth Engine's collections
@@ -53,6 +54,7 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
         note = "floating point values around 1: already reflectance, no scale and no offset applied"
         return raster.calibrated(digital, raster.valid, "reflectance", [note])
+    _require_numbers(raster, sample, scaled)
     if any("names no bands" in note for note in raster.notes):
         _require_order(sample, raster.path or raster.name)
     scale, quantity_note = scaled[0] if scaled else _quantification(raster)
@@ -70,6 +72,20 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     if empty.any():
         notes.append(f"{int(empty.sum())} pixels with DN 0 (nodata) or {SATURATED} (saturated) are invalid")
     return raster.calibrated(data, raster.valid & ~empty, "reflectance", notes, {"offset": offset})
+
+
+def _require_numbers(raster: Raster, sample: SceneSample, scaled: Any) -> None:
+    """UserError where floating point values are neither reflectance nor DN: percent, most likely."""
+    values = sample.known[0]
+    if scaled is not None or not raster.dtype.startswith("float") or values.size == 0:
+        return
+    bright = float(np.percentile(values, 99))
+    if bright <= PERCENT_BELOW:
+        raise UserError(
+            f"{raster.path or raster.name} holds values up to about {bright:.3g}: neither reflectance (around 1) nor "
+            "Sentinel-2 digital numbers (reflectance x 10000); where they are percent, store the band scale 0.01 in "
+            "the file (gdal_edit.py -scale 0.01)."
+        )
 
 
 def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[float, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from earthmind_jax.geo.opening import open_raster, read_values
+from earthmind_jax.geo.opening import open_raster, read_masks, read_values
 from earthmind_jax.geo.quality import quality_valid
 
 SAMPLE_SIDE = 512  # rows and columns at most
@@ -93,7 +93,7 @@ def _decimated(
     if dataset.height * dataset.width <= 4 * SAMPLE_SIDE**2 or dataset.overviews(indexes[0]):
         options["out_shape"] = size
         values = read_values(dataset, indexes, "float32", **options)
-        return values, dataset.read_masks(indexes, **options) > 0
+        return values, read_masks(dataset, indexes, indexes, **options)
     # One row of blocks after the other: GDAL would decode each block once for every band.
     values, valid = np.empty(size, np.float32), np.empty(size, bool)
     rows, columns = (
@@ -108,7 +108,7 @@ def _decimated(
                 window = Window(left, rows[i], min(chunk, dataset.width - left), 1)
                 picked = columns[inside] - left
                 values[:, i, inside] = read_values(dataset, indexes, "float32", window=window)[:, 0, picked]
-                valid[:, i, inside] = dataset.read_masks(indexes, window=window)[:, 0, picked] > 0
+                valid[:, i, inside] = read_masks(dataset, indexes, indexes, window=window)[:, 0, picked]
     return values, valid
 
 

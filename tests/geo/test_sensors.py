@@ -625,3 +625,84 @@ def test_an_image_that_memory_does_not_hold(tmp_path):
         load_images({"optical": path}, SensorConfig())
     window = rasterio.windows.Window(10, 20, 30, 40)
     assert load_images({"optical": path}, SensorConfig(), window=window).shape == (40, 30)
+
+
+def test_percent_is_no_reflectance(make_tif):
+    percent = (numbers(3, 100, 4000) / 100).astype(np.float32)
+    path = make_tif("percent.tif", percent, names=["B04", "B03", "B02"])
+    with pytest.raises(UserError, match=r"percent\.tif holds values up to about 3\d\S*: neither .* band scale 0\.01"):
+        load_pair(path)
+    scaled = load_pair(make_tif("s.tif", percent, names=["B04", "B03", "B02"], scaling=(0.01, 0.0))).optical
+    np.testing.assert_allclose(scaled.data, percent / 100, rtol=1e-5)
+
+
+def decibels(*middle, side=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.stack([10 * np.log10(rng.gamma(4, 10 ** (m / 10) / 4, (side, side))) for m in middle]).astype(np.float32)
+
+
+def test_whole_numbers_of_a_scale_are_decibels(make_tif):
+    """dB x 100 in 16 bits: with the scale in the file they are what they are, without it the remedy is named."""
+    db = decibels(-11, -18)
+    stored = np.rint(db * 100).astype(np.int16)
+    sar = load_pair(sar_path=make_tif("s.tif", stored, names=["VV", "VH"], scaling=(0.01, 0.0))).sar
+    assert sar.decided["scale"] == "dB"
+    assert np.abs(sar.data - db).max() < 0.0051
+    assert any("numbers x 0.01" in note for note in sar.notes)
+    with pytest.raises(UserError, match=r"n\.tif has a median of -\d.*dB times a number, store the band scale"):
+        load_pair(sar_path=make_tif("n.tif", stored, names=["VV", "VH"]))
+
+
+@pytest.mark.parametrize("fill", [0.0, -9999.0, -32768.0, np.nan, -np.inf])
+def test_what_no_tag_calls_nodata_of_decibels(make_tif, fill):
+    db = decibels(-11, -18)
+    db[:, :, 40:] = fill
+    sar = load_pair(sar_path=make_tif("s.tif", db, names=["VV_db", "VH_db"])).sar
+    assert sar.valid[:, :40].all()
+    assert not sar.valid[:, 40:].any()
+
+
+def test_near_infrared_stored_as_alpha(make_tif):
+    """GDAL calls any fourth band of 8 bits alpha; water is black in the near infrared and there all the same."""
+    array = numbers(4, 20, 250, dtype="uint8")
+    array[3, :10] = 0
+    path = make_tif("naip.tif", array, names=["Red", "Green", "Blue", "NIR"], transform=FINE)
+    with rasterio.open(path) as dataset:
+        assert dataset.colorinterp[3].name == "alpha"
+        assert not dataset.dataset_mask()[:10].any()
+    for told, names in ((Told(), ("R", "G", "B", "N")), (Told(sensor="vhr", bands=("R", "G", "B", "N")), None)):
+        pair = load_pair(path, optical_sensor=told.sensor, optical_names=told.bands or None)
+        assert pair.optical.bands == (names or told.bands)
+        assert pair.optical.valid.all()
+        np.testing.assert_array_equal(pair.optical.data, array)
+    colours = load_pair(path, optical_bands=("B04", "B03", "B02")).optical
+    assert colours.valid.all()
+    assert describe(path).facts["no_data_share"] == 0
+    rgba = load_pair(make_tif("rgba.tif", array, transform=FINE)).optical  # nameless: as the file says
+    assert rgba.bands == ("R", "G", "B")
+    assert not rgba.valid[:10].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "band"), [("ICEYE_X7_GRD_SM_20220101T000000.tif", "CO"), ("CAPELLA_C02_SM_GEO_HH_20210101.tif", "HH")]
+)
+def test_one_channel_of_a_file_that_names_its_sensor(make_tif, name, band):
+    path = make_tif(name, numbers(1, 50, 900), transform=FINE)
+    fact = describe(path).facts
+    assert (fact["taken for"], fact["bands"]) == ("sar_x", [band])
+    with pytest.raises(UserError, match="was given as the optical image but looks SAR"):
+        load_pair(path)
+
+
+@pytest.mark.parametrize("name", ["T32TNS_20230601T101601_SCL_20m.tif", "LC08_X_QA_PIXEL.tif"])
+def test_a_quality_band_is_told_beside_its_image(make_tif, name):
+    path = make_tif(name, np.repeat(LAND_COVER, 2, 0)[:1].astype(np.uint8))
+    assert describe(path).kind == "labels"
+    with pytest.raises(UserError, match=r"looks like a label raster: a quality band"):
+        load_images({"optical": path}, SensorConfig())
+
+
+def test_coordinates_that_are_no_map(make_tif):
+    facts = describe(make_tif("geocentric.tif", numbers(12, 1, 3000), crs="EPSG:4978")).facts
+    assert facts["gsd_m"] is None
+    assert any("no map of the Earth: text answers only" in warning for warning in facts["warnings"])
