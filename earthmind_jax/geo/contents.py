@@ -81,6 +81,12 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
         _require_layout(dataset, sensor, len(names))
     data = [i for i, name in enumerate(names) if not auxiliary(name)] or list(range(len(names)))
     rest = [i for i in range(len(names)) if i not in data]
+    pages = len(dataset.subdatasets)
+    if pages > 1:
+        notes = [
+            *notes,
+            f"the first of {pages} pages is read, although there are others; save each as a file",
+        ]
     quality = next(((keep[i], names[i]) for i in rest if names[i] in QUALITY_BANDS), None)
     return Contents(
         bands=tuple(names[i] for i in data),

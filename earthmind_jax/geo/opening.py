@@ -51,6 +51,11 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
         try:
             yield dataset
         except (RasterioError, OSError) as error:
+            if dataset.driver == "VRT":
+                raise UserError(
+                    f"{name} is a virtual raster, and a file that it is made of is missing or damaged; give that file "
+                    "its place again."
+                ) from error
             raise UserError(f"{name} is damaged or cut short, its pixels cannot be read; copy it again.") from error
         except MemoryError as error:
             size = f"{dataset.count} x {dataset.height} x {dataset.width}"
@@ -124,7 +129,8 @@ def require_file(name: str) -> None:
 
 def _require_image(dataset: rasterio.DatasetReader, name: str, labels: bool) -> None:
     if dataset.count == 0:
-        parts = f" but {len(dataset.subdatasets)} data sets inside it; export one" if dataset.subdatasets else ""
+        inside = dataset.subdatasets
+        parts = f" but {len(inside)} data sets inside it; export one (gdal_translate {inside[0]})" if inside else ""
         raise UserError(f"{name} has no image bands{parts}; give a raster with at least one band.")
     if any("complex" in dtype for dtype in dataset.dtypes):
         raise UserError(f"{name} holds complex numbers (single-look SAR?); give detected, calibrated backscatter.")

@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from earthmind_jax.geo.opening import open_raster, read_masks, read_values
 from earthmind_jax.geo.quality import quality_valid
 
+LARGEST = 1e6  # beyond it a stored number is a fill value (NetCDF's is 9.97e36) and no measurement
 SAMPLE_SIDE = 512  # rows and columns at most
 CACHED_VALUES = 2**26  # of one row of blocks that GDAL is to keep while it is sampled
 
@@ -57,6 +58,15 @@ def sample_of(values: np.ndarray, valid: np.ndarray, bands: tuple[str, ...]) -> 
     some = finite.any((1, 2))
     every = finite[some].all(0) if some.any() else np.zeros(values.shape[1:], bool)
     return SceneSample(values, every, bands)
+
+
+@lru_cache(maxsize=16)
+def sample_between(sample: SceneSample, low: float, high: float) -> SceneSample:
+    """The sample less the pixels with a stored value that nothing measured has: fill values that no tag declares."""
+    with np.errstate(invalid="ignore"):
+        some = ((sample.values > low) & (sample.values < high)).any((1, 2))
+        inside = ((sample.values > low) & (sample.values < high))[some].all(0)
+    return SceneSample(sample.values, sample.valid & inside, sample.bands)
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from PIL import Image
 from rasterio.windows import Window
 
 from earthmind_jax.config import SensorConfig
@@ -706,3 +707,46 @@ def test_coordinates_that_are_no_map(make_tif):
     facts = describe(make_tif("geocentric.tif", numbers(12, 1, 3000), crs="EPSG:4978")).facts
     assert facts["gsd_m"] is None
     assert any("no map of the Earth: text answers only" in warning for warning in facts["warnings"])
+
+
+@pytest.mark.parametrize("fill", [-9999, -32768])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_fill_values_that_no_tag_declares(make_tif, fill, dtype):
+    """They are no data, and the offset is judged without them: here it is still to be taken off."""
+    array = numbers(3, 1050, 4000).astype(dtype)
+    array[:, :10] = fill
+    optical = load_pair(make_tif("a.tif", array, names=["B04", "B03", "B02"])).optical
+    assert optical.decided["offset"] == -1000
+    assert not optical.valid[:10].any()
+    assert optical.valid[10:].all()
+    assert any("fill values that the file does not declare" in note for note in optical.notes)
+    window = load_pair(make_tif("a.tif", array, names=["B04", "B03", "B02"]), window=Window(0, 5, 20, 10)).optical
+    np.testing.assert_array_equal(window.data, optical.data[:, 5:15, :20])
+
+
+@pytest.mark.parametrize("fill", [-9999, -3.4e38, 9.96921e36])
+@pytest.mark.parametrize(("names", "sensor"), [(["B04", "B03"], None), (["SR_B4", "SR_B3"], None), (["R", "G"], "vhr")])
+def test_fill_values_of_floating_point(make_tif, fill, names, sensor):
+    array = (numbers(2, 100, 4000) / 1e4).astype(np.float32)
+    plain = load_pair(make_tif("p.tif", array, names=names), optical_sensor=sensor).optical
+    array[:, :10] = fill
+    optical = load_pair(make_tif("a.tif", array, names=names), optical_sensor=sensor).optical
+    assert not optical.valid[:10].any()
+    assert optical.valid[10:].all()
+    np.testing.assert_allclose(optical.data[:, 10:], plain.data[:, 10:], atol=2 if sensor else 0)  # of 255: percentiles
+
+
+def test_pages_of_a_file(make_tif, tmp_path):
+    pages = [Image.fromarray(numbers(1, 0, 255, dtype="uint8")[0]) for _ in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    (warning,) = [text for text in describe(tmp_path / "pages.tif").facts["warnings"] if "pages" in text]
+    assert "the first of 3 pages is read" in warning
+
+
+def test_a_virtual_raster_without_its_files(make_tif, tmp_path):
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        '<SourceFilename relativeToVRT="1">gone.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    with pytest.raises(UserError, match=r"a\.vrt is a virtual raster, and a file that it is made of is missing"):
+        read_raster(tmp_path / "a.vrt")
