@@ -331,9 +331,9 @@ def load_images(
             if name == ("optical" if "optical" in sources else "sar") and "window" not in options:
                 _require_size(path, header.shape)
             if told.sensor_of(name) is None and not told.names_of(name):
-                from earthmind_jax.geo.no_sensor import require_no_labels
+                from earthmind_jax.geo.no_sensor import require_image
 
-                require_no_labels(path, name)
+                require_image(path, name)
         if not header.is_raster(name) and not (header.raster and spoken):
             if spoken:
                 raise UserError(f"{path} is a finished picture, for which '{spoken[0]}' means nothing; leave it out.")

@@ -15,6 +15,7 @@ from earthmind_jax.geo.raster import Raster
 MOST_CLASSES = 64  # of an 8-bit label raster
 MOST_WIDE_CLASSES = 8  # of one with more bits, which heights have, too
 SMOOTH = 0.2  # mean step between neighbours over the standard deviation: heights are smooth, backscatter is not
+QUALITY = "a quality band"
 PATCHY = 0.6  # share of neighbours of one value, from which on few values are areas of a map and no dark picture
 
 
@@ -29,7 +30,7 @@ def no_sensor(raw: Raster, palette: bool = False) -> tuple[str, str] | None:
     if palette or (whole and kinds.size <= most):
         words = f"_{PurePath(raw.path).stem.upper()}_"
         if any(f"_{name}_" in words for name in QUALITY_BANDS):
-            return "labels", "a quality band, not a sensor's image: tell it beside its image (--scl)"
+            return "labels", f"{QUALITY}, not a sensor's image: tell it beside its image (--scl)"
         listed = " ".join(f"{value:.0f}" for value in kinds[:12]) + (" ..." if kinds.size > 12 else "")
         return "labels", f"class values ({listed}), not a sensor's image: truth to compare with (segment --truth)"
     if raw.dtype in ("uint8", "uint16") or values.min() < -500 or values.max() > 9000:
@@ -44,22 +45,26 @@ def no_sensor(raw: Raster, palette: bool = False) -> tuple[str, str] | None:
     return None
 
 
-def require_no_labels(path: str | os.PathLike[str], kind: str) -> None:
-    """UserError where a file given as the ``optical`` or ``sar`` image looks like a label raster: one nameless band of
-    few whole numbers that fill areas."""
+def require_image(path: str | os.PathLike[str], kind: str) -> None:
+    """UserError where a file given as the ``optical`` or ``sar`` image looks like something else: one nameless band of
+    few whole numbers that fill areas, of a quality band, or, for an optical one, of heights."""
     raw = read_overview(path, labels=True)
     found = no_sensor(raw)
-    if found is None or found[0] != "labels":
-        return
-    steps = _steps(raw)
-    if np.ptp(raw.data[0][raw.valid]) == 0 or not steps.size or (steps == 0).mean() < PATCHY:
+    if found is None:
         return
     option, sensor = ("--sar-sensor", "s1") if kind == "sar" else ("--sensor", "rgb8")
-    name = "SAR" if kind == "sar" else kind
-    raise UserError(
-        f"{raw.path} was given as the {name} image but looks like a label raster: {found[1].partition(',')[0]}; give "
-        f"the image itself, or say that this is one with {option} (such as {option} {sensor})."
-    )
+    given = f"{raw.path} was given as the {'SAR' if kind == 'sar' else kind} image but looks like"
+    if found[0] == "heights":
+        if kind == "sar":  # one band of calm water may be as smooth
+            return
+        raise UserError(f"{given} {found[1]}.")
+    steps = _steps(raw)
+    patchy = steps.size > 0 and np.ptp(raw.data[0][raw.valid]) > 0 and (steps == 0).mean() >= PATCHY
+    if patchy or found[1].startswith(QUALITY):
+        raise UserError(
+            f"{given} a label raster: {found[1].partition(',')[0]}; give the image itself, or say that this is one "
+            f"with {option} (such as {option} {sensor})."
+        )
 
 
 def _steps(raw: Raster) -> np.ndarray:

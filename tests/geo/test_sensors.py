@@ -697,10 +697,20 @@ def test_one_channel_of_a_file_that_names_its_sensor(make_tif, name, band):
 
 @pytest.mark.parametrize("name", ["T32TNS_20230601T101601_SCL_20m.tif", "LC08_X_QA_PIXEL.tif"])
 def test_a_quality_band_is_told_beside_its_image(make_tif, name):
-    path = make_tif(name, np.repeat(LAND_COVER, 2, 0)[:1].astype(np.uint8))
+    path = make_tif(name, np.full((1, 40, 40), 4, np.uint8))
     assert describe(path).kind == "labels"
     with pytest.raises(UserError, match=r"looks like a label raster: a quality band"):
         load_images({"optical": path}, SensorConfig())
+
+
+def test_heights_and_temperatures_are_told_apart_by_the_caller(make_tif):
+    rows, columns = np.mgrid[:60, :60]
+    path = make_tif("kelvin.tif", (290 + 8 * np.sin(rows / 9) * np.cos(columns / 9)).astype(np.float32)[None])
+    with pytest.raises(
+        UserError, match=r"kelvin\.tif .* looks like smooth single values \(282 to 298\).*infrared\)\.$"
+    ):
+        load_images({"optical": path}, SensorConfig())
+    assert load_images({"optical": path}, SensorConfig(), Told(sensor="infrared")).shape == (60, 60)
 
 
 def test_coordinates_that_are_no_map(make_tif):

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import rasterio
 import scenes
+from affine import Affine
 from support import run
 from swaths import flat_at, lattice, leaning, written
 
 from earthmind_jax import checkpoint
+from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError, WorkError
@@ -416,6 +418,25 @@ def test_a_scene_that_only_control_places(tmp_path, kind):
         assert (drawn.shape, drawn.crs) == (whole.shape, whole.crs)
         assert drawn.transform.almost_equals(whole.transform)
         np.testing.assert_array_equal(drawn.read(1) != 255, whole.valid)
+
+
+def test_longitudes_may_count_from_either_side(tmp_path):
+    """Across the antimeridian: the optical image counts on beyond 180, the SAR image from -180."""
+    place = {"driver": "GTiff", "height": 40, "width": 40, "crs": "EPSG:4326"}
+    size, rng = 1e-4, np.random.default_rng(0)
+    with rasterio.open(
+        tmp_path / "o.tif", "w", count=3, dtype="uint16", transform=Affine(size, 0, 180.001, 0, -size, 5), **place
+    ) as file:
+        file.write(rng.integers(300, 3000, (3, 40, 40)).astype(np.uint16))
+        file.descriptions = ("B04", "B03", "B02")
+    with rasterio.open(
+        tmp_path / "s.tif", "w", count=2, dtype="float32", transform=Affine(size, 0, -180, 0, -size, 5), **place
+    ) as file:
+        file.write(rng.gamma(4, 0.02, (2, 40, 40)).astype(np.float32))
+    reader = SceneReader({"optical": tmp_path / "o.tif", "sar": tmp_path / "s.tif"}, SensorConfig())
+    assert reader.overlap == pytest.approx(0.75)
+    (rows,) = reader.rows(iter([(0, 40)]))
+    assert rows.frames["sar"][1].mean() == pytest.approx(0.75)
 
 
 def test_windows_far_larger_than_the_model_s_own(pair, tmp_path, capsys):
