@@ -205,8 +205,8 @@ def _sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[s
 
 @lru_cache(maxsize=16)
 def _detect_sar_scale(sample: SceneSample, name: str) -> tuple[str, str]:
-    values, bands = sample.known
-    values = values[np.isfinite(values) & (np.abs(values) < 1e6) & (values > -1000)]
+    known, bands = sample.known
+    values = known[np.isfinite(known) & (np.abs(known) < 1e6) & (known > -1000)]
     remedy = "give the scale (dB, linear, amplitude or dn) with --sar-scale"
     if values.size == 0:
         raise UserError(f"{name} has no values in {' '.join(bands)} to tell its scale from; {remedy}.")
@@ -217,10 +217,17 @@ def _detect_sar_scale(sample: SceneSample, name: str) -> tuple[str, str]:
                 f"{name} has a median of {middle:.4g}, which is no backscatter in dB; where it is dB times a number, "
                 "store the band scale in the file (gdal_edit.py -scale 0.01 for dB x 100)."
             )
+        for band, one in zip(known, bands, strict=True):
+            if band.min() >= 0 and np.median(band) <= 1 and len(bands) > 1:
+                raise UserError(
+                    f"{name} has values below 0 in some bands, as dB has, and none in {one}: its bands are "
+                    f"not in one scale; bring them to one, or, where it is all right, {remedy}."
+                )
         return "dB", f"there are negative values (median {middle:.1f})"
     if middle <= 1:
+        few = "no" if low >= 0 else "hardly any"
         doubt = "; bright for power, so give the scale if it is amplitude" if _bright(middle) else ""
-        return "linear", f"no negative values and a median of {middle:.3g}{doubt}"
+        return "linear", f"{few} negative values and a median of {middle:.3g}{doubt}"
     if middle >= 10 and bool((values == np.rint(values)).all()):
         return "dn", f"large whole numbers (median {middle:.0f}): uncalibrated amplitude"
     raise UserError(f"{name} has a median of {middle:.4g} and nothing below 0: its scale is unclear; {remedy}.")

@@ -760,3 +760,20 @@ def test_a_virtual_raster_without_its_files(make_tif, tmp_path):
     )
     with pytest.raises(UserError, match=r"a\.vrt is a virtual raster, and a file that it is made of is missing"):
         read_raster(tmp_path / "a.vrt")
+
+
+def test_bands_of_two_scales_are_refused(make_tif):
+    mixed = decibels(-11, -18)
+    mixed[1] = 10 ** (mixed[1] / 10)
+    path = make_tif("mixed.tif", mixed, names=["VV", "VH"])
+    with pytest.raises(UserError, match=r"mixed\.tif has values below 0 in some bands, as dB has, and none in VH"):
+        load_pair(sar_path=path)
+    assert load_pair(sar_path=path, sar_scale="dB").sar.valid.any()
+
+
+@pytest.mark.parametrize(
+    ("sensor", "bands"), [("s2_l2a", ("B04", "B11", "B12")), ("landsat_l2", ("SR_B4", "SR_B6", "SR_B7"))]
+)
+def test_short_wave_infrared_by_number(make_tif, sensor, bands):
+    path = make_tif("a.tif", numbers(3), names=["Red", "SWIR1", "SWIR2"])
+    assert read_raster(path, sensor=sensor).bands == bands
