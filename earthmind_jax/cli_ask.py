@@ -79,7 +79,7 @@ def ask(
     if not question.strip():
         raise UserError("The question is empty; ask something, or give a file of questions with --batch.")
     _check(max_new, temperature)
-    check_directory(out)
+    check_directory(out, *optical, *sar)
     check_page(explain)
     from earthmind_jax.infer.predictor import EarthMind
 

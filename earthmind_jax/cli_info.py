@@ -35,7 +35,7 @@ def info(
     """
     if not files:
         raise UserError("Name one or two rasters, or a checkpoint directory.")
-    folders = [file for file in files if file.is_dir()]
+    folders = [file for file in files if file.is_dir() and file.suffix.upper() != ".SAFE"]
     if len(folders) > 1:
         raise UserError(f"Name one checkpoint directory, not {len(folders)} ({' '.join(map(str, folders))}).")
     facts = [_checkpoint_facts(file) for file in folders]
@@ -61,6 +61,7 @@ def _raster_facts(files: list[Path], told: Told, model: Path | None) -> list[dic
     from earthmind_jax.infer.intent import intent
 
     config = EarthMindConfig() if model is None else checkpoint.read_config(model)
+    told.require_sensors()
     kinds = roles(files, told)
     check_ground(files, **told.ground())
     found = [describe(file, **_options(kind, told)) for file, kind in zip(files, kinds, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -13,6 +14,7 @@ COMMAND: ContextVar[str] = ContextVar("command", default="")
 
 
 CACHE = "256"  # MB
+RESULTS = re.compile(r"mask_\d+.*\.(tif|png|geojson)|masks\.gpkg|panel\.png|answer\.json|item\.json")
 
 
 def limit_cache() -> None:
@@ -21,8 +23,12 @@ def limit_cache() -> None:
     os.environ.setdefault("GDAL_CACHEMAX", CACHE)
 
 
-def check_directory(path: Path | None) -> None:
-    """UserError where ``path`` cannot be a directory of results: before the work rather than after it."""
+def check_directory(path: Path | None, *inputs: Path | None) -> None:
+    """UserError where ``path`` cannot be a directory of results, or these would take the place of one of the
+    ``inputs``: before the work rather than after it."""
+    for file in filter(None, inputs):
+        if path is not None and RESULTS.fullmatch(file.name) and file.resolve().parent == path.resolve():
+            raise UserError(f"The results in {path} would overwrite the input {file}; choose another directory.")
     existing = path
     while existing is not None and not existing.exists() and existing != existing.parent:
         existing = existing.parent

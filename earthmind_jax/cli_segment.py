@@ -16,7 +16,7 @@ import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
-from earthmind_jax.cli_paths import COMMAND, check_page, limit_cache
+from earthmind_jax.cli_paths import COMMAND, check_directory, check_page, limit_cache
 from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
@@ -79,6 +79,7 @@ def segment(
     places = pointing.options()
     if not targets and "marks" not in places:
         raise UserError("There is nothing to segment: name a target, such as water, or point at something.")
+    check_directory(out, optical, sar, truth)
     check_page(explain)
     windowed = window is not None or overlap is not None or weights
     scene = windowed or (not (places or explain or picture) and (len(targets) > 1 or large(optical, sar)))
@@ -121,9 +122,11 @@ def _scene(
     told: Told,
     as_json: bool,
 ) -> None:
-    from earthmind_jax.infer.scene import OVERLAP, segment_scene
+    from earthmind_jax.infer.scene import OVERLAP, segment_scene, window_note, window_side
 
     share = OVERLAP if overlap is None else overlap
+    if (note := window_note(model, window_side(model, window))) is not None:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     with stopping(out):
         result = segment_scene(
             model, targets, optical=optical, sar=sar, out=out, window=window, overlap=share, weights=weights,
@@ -144,6 +147,8 @@ def _scene(
     if truth is not None:
         scores = facts["iou"] if isinstance(facts["iou"], dict) else {targets[0]: facts["iou"]}
         print(f"iou: {', '.join(f'{name} {score}' for name, score in scores.items())}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
     for file in facts["files"]:
         print(f"wrote {file}")
 

@@ -259,7 +259,7 @@ def subdatasets_only(folder: Path) -> Path:
     return Path(shutil.move(folder / "a.h5", folder / "a.tif"))
 
 
-@broken("damaged or cut short")
+@broken("a file that it is made of is missing or damaged")
 def vrt_without_its_source(folder: Path) -> Path:
     return vrt(folder, band_of("gone.tif"))
 

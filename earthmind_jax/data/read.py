@@ -21,6 +21,9 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
+RASTER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ")
+
+MOST_PIXELS = 2**25  # of an image in memory; bands, windows and masks of one take some 100 bytes a pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,6 +329,13 @@ def load_images(
             continue
         path = Path(source)
         header, spoken = read_header(path), told.about(name)
+        if not training:
+            if name == ("optical" if "optical" in sources else "sar") and "window" not in options:
+                _require_size(path, header.shape)
+            if told.sensor_of(name) is None and not told.names_of(name):
+                from earthmind_jax.geo.no_sensor import require_image
+
+                require_image(path, name)
         if not header.is_raster(name) and not (header.raster and spoken):
             if spoken:
                 raise UserError(f"{path} is a finished picture, for which '{spoken[0]}' means nothing; leave it out.")
@@ -372,6 +382,16 @@ def load_images(
     )
 
 
+def _require_size(path: Path, shape: tuple[int, int]) -> None:
+    """UserError where an image is too large for its pixels, and all that is made of them, to be held at once."""
+    if shape[0] * shape[1] > MOST_PIXELS:
+        raise UserError(
+            f"{path} has {shape[0]} x {shape[1]} pixels, too many to be held in memory at once (at most "
+            f"{MOST_PIXELS / 1e6:.0f} million); cut out a part (gdal_translate -srcwin), or draw on all of it from "
+            "file to file (earthmind segment TARGET --out DIR without pointing at places, infer.scene.segment_scene)."
+        )
+
+
 def read_picture(path: Path) -> np.ndarray:
     """An 8-bit picture file as [H W 3]; UserError where it cannot be read."""
     with _open_picture(path) as image:
@@ -381,7 +401,15 @@ def read_picture(path: Path) -> np.ndarray:
 @contextlib.contextmanager
 def _open_picture(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
+        from earthmind_jax.geo.opening import ADDRESS, require_file
+
+        if path.exists() or ADDRESS.match(str(path)):
+            require_file(str(path))
         raise UserError(f"there is no file '{path}'.")
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start.startswith(RASTER_STARTS) and path.suffix.lower() not in RASTERS:
+        raise UserError(f"'{path}' is a TIFF or JPEG 2000 file by its content; give its name the ending .tif or .jp2.")
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):

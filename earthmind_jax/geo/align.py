@@ -18,7 +18,7 @@ from earthmind_jax.geo.control import Control, check_ground, map_grid, place_of
 from earthmind_jax.geo.cover import covering
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.onto import MIN_OVERLAP, Aligned, align
-from earthmind_jax.geo.quality import quality_note, quality_valid
+from earthmind_jax.geo.quality import quality_note, quality_of, quality_valid
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import (
     Raster,
@@ -179,7 +179,7 @@ def _wanted(kind: str, bands: Sequence[str] | None, names: Sequence[str] | None)
 
 def _clear(optical: Raster, scl: str | os.PathLike[str]) -> Raster:
     """The optical image without what a quality file on any grid calls cloud, shadow or no data."""
-    name = "QA_PIXEL" if str(optical.sensor).startswith("landsat") else "SCL"
+    name = quality_of(optical.sensor)
     codes = align(scl, optical, "label").raster
     clear = quality_valid(name, codes.data[0], os.fspath(scl)) & codes.valid
     return replace(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.reflectance import file_scaling
 from earthmind_jax.geo.regions import label_regions
 from earthmind_jax.geo.sample import SceneSample
 from earthmind_jax.geo.sar_calibration import amplitude_of_one
@@ -62,21 +63,27 @@ def to_db(
         raise UserError(f"{raster.name} holds {raster.unit}, which is not SAR backscatter.")
     if raster.dtype == "uint8" and scale is None:
         return _as_picture(raster)
-    scale, reason = _sar_scale(raster, scale)
-    notes = [f"SAR scale {scale}: {reason}"]
+    data, sample, notes = np.asarray(raster.data, np.float32), raster.scene_sample(), []
+    own = file_scaling(raster)
+    if own is not None:
+        data, sample = data * np.float32(own[0]) + np.float32(own[1]), _scaled(sample, *own)
+        notes.append(f"numbers x {own[0]:g} {own[1]:+g} (band scale and offset of the file)")
+    scale, reason = _sar_scale(raster, sample, scale)
+    notes.append(f"SAR scale {scale}: {reason}")
     one = 1.0
     if scale == "dn":
-        one, note = _one(raster, calibration, nominal)
+        one, note = _one(raster, sample, calibration, nominal)
         notes.append(note)
-    data = np.asarray(raster.data, np.float32)
     db, physical = _decibels(data, scale, one)
+    if scale == "dB" and raster.dtype.startswith("float"):
+        physical &= (raster.data != 0).any(0)  # nothing measured is 0 dB to the last digit in every band: a fill value
     dropped = int((raster.valid & ~physical).sum())
     if dropped:
         notes.append(f"{dropped} pixels without power (zero, fill value) are invalid")
     valid = raster.valid & physical
     if border_db is not None:
         faint = valid & (db < border_db).any(0)
-        noise = faint & _near_edge(raster, scale, one, border_db) if faint.any() else faint
+        noise = faint & _near_edge(raster, sample, scale, one, border_db) if faint.any() else faint
         if noise.any():
             notes.append(
                 f"{int(noise.sum())} pixels of border noise (below {border_db:.0f} dB at the edge) are invalid"
@@ -98,10 +105,16 @@ def _from_edge(mask: np.ndarray) -> np.ndarray:
     return (label == label[0, 0])[1:-1, 1:-1]
 
 
-def _near_edge(raster: Raster, scale: str | None, one: float, floor_db: float) -> np.ndarray:
+@lru_cache(maxsize=16)
+def _scaled(sample: SceneSample, factor: float, term: float) -> SceneSample:
+    """A sample of stored numbers times the band scale, once for all windows of a scene; zero stays nothing."""
+    values = np.where(sample.values == 0, 0, sample.values * np.float32(factor) + np.float32(term))
+    return SceneSample(values.astype(np.float32), sample.valid, sample.bands)
+
+
+def _near_edge(raster: Raster, sample: SceneSample, scale: str | None, one: float, floor_db: float) -> np.ndarray:
     """bool [H W]: where a faint pixel is border noise. Decided on the decimated scene, so that it is the same in every
     window; one sample pixel more, since the decimation may step over a thin rim."""
-    sample = raster.scene_sample()
     chosen = tuple(sample.bands.index(name) for name in raster.stored or raster.bands)
     near = _edge_of_scene(sample, chosen, scale, one, floor_db)
     rows, columns = raster.scene_positions(near.shape)
@@ -140,13 +153,13 @@ def _as_picture(raster: Raster) -> Raster:
     notes = ["8-bit SAR is a rendering whose dB range is unknown: used as a picture"]
     data = np.asarray(raster.data, np.float32)
     zero = raster.valid & (data == 0).all(0)
-    wedge = zero & _near_edge(raster, None, 1.0, 0.0) if zero.any() else zero
+    wedge = zero & _near_edge(raster, raster.scene_sample(), None, 1.0, 0.0) if zero.any() else zero
     if wedge.any() and not (wedge | ~raster.valid).all():
         notes.append(f"{int(wedge.sum())} pixels of zeros at the edge are padding and invalid")
     return raster.calibrated(data, raster.valid & ~wedge, "display", notes)
 
 
-def _one(raster: Raster, told: float | None, nominal: float | None) -> tuple[float, str]:
+def _one(raster: Raster, sample: SceneSample, told: float | None, nominal: float | None) -> tuple[float, str]:
     """(amplitude of 0 dB, why)."""
     if told is not None:
         if not (np.isfinite(told) and told > 0):
@@ -157,7 +170,7 @@ def _one(raster: Raster, told: float | None, nominal: float | None) -> tuple[flo
         return found[0], f"0 dB at DN {found[0]:g}: {found[1]}"
     if nominal is not None:
         return nominal, f"no calibration given: 0 dB set at DN {nominal:.0f}, so levels are right to a few dB only"
-    one = _one_of_median(raster.scene_sample())
+    one = _one_of_median(sample)
     return one, f"no calibration given: the scene's median set to {MIDDLE_DB:.0f} dB, so levels are relative"
 
 
@@ -169,7 +182,7 @@ def _one_of_median(sample: SceneSample) -> float:
     return max(middle, 1e-6) / 10 ** (MIDDLE_DB / 20)
 
 
-def _sar_scale(raster: Raster, told: str | None) -> tuple[str, str]:
+def _sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[str, str]:
     """("dB" | "linear" | "amplitude" | "dn", reason) from the caller, the tags, or the whole scene's values."""
     if told is not None:
         if told.lower() not in _SCALE_WORDS:
@@ -187,24 +200,34 @@ def _sar_scale(raster: Raster, told: str | None) -> tuple[str, str]:
     named = _RTC_NAME.search(PurePath(raster.path).name)
     if named:
         return _RTC_SCALE[named.group(1)], f"the product name says so ({named.group().strip('_')})"
-    return _detect_sar_scale(raster.scene_sample(), raster.path or raster.name)
+    return _detect_sar_scale(sample, raster.path or raster.name)
 
 
 @lru_cache(maxsize=16)
 def _detect_sar_scale(sample: SceneSample, name: str) -> tuple[str, str]:
-    values, bands = sample.known
-    values = values[np.isfinite(values) & (np.abs(values) < 1e6) & (values > -1000)]
+    known, bands = sample.known
+    values = known[np.isfinite(known) & (np.abs(known) < 1e6) & (known > -1000)]
     remedy = "give the scale (dB, linear, amplitude or dn) with --sar-scale"
     if values.size == 0:
         raise UserError(f"{name} has no values in {' '.join(bands)} to tell its scale from; {remedy}.")
     low, middle = float(values.min()), float(np.median(values))
     if low < 0 and not (low > -0.1 and 0 <= middle <= 1):  # noise removal leaves linear power a little below zero
         if not FAINTEST_DB < middle < BRIGHTEST_DB:
-            raise UserError(f"{name} has a median of {middle:.4g}, which is no backscatter in dB; {remedy}.")
+            raise UserError(
+                f"{name} has a median of {middle:.4g}, which is no backscatter in dB; where it is dB times a number, "
+                "store the band scale in the file (gdal_edit.py -scale 0.01 for dB x 100)."
+            )
+        for band, one in zip(known, bands, strict=True):
+            if band.min() >= 0 and np.median(band) <= 1 and len(bands) > 1:
+                raise UserError(
+                    f"{name} has values below 0 in some bands, as dB has, and none in {one}: its bands are "
+                    f"not in one scale; bring them to one, or, where it is all right, {remedy}."
+                )
         return "dB", f"there are negative values (median {middle:.1f})"
     if middle <= 1:
+        few = "no" if low >= 0 else "hardly any"
         doubt = "; bright for power, so give the scale if it is amplitude" if _bright(middle) else ""
-        return "linear", f"no negative values and a median of {middle:.3g}{doubt}"
+        return "linear", f"{few} negative values and a median of {middle:.3g}{doubt}"
     if middle >= 10 and bool((values == np.rint(values)).all()):
         return "dn", f"large whole numbers (median {middle:.0f}): uncalibrated amplitude"
     raise UserError(f"{name} has a median of {middle:.4g} and nothing below 0: its scale is unclear; {remedy}.")

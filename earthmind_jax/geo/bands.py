@@ -100,7 +100,7 @@ def name_bands(
     landsat = sensor or (f"landsat_l{product.group(1)}" if product else None)
     names = [_canonical_of(text, landsat) for text in descriptions]
     if names == [None]:
-        names = [_band_of_file_name(path, landsat)]
+        names = [_band_of_file_name(path, landsat) or _channel_of_other_sar(path, dtype, tags)]
     if sensor is not None:
         aliases = SENSORS[known_sensor(sensor)].aliases
         common = [aliases.get((text or "").strip().lower()) for text in descriptions]
@@ -159,6 +159,15 @@ def _band_of_file_name(path: str, sensor: str | None) -> str | None:
     return name if any(name in SENSORS[sensor].bands for sensor in ("s2_l1c", "s1")) else None
 
 
+def _channel_of_other_sar(path: str, dtype: str, tags: Mapping[str, str]) -> str | None:
+    """The polarisation of the one channel of a file that names another SAR sensor, "CO" where it tells none."""
+    texts = " ".join((PurePath(path).name, *map(str, tags.values())))
+    if dtype == "uint8" or not any(pattern.search(texts) for pattern in _OTHER_SAR.values()):
+        return None
+    found = set(_POLARISATION.findall(texts.upper().replace("_", " ")))
+    return found.pop() if len(found) == 1 else "CO"
+
+
 def _sensor_of_names(
     names: tuple[str, ...], dtype: str, path: str, tags: Mapping[str, str], gsd: float | None
 ) -> tuple[str | None, str]:
@@ -166,7 +175,7 @@ def _sensor_of_names(
     present = {name for name in names if not auxiliary(name)}
     if dtype == "uint8" and len(names) == 3 and (present == {"R", "G", "B"} or present <= set(SENSORS["s2_l1c"].bands)):
         return "rgb8", "three 8-bit bands are a rendering, not a measurement"
-    if present and present <= set(SENSORS["s1"].bands):
+    if present and present <= {*SENSORS["s1"].bands, "CO"}:
         return _sensor_of_polarisations(present, " ".join((file, *map(str, tags.values()))))
     for name in ("landsat_l2", "landsat_l1"):
         if present and present <= set(SENSORS[name].bands):

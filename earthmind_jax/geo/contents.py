@@ -11,10 +11,12 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.bands import auxiliary, name_bands
+from earthmind_jax.geo.bands import auxiliary, canonical, name_bands
 from earthmind_jax.geo.grid import ground_sample_distance
 from earthmind_jax.geo.quality import QUALITY_BANDS
+from earthmind_jax.geo.radiometry import SENSORS
 
+MEASURED = {band for sensor in SENSORS.values() for band in sensor.bands}
 BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
 
 
@@ -75,8 +77,16 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
         colours=[dataset.colorinterp[i - 1].name for i in keep],
         gsd=_gsd(dataset),
     )
+    if sensor is not None and told is None and names[0] == "band_1":
+        _require_layout(dataset, sensor, len(names))
     data = [i for i, name in enumerate(names) if not auxiliary(name)] or list(range(len(names)))
     rest = [i for i in range(len(names)) if i not in data]
+    pages = len(dataset.subdatasets)
+    if pages > 1:
+        notes = [
+            *notes,
+            f"the first of {pages} pages is read, although there are others; save each as a file",
+        ]
     quality = next(((keep[i], names[i]) for i in rest if names[i] in QUALITY_BANDS), None)
     return Contents(
         bands=tuple(names[i] for i in data),
@@ -89,11 +99,26 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
     )
 
 
+def _require_layout(dataset: rasterio.DatasetReader, sensor: str, count: int) -> None:
+    """UserError where nameless bands are told to be from a sensor that has no such layout, and look like another's."""
+    guess = contents(dataset, None).sensor
+    if guess is None or SENSORS[guess].is_8bit:
+        return
+    kind, entry = SENSORS[sensor].kind, SENSORS[sensor]
+    options = ("--sar-sensor", "--sar-bands") if kind == "sar" else ("--sensor", "--bands")
+    raise UserError(
+        f"{dataset.name} has {count} bands without names, which is no layout of {entry.title} ({sensor}); name "
+        f"them in order with {options[1]}, or leave out {options[0]} {sensor}: it looks like {SENSORS[guess].title}."
+    )
+
+
 def data_bands(dataset: rasterio.DatasetReader, told: Sequence[str] | None = None) -> list[int]:
-    """1-based indexes without alpha, which is validity and not data; all where each is told a name."""
+    """1-based indexes without alpha, which is validity and not data; all where each is told a name. What the file
+    itself gives the name of a measurement is one, though it be stored as alpha."""
     if told is not None and len(told) == dataset.count:
         return list(range(1, dataset.count + 1))
-    keep = [i for i, kind in enumerate(dataset.colorinterp, 1) if kind != ColorInterp.alpha]
+    kinds = zip(dataset.colorinterp, dataset.descriptions, strict=True)
+    keep = [i for i, (kind, text) in enumerate(kinds, 1) if kind != ColorInterp.alpha or canonical(text) in MEASURED]
     if not keep:
         raise UserError(f"{dataset.name} has an alpha band only and no image bands.")
     return keep

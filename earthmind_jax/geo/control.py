@@ -22,13 +22,14 @@ from rasterio.rpc import RPC
 from rasterio.transform import GCPTransformer, RPCTransformer
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.grid import WGS84, Grid, project
+from earthmind_jax.geo.grid import WGS84, Grid, project, require_map
 from earthmind_jax.geo.opening import open_raster
 
 HOLD_OUT_FROM = 8  # control points, of which every second then tests a fit to the others
 NODES = 33  # along each side, at which the image is placed to find its extent
 MOST_GROWTH = 8  # times the pixels of the image that a map grid around it may have
 LOWEST, HIGHEST = -1000, 10000  # metres above the ellipsoid, of ground
+LEAST_COVERED = 0.5  # of an image by its elevation model; at a coast the sea may have no heights
 WORST_RESIDUAL = 50.0  # pixels, root mean square: control points that agree no better place nothing
 
 
@@ -116,7 +117,7 @@ def place_of(
     if len(points) >= 3 and crs is not None:
         return Control(crs, *size, dataset.name, _check_points(points, dataset.name), gcps=points)
     if dataset.rpcs is not None:
-        options, note = _rpc_options(dataset.rpcs, dataset.name, height, dem)
+        options, note = _rpc_options(dataset.rpcs, dataset.name, size, height, dem)
         return Control(WGS84, *size, dataset.name, note, rpcs=dataset.rpcs, options=options)
     return None
 
@@ -202,18 +203,20 @@ def _check_points(points: Sequence[GroundControlPoint], name: str) -> str:
 
 
 def _rpc_options(
-    rpcs: RPC, name: str, height: float | None, dem: str | os.PathLike[str] | None
+    rpcs: RPC, name: str, size: tuple[int, int], height: float | None, dem: str | os.PathLike[str] | None
 ) -> tuple[dict[str, Any], str]:
     if dem is not None:
-        if not os.path.exists(dem):
-            raise UserError(f"{os.fspath(dem)} does not exist; give the elevation model of {name}.")
-        try:
-            rasterio.open(dem).close()
-        except RasterioError as error:
-            raise UserError(f"{os.fspath(dem)} cannot be opened as an elevation model (a raster).") from error
         missing = rpcs.height_off if height is None else height
+        share = _covered(rpcs, name, size, missing, dem)
+        if share < LEAST_COVERED:
+            raise UserError(
+                f"{os.fspath(dem)} covers {share:.0%} of {name} ({LEAST_COVERED:.0%} is needed); give an elevation "
+                "model of the same ground, or a --height in its place."
+            )
         options = {"RPC_DEM": os.fspath(dem), "RPC_DEM_MISSING_VALUE": missing}
-        return options, f"placed by its RPCs on the elevations of {os.fspath(dem)} ({missing:.0f} m where it has none)"
+        part = "" if share == 1 else f", which covers {share:.0%} of it"
+        note = f"placed by its RPCs on the elevations of {os.fspath(dem)}{part} ({missing:.0f} m where it has none)"
+        return options, note
     chosen = float(rpcs.height_off if height is None else height)
     reason = "the middle of their range" if height is None else "as told"
     return (
@@ -221,6 +224,24 @@ def _rpc_options(
         f"placed by its RPCs at a constant height of {chosen:.0f} m ({reason}): ground higher or lower is displaced; "
         "give an elevation model (dem) for better",
     )
+
+
+def _covered(rpcs: RPC, name: str, size: tuple[int, int], height: float, dem: str | os.PathLike[str]) -> float:
+    """The share of an image that lies within an elevation model."""
+    if not os.path.exists(dem):
+        raise UserError(f"{os.fspath(dem)} does not exist; give the elevation model of {name}.")
+    try:
+        with rasterio.open(dem) as dataset:
+            model = Grid(dataset.transform, dataset.crs, dataset.height, dataset.width, os.fspath(dem))
+    except RasterioError as error:
+        raise UserError(f"{os.fspath(dem)} cannot be opened as an elevation model (a raster).") from error
+    require_map(model.transform, model.crs, model.name, "an elevation model")
+    rows, columns = np.meshgrid(np.linspace(0, size[0], NODES), np.linspace(0, size[1], NODES))
+    with RPCTransformer(rpcs, RPC_HEIGHT=float(height)) as there:
+        x, y = there.xy(rows.ravel().tolist(), columns.ravel().tolist(), offset="ul")
+    column, row = model.to_pixel(*project(WGS84, model.crs, np.asarray(x, float), np.asarray(y, float)))
+    inside = (column >= 0) & (row >= 0) & (column <= model.width) & (row <= model.height)
+    return float(inside.mean())
 
 
 _REMEDY = "terrain-correct the product first"

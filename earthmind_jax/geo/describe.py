@@ -16,7 +16,8 @@ from rasterio.enums import ColorInterp
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.acquired import acquisition_time
 from earthmind_jax.geo.control import Control, map_grid, place_of
-from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.grid import Grid, require_map
+from earthmind_jax.geo.no_sensor import no_sensor
 from earthmind_jax.geo.onto import onto_map
 from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
@@ -25,9 +26,6 @@ from earthmind_jax.geo.reflectance import processing_baseline
 from earthmind_jax.geo.sample import SAMPLE_SIDE
 
 PICTURE_DRIVERS = ("PNG", "GIF", "BMP", "WEBP")
-MOST_CLASSES = 64  # of an 8-bit label raster
-MOST_WIDE_CLASSES = 8  # of one with more bits, which heights have, too
-SMOOTH = 0.2  # mean step between neighbours over the standard deviation: heights are smooth, backscatter is not
 POLARISATIONS = ("VV", "VH", "HH", "HV")
 # Notes that are worth a warning: the decision could be another.
 _DOUBTS = ("not certain", "although", "right to a few dB", "levels are relative", "give the scale", "some of its bands")
@@ -73,7 +71,7 @@ def describe(
             facts = {"file": dataset.name, "taken for": "rgb8", "title": "picture shown in the colours of its palette"}
             return Description(facts=facts | {"width": size[1], "height": size[0]}, overview=None, kind="unknown")
     raw = read_overview(path, sensor=sensor, names=names, labels=palette)
-    other = None if told else _no_sensor(raw, palette)
+    other = None if told else no_sensor(raw, palette)
     if other is not None:
         return Description(facts=_facts(raw, raw, size, *other), overview=None, kind=other[0])
     if raw.sensor is None and raw.dtype == "uint8" and len(raw.bands) == 1:
@@ -111,10 +109,11 @@ def georeference(raster: Raster) -> str | None:
     if not raster.georeferenced:
         return "no transform"
     try:
+        require_map(raster.transform, raster.crs, raster.path, "a map")
         gsd = raster.gsd
     except UserError:
         gsd = None
-    return None if gsd is not None and np.isfinite(gsd) and gsd > 0 else "a coordinate reference system off the Earth"
+    return None if gsd is not None and np.isfinite(gsd) and gsd > 0 else "a CRS that is no map of the Earth"
 
 
 def _facts(raw: Raster, found: Raster, size: tuple[int, int], taken_for: str, title: str) -> dict[str, Any]:
@@ -169,24 +168,3 @@ def _darkest(raw: Raster) -> dict[str, float] | None:
         return None
     low = np.percentile(values.astype(np.float64), 0.1, axis=-1).min()
     return {"least": round(float(values.min()), 4), "percentile_0_1": round(float(low), 4)}
-
-
-def _no_sensor(raw: Raster, palette: bool) -> tuple[str, str] | None:
-    """("labels" or "heights", the sentence that says so) of a single band that is no sensor's image."""
-    if len(raw.bands) != 1 or (raw.sensor is not None and not palette):
-        return None
-    values = raw.data[0][raw.valid].astype(np.float64)
-    kinds = np.unique(values)
-    whole = bool((kinds == np.rint(kinds)).all())
-    most = MOST_CLASSES if raw.dtype == "uint8" else MOST_WIDE_CLASSES
-    if palette or (whole and kinds.size <= most):
-        listed = " ".join(f"{value:.0f}" for value in kinds[:12]) + (" ..." if kinds.size > 12 else "")
-        return "labels", f"class values ({listed}), not a sensor's image: truth to compare with (segment --truth)"
-    if raw.dtype in ("uint8", "uint16") or values.min() < -500 or values.max() > 9000:
-        return None
-    both = raw.valid[:, 1:] & raw.valid[:, :-1]
-    steps = np.abs(np.diff(raw.data[0].astype(np.float64)))[both]
-    if steps.size and steps.mean() < SMOOTH * values.std():
-        heights = f"{values.min():.0f} to {values.max():.0f}"
-        return "heights", f"smooth single values ({heights}), heights or the like, not a sensor's image"
-    return None

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.reflectance import file_scaling, is_reflectance
-from earthmind_jax.geo.sample import percentiles
+from earthmind_jax.geo.reflectance import POSSIBLE, file_scaling, is_reflectance
+from earthmind_jax.geo.sample import LARGEST, percentiles, sample_between
 from earthmind_jax.geo.stretch import HIGH_PERCENT, LOW_PERCENT, between
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def to_surface(raster: Raster) -> Raster:
     factors = np.where(thermal, KELVIN_SCALE, SURFACE_SCALE), np.where(thermal, KELVIN_OFFSET, SURFACE_OFFSET)
     notes = []
     own = file_scaling(raster)
-    sample = raster.scene_sample()
+    sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
     reflective = [i for i, name in enumerate(sample.bands) if name.startswith("SR_")]
     if raster.dtype.startswith("float") and (reflective and is_reflectance(sample.values[reflective][:, sample.valid])):
         factors = np.ones(len(stored)), np.zeros(len(stored))
@@ -117,9 +117,11 @@ def _finished(
     curves: list[Any] | None = None,
 ) -> Raster:
     """Reflectance, with fill taken out; temperature alone as brightness between its scene percentiles."""
-    empty = (raster.data == 0).any(0) & raster.valid
+    low, high = POSSIBLE
+    known = (data[~thermal] > low) & (data[~thermal] < high)
+    empty = ((raster.data == 0).any(0) | ~known.all(0)) & raster.valid
     if empty.any():
-        notes.append(f"{int(empty.sum())} pixels with DN 0 (fill) are invalid")
+        notes.append(f"{int(empty.sum())} pixels with DN 0 (fill), or another fill value, are invalid")
     valid = raster.valid & ~empty
     if not thermal.all():
         return raster.calibrated(data, valid, "reflectance", notes)

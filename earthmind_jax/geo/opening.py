@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from earthmind_jax.errors import UserError, WorkError
 
 LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
 LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
+ADDRESS = re.compile(r"(?i)(https?|ftp|s3|gs|az|abfss?):/")  # a path has one slash left
 ARCHIVES = {b"PK\x03\x04": "zip archive", b"\x1f\x8b": "gzip file", b"7z\xbc\xaf": "7z archive", b"BZh": "bzip2 file"}
 
 
@@ -36,8 +38,8 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
       WorkError: it does not fit into memory.
     """
     name = os.fspath(path)
-    if "://" not in name and not name.startswith("/vsi"):
-        _require_file(name)
+    if not name.startswith("/vsi"):
+        require_file(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -49,6 +51,11 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
         try:
             yield dataset
         except (RasterioError, OSError) as error:
+            if dataset.driver == "VRT":
+                raise UserError(
+                    f"{name} is a virtual raster, and a file that it is made of is missing or damaged; give that file "
+                    "its place again."
+                ) from error
             raise UserError(f"{name} is damaged or cut short, its pixels cannot be read; copy it again.") from error
         except MemoryError as error:
             size = f"{dataset.count} x {dataset.height} x {dataset.width}"
@@ -76,13 +83,34 @@ def read_values(dataset: rasterio.DatasetReader, indexes: list[int], dtype: str 
     return np.stack([dataset.read(i, **given) for i in indexes])
 
 
-def _require_file(name: str) -> None:
+def read_masks(dataset: rasterio.DatasetReader, indexes: list[int], data: Sequence[int], **options: Any) -> np.ndarray:
+    """bool [C H W]: what the file's own nodata value, mask or alpha band calls valid; ``options`` as of
+    ``dataset.read_masks``.
+
+    ``data``: every band that is a measurement. An alpha band among them is none: GDAL takes any fourth band of 8 bits
+    for one, near infrared too.
+    """
+    if any(dataset.colorinterp[i - 1] == ColorInterp.alpha for i in data):
+        window = options.get("window")
+        shape = options.get("out_shape", (0, *dataset.shape) if window is None else (0, window.height, window.width))
+        return np.ones((len(indexes), *map(int, shape[-2:])), bool)
+    return dataset.read_masks(indexes, **options) > 0
+
+
+def require_file(name: str) -> None:
     """UserError unless ``name`` is a readable file that opening will not wait for."""
+    if ADDRESS.match(name):
+        raise UserError(f"{name} is an address on the network, and images are read from files: download it first.")
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError) as error:
         what = "is a link to a file that is not there" if os.path.islink(name) else "does not exist"
         raise UserError(f"{name or 'The empty path'} {what}; check the path.") from error
+    if stat.S_ISDIR(mode) and name.rstrip("/").upper().endswith(".SAFE"):
+        raise UserError(
+            f"{name} is the folder of a product; make one raster of its bands (gdalbuildvrt -separate -resolution "
+            "highest s2.vrt, then the band files), and name them in that order with --bands."
+        )
     if stat.S_ISDIR(mode):
         raise UserError(f"{name} is a directory; give one raster file, such as a GeoTIFF.")
     if not stat.S_ISREG(mode):
@@ -101,7 +129,8 @@ def _require_file(name: str) -> None:
 
 def _require_image(dataset: rasterio.DatasetReader, name: str, labels: bool) -> None:
     if dataset.count == 0:
-        parts = f" but {len(dataset.subdatasets)} data sets inside it; export one" if dataset.subdatasets else ""
+        inside = dataset.subdatasets
+        parts = f" but {len(inside)} data sets inside it; export one (gdal_translate {inside[0]})" if inside else ""
         raise UserError(f"{name} has no image bands{parts}; give a raster with at least one band.")
     if any("complex" in dtype for dtype in dataset.dtypes):
         raise UserError(f"{name} holds complex numbers (single-look SAR?); give detected, calibrated backscatter.")

@@ -13,6 +13,22 @@ SCL_LAST = 11
 # Landsat Collection 2 QA_PIXEL: fill, dilated cloud, cirrus, cloud, cloud shadow. Snow (bit 5) is a measurement.
 QA_INVALID_BITS = (0, 1, 2, 3, 4)
 QUALITY_BANDS = ("SCL", "QA_PIXEL")
+CLOUD_CLASSES = (3, 8, 9, 10)  # of SCL: shadow, cloud of medium and high probability, thin cirrus
+CLOUD_BITS = (1, 2, 3, 4)  # of QA_PIXEL: all that is invalid but fill
+
+
+def quality_of(sensor: str | None) -> str:
+    """The quality band of a sensor's products."""
+    return "QA_PIXEL" if str(sensor).startswith("landsat") else "SCL"
+
+
+def cloudy(name: str, values: np.ndarray) -> np.ndarray:
+    """bool: pixels that a quality band calls cloud, its shadow or cirrus; fill is none of them."""
+    if name == "SCL":
+        return np.isin(values, CLOUD_CLASSES)
+    codes = np.nan_to_num(values, nan=0.0).astype(np.int64)
+    bits = np.bitwise_or.reduce([1 << bit for bit in CLOUD_BITS])
+    return ((codes & bits) != 0) & ((codes & 1) == 0)
 
 
 def quality_valid(name: str, values: np.ndarray, path: str) -> np.ndarray:

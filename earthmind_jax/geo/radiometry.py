@@ -87,7 +87,7 @@ def to_display(raster: Raster) -> Raster:
 _L1C = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 _L2A = tuple(band for band in _L1C if band != "B10")
 _COMMON_NAMES = "coastal blue green red rededge1 rededge2 rededge3 nir nir08 nir09 cirrus swir16 swir22"
-_S2_COMMON = dict(zip(_COMMON_NAMES.split(), _L1C, strict=True))
+_S2_COMMON = {**dict(zip(_COMMON_NAMES.split(), _L1C, strict=True)), "swir1": "B11", "swir2": "B12"}
 _S2_WAVES = (0.4427, 0.4927, 0.5598, 0.6646, 0.7041, 0.7405, 0.7828, 0.8328, 0.8647, 0.9451, 1.3735, 1.6137, 2.2024)
 _S2_MICROMETRES = dict(zip(_L1C, _S2_WAVES, strict=True))
 _L2A_COMMON = {name: band for name, band in _S2_COMMON.items() if band in _L2A}
@@ -98,11 +98,19 @@ _OLI_COMMON = ["coastal", "blue", "green", "red", "nir08", "swir16", "swir22", "
 _OLI_WAVES = (0.4430, 0.4826, 0.5613, 0.6546, 0.8647, 1.6089, 2.2007, 0.5917, 1.3734)
 _SR = tuple(f"SR_B{i}" for i in range(1, 8))
 _SR_MICROMETRES = dict(zip(_SR, _OLI_WAVES, strict=False))
-_SR_COMMON = {**dict(zip(_OLI_COMMON, _SR, strict=False)), "nir": "SR_B5", "lwir11": "ST_B10", "temperature": "ST_B10"}
+_SR_COMMON = {
+    **dict(zip(_OLI_COMMON, _SR, strict=False)),
+    "nir": "SR_B5",
+    "swir1": "SR_B6",
+    "swir2": "SR_B7",
+    "lwir11": "ST_B10",
+    "temperature": "ST_B10",
+}
 _TOA = tuple(f"TOA_B{i}" for i in range(1, 10))
 _TOA_MICROMETRES = {name: wave for name, wave in zip(_TOA, _OLI_WAVES, strict=True) if name != "TOA_B8"}
 _TOA_COMMON = {
-    **dict(zip(_OLI_COMMON, _TOA, strict=True)), "nir": "TOA_B5", "lwir11": "BT_B10", "lwir12": "BT_B11",
+    **dict(zip(_OLI_COMMON, _TOA, strict=True)), "nir": "TOA_B5", "swir1": "TOA_B6", "swir2": "TOA_B7",
+    "lwir11": "BT_B10", "lwir12": "BT_B11",
     **{f"b{i}": f"TOA_B{i}" for i in range(1, 10)}, "b10": "BT_B10", "b11": "BT_B11",
 }  # fmt: skip
 

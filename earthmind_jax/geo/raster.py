@@ -23,7 +23,7 @@ from earthmind_jax.geo.bands import select
 from earthmind_jax.geo.contents import Contents, Wanted, contents, data_bands
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.grid import Grid, require_map
-from earthmind_jax.geo.opening import open_raster, read_values, require_room
+from earthmind_jax.geo.opening import open_raster, read_masks, read_values, require_room
 from earthmind_jax.geo.quality import quality_note, quality_valid
 from earthmind_jax.geo.sample import SAMPLE_SIDE, SceneSample, file_sample, sample_of
 
@@ -178,7 +178,7 @@ def read_raster(
         place = dict(zip((*scene.bands, *scene.others), (*scene.indexes, *scene.other_indexes), strict=True))
         indexes = [place[name] for name in stored]
         full = Window(0, 0, dataset.width, dataset.height)
-        data, valid = _read(dataset, indexes, window or full, None if native or labels else "float32")
+        data, valid = _read(dataset, indexes, window or full, None if native or labels else "float32", scene.indexes)
         if scene.quality is not None and not labels and not set(stored) & set(scene.others):
             codes, inside = _read(dataset, [scene.quality[0]], window or full, "float32")
             clear = quality_valid(scene.quality[1], codes[0], dataset.name) | ~inside
@@ -274,7 +274,11 @@ def require_georeference(raster: Raster, purpose: str = "a map") -> CRS:
 
 
 def _read(
-    dataset: rasterio.DatasetReader, indexes: list[int], window: Window, dtype: str | None
+    dataset: rasterio.DatasetReader,
+    indexes: list[int],
+    window: Window,
+    dtype: str | None,
+    measured: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     full = Window(0, 0, dataset.width, dataset.height)
     if window.width <= 0 or window.height <= 0:
@@ -288,7 +292,7 @@ def _read(
     inside = Window(left, top, right - left, bottom - top)
     require_room(dataset, len(indexes), inside)
     part = read_values(dataset, indexes, dtype, window=inside)
-    mask = dataset.read_masks(indexes, window=inside).all(0)
+    mask = read_masks(dataset, indexes, measured, window=inside).all(0)
     if np.issubdtype(part.dtype, np.floating):
         mask &= np.isfinite(part).all(0)
     shape = int(window.height), int(window.width)

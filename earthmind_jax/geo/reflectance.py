@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.quality import SCL_LAST
-from earthmind_jax.geo.sample import SceneSample
+from earthmind_jax.geo.sample import LARGEST, SceneSample, sample_between
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
@@ -31,6 +31,8 @@ ABSENT_BELOW = 500.0  # ... below -0.05: no correction overshoots that far
 PRESENT_BELOW = 1500.0  # some surface darker than 0.05 in some band: nearly every scene has one
 DARK_PERCENT = 0.1  # percentile that stands for the darkest pixels
 SATURATED = 65535
+POSSIBLE = -0.5, 10.0  # reflectance between which everything measured lies
+PERCENT_BELOW = 150.0  # a reflectance of 0.015: no scene is that dark throughout
 OWN_PROCESSING = 99.99  # baseline N9999: made by a user's sen2cor, from a product with the offset or without
 
 _HARMONIZED = re.compile(r"(?i)S2_(SR_)?HARMONI[SZ]ED")  # Earth Engine's collections
@@ -49,10 +51,13 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
         return raster
     if raster.unit != "raw" or raster.dtype == "uint8":
         raise UserError(f"{raster.name} is an 8-bit rendering, not a measurement; read it as sensor rgb8.")
-    digital, sample, scaled = np.asarray(raster.data, np.float32), raster.scene_sample(), _scaled(raster)
+    digital, scaled = np.asarray(raster.data, np.float32), _scaled(raster)
+    sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
     if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
-        note = "floating point values around 1: already reflectance, no scale and no offset applied"
-        return raster.calibrated(digital, raster.valid, "reflectance", [note])
+        notes = ["floating point values around 1: already reflectance, no scale and no offset applied"]
+        return raster.calibrated(digital, raster.valid & ~_fill(raster, digital, 1.0, notes), "reflectance", notes)
+    sample = sample_between(sample, *(bound / (scaled[0][0] if scaled else 1 / QUANTIFICATION) for bound in POSSIBLE))
+    _require_numbers(raster, sample, scaled)
     if any("names no bands" in note for note in raster.notes):
         _require_order(sample, raster.path or raster.name)
     scale, quantity_note = scaled[0] if scaled else _quantification(raster)
@@ -69,7 +74,31 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
         empty |= (digital == SATURATED).any(0) & raster.valid
     if empty.any():
         notes.append(f"{int(empty.sum())} pixels with DN 0 (nodata) or {SATURATED} (saturated) are invalid")
-    return raster.calibrated(data, raster.valid & ~empty, "reflectance", notes, {"offset": offset})
+    valid = raster.valid & ~empty & ~_fill(raster, digital, scale, notes)
+    return raster.calibrated(data, valid, "reflectance", notes, {"offset": offset})
+
+
+def _fill(raster: Raster, stored: np.ndarray, scale: float, notes: list[str]) -> np.ndarray:
+    """bool [H W]: pixels with a number that is no reflectance of anything; ``notes`` gets how many."""
+    low, high = (bound / scale for bound in POSSIBLE)
+    fill = raster.valid & ~((stored > low) & (stored < high)).all(0)
+    if fill.any():
+        notes.append(f"{int(fill.sum())} pixels hold fill values that the file does not declare and are invalid")
+    return fill
+
+
+def _require_numbers(raster: Raster, sample: SceneSample, scaled: Any) -> None:
+    """UserError where floating point values are neither reflectance nor DN: percent, most likely."""
+    values = sample.known[0]
+    if scaled is not None or not raster.dtype.startswith("float") or values.size == 0:
+        return
+    bright = float(np.percentile(values, 99))
+    if bright <= PERCENT_BELOW:
+        raise UserError(
+            f"{raster.path or raster.name} holds values up to about {bright:.3g}: neither reflectance (around 1) nor "
+            "Sentinel-2 digital numbers (reflectance x 10000); where they are percent, store the band scale 0.01 in "
+            "the file (gdal_edit.py -scale 0.01)."
+        )
 
 
 def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[float, str]:

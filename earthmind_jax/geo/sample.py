@@ -12,9 +12,10 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from earthmind_jax.geo.opening import open_raster, read_values
+from earthmind_jax.geo.opening import open_raster, read_masks, read_values
 from earthmind_jax.geo.quality import quality_valid
 
+LARGEST = 1e6  # beyond it a stored number is a fill value (NetCDF's is 9.97e36) and no measurement
 SAMPLE_SIDE = 512  # rows and columns at most
 CACHED_VALUES = 2**26  # of one row of blocks that GDAL is to keep while it is sampled
 
@@ -59,6 +60,15 @@ def sample_of(values: np.ndarray, valid: np.ndarray, bands: tuple[str, ...]) -> 
     return SceneSample(values, every, bands)
 
 
+@lru_cache(maxsize=16)
+def sample_between(sample: SceneSample, low: float, high: float) -> SceneSample:
+    """The sample less the pixels with a stored value that nothing measured has: fill values that no tag declares."""
+    with np.errstate(invalid="ignore"):
+        some = ((sample.values > low) & (sample.values < high)).any((1, 2))
+        inside = ((sample.values > low) & (sample.values < high))[some].all(0)
+    return SceneSample(sample.values, sample.valid & inside, sample.bands)
+
+
 @lru_cache(maxsize=64)
 def percentiles(
     sample: SceneSample, band: str, low: float, high: float, above: float = -np.inf, keep_zero: bool = False
@@ -93,7 +103,7 @@ def _decimated(
     if dataset.height * dataset.width <= 4 * SAMPLE_SIDE**2 or dataset.overviews(indexes[0]):
         options["out_shape"] = size
         values = read_values(dataset, indexes, "float32", **options)
-        return values, dataset.read_masks(indexes, **options) > 0
+        return values, read_masks(dataset, indexes, indexes, **options)
     # One row of blocks after the other: GDAL would decode each block once for every band.
     values, valid = np.empty(size, np.float32), np.empty(size, bool)
     rows, columns = (
@@ -108,7 +118,7 @@ def _decimated(
                 window = Window(left, rows[i], min(chunk, dataset.width - left), 1)
                 picked = columns[inside] - left
                 values[:, i, inside] = read_values(dataset, indexes, "float32", window=window)[:, 0, picked]
-                valid[:, i, inside] = dataset.read_masks(indexes, window=window)[:, 0, picked] > 0
+                valid[:, i, inside] = read_masks(dataset, indexes, indexes, window=window)[:, 0, picked]
     return values, valid
 
 

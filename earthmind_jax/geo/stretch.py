@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.sample import percentiles
+from earthmind_jax.geo.sample import LARGEST, percentiles, sample_between
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
 
 LOW_PERCENT, HIGH_PERCENT = 2.0, 98.0
 WHITE = 255.0
+DARKEST = -999.0  # colour numbers are hardly ever below zero: undeclared fill values
 _COLDEST = {"kelvin": 100.0, "celsius": -150.0, "counts": -9999.0}  # nothing on Earth is colder: undeclared fill values
 _UNIT_WORDS = {
     **dict.fromkeys(("k", "kelvin", "degree_kelvin"), "kelvin"),
@@ -35,11 +36,11 @@ def to_picture(raster: Raster) -> Raster:
     if raster.dtype == "uint8":
         data = np.asarray(raster.data, np.float32)
         return raster.calibrated(data, raster.valid, "display", ["8-bit colour, used as it is"])
-    empty = (raster.data == 0).all(0) & raster.valid
-    data, bounds = stretched(raster)
+    empty = ((raster.data == 0).all(0) | ~((raster.data > DARKEST) & (raster.data < LARGEST)).all(0)) & raster.valid
+    data, bounds = stretched(raster, above=DARKEST)
     notes = [f"{raster.dtype} numbers shown from black to white by the scene's 2nd and 98th percentile: {bounds}"]
     if empty.any():
-        notes.append(f"{int(empty.sum())} pixels that are zero in every band are invalid")
+        notes.append(f"{int(empty.sum())} pixels that are zero in every band, or hold fill values, are invalid")
     return raster.calibrated(data, raster.valid & ~empty, "display", notes)
 
 
@@ -55,7 +56,7 @@ def to_infrared(raster: Raster, *, scale: str | None = None) -> Raster:
     _require_raw(raster)
     unit, reason = _unit(raster, scale)
     values = np.asarray(raster.data, np.float32)
-    measured = ((values > _COLDEST[unit]) & ((values != 0) | (unit == "celsius"))).all(0)
+    measured = ((values > _COLDEST[unit]) & (values < LARGEST) & ((values != 0) | (unit == "celsius"))).all(0)
     data, bounds = stretched(raster, above=_COLDEST[unit], keep_zero=unit == "celsius")
     notes = [f"{unit} ({reason}); brightness by the scene's 2nd and 98th percentile: {bounds}"]
     dropped = int((raster.valid & ~measured).sum())
@@ -66,7 +67,8 @@ def to_infrared(raster: Raster, *, scale: str | None = None) -> Raster:
 
 def stretched(raster: Raster, *, above: float = -np.inf, keep_zero: bool = False) -> tuple[np.ndarray, str]:
     """(float32 [C H W] 0..255 between the scene percentiles of values over ``above``, the bounds in words)."""
-    sample, data, told = raster.scene_sample(), np.empty(raster.data.shape, np.float32), []
+    sample = sample_between(raster.scene_sample(), -np.inf, LARGEST)
+    data, told = np.empty(raster.data.shape, np.float32), []
     for i, name in enumerate(raster.stored or raster.bands):
         low, high = percentiles(sample, name, LOW_PERCENT, HIGH_PERCENT, above, keep_zero)
         told.append(f"{name} {low:.6g} to {high:.6g}")

@@ -45,14 +45,36 @@ class Told:
         mine = _SAR if kind == "sar" else _OPTICAL
         return [name for name in mine if getattr(self, name) not in (None, ())]
 
+    def sensor_of(self, kind: str) -> str | None:
+        """What is told to have made the ``optical`` or the ``sar`` image."""
+        return self.sar_sensor if kind == "sar" else self.sensor
+
+    def names_of(self, kind: str) -> tuple[str, ...]:
+        """The names told of its bands."""
+        return self.sar_bands if kind == "sar" else self.bands
+
     def is_picture(self, kind: str) -> bool:
         """Whether nothing told speaks against an 8-bit file being a picture as it is."""
         if kind == "optical":
             return self.sensor in (None, "rgb8") and not self.bands
         return not self.about("sar")
 
+    def require_sensors(self) -> None:
+        """UserError where a sensor is told that there is not, or that makes no images of this kind."""
+        from earthmind_jax.geo.bands import known_sensor
+        from earthmind_jax.geo.radiometry import SENSORS
+
+        for kind, option in (("optical", "--sensor"), ("sar", "--sar-sensor")):
+            name = self.sensor_of(kind)
+            if name is None or SENSORS[known_sensor(name)].kind == kind:
+                continue
+            fitting = ", ".join(key for key, entry in SENSORS.items() if entry.kind == kind)
+            what = "a SAR" if kind == "optical" else "an optical"
+            raise UserError(f"{option} {name}: {SENSORS[name].title} is {what} sensor; {option} takes {fitting}.")
+
     def require_files(self, given: Iterable[str]) -> None:
-        """UserError where something is told about an image that is not among the ``given``."""
+        """UserError where something is told about an image that is not among the ``given``, or cannot be of it."""
+        self.require_sensors()
         for kind in {"optical", "sar"} - set(given):
             if self.about(kind):
                 name = "SAR" if kind == "sar" else kind

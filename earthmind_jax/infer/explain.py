@@ -16,6 +16,7 @@ from earthmind_jax.data.read import RASTERS, Images
 from earthmind_jax.data.records import SENSORS
 from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.quality import cloudy, quality_of
 from earthmind_jax.geo.told import NOTHING, Told
 from earthmind_jax.infer.marks import grid_of
 from earthmind_jax.infer.result import Answer
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind, Sources
 
 RUNS = {"both": "both sensors", "optical": "optical alone", "sar": "SAR alone"}
-CLOUD_CLASSES = (3, 8, 9, 10)
-"""Of Sentinel-2's scene classification (Level-2A): shadow, cloud of medium and high probability, thin cirrus."""
-UNKNOWN_CLOUD = "clouds are not detected: the optical file has no scene classification band (SCL)"
+CLOUD_NOTE = "cloud, its shadow and cirrus as {} says"
+UNKNOWN_CLOUD = "clouds are not detected: the optical file has no scene classification band (SCL, QA_PIXEL)"
 
 
 @dataclass
@@ -166,7 +166,7 @@ def explain(
         times[name] = engine.times
     first = next(iter(views))
     times[first].steps = {"read": reading, **times[first].steps}
-    cloud, note = clouds(optical, None if view is None else view.scene)
+    cloud, note = clouds(optical, None if view is None else view.scene, told)
     if cloud is not None and view is not None:
         cloud = cloud[view.window]
     valid = {} if images is None else {name: images.only(name).valid for name in sensors}
@@ -228,29 +228,37 @@ def _agreement(first: Answer, second: Answer) -> dict[str, Any]:
     return {"same_words": words(first) == words(second), "iou": ious}
 
 
-def clouds(optical: Any, images: Images | None) -> tuple[np.ndarray | None, str]:
-    """Where the optical file's own classification says cloud or shadow, on the images' grid."""
+def clouds(optical: Any, images: Images | None, told: Told = NOTHING) -> tuple[np.ndarray | None, str]:
+    """Where the optical file's own classification, or the one that is told, says cloud or shadow, on the images'
+    grid."""
     source = optical[0] if isinstance(optical, list | tuple) else optical
     if images is None or "optical" not in images.pictures:
         return None, "clouds are not asked for: there is no optical image"
     if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
         return None, UNKNOWN_CLOUD
+    from earthmind_jax.geo.contents import Wanted, contents
     from earthmind_jax.geo.control import Control, place_of
     from earthmind_jax.geo.onto import align
     from earthmind_jax.geo.raster import open_raster, read_raster
 
     with open_raster(source) as dataset:
-        names = [(text or "").strip().upper() for text in dataset.descriptions]
-        controlled = isinstance(place_of(dataset), Control)
-    if "SCL" not in names:
+        found = contents(dataset, told.sensor, told.bands or None)
+        controlled = isinstance(place_of(dataset, **told.ground()), Control)
+    if told.scl is not None and images.crs is not None:
+        name = quality_of(found.sensor)
+        classes = align(told.scl, grid_of(images), "label", min_overlap=0).raster
+        return cloudy(name, classes.data[0]) & classes.valid, CLOUD_NOTE.format(f"{told.scl} ({name})")
+    if found.quality is None:
         return None, UNKNOWN_CLOUD
+    name = found.quality[1]
+    band = Wanted(bands=(name,), names=told.bands or None)
     if controlled and images.crs is not None:  # the image was brought onto a map grid, and so are its classes
-        classes = align(source, grid_of(images), "label", bands=["SCL"], min_overlap=0).raster.data[0]
+        classes = align(source, grid_of(images), "label", bands=band, min_overlap=0).raster.data[0]
     else:
-        classes = read_raster(source, ["SCL"], labels=True, native=True).data[0]
+        classes = read_raster(source, band, labels=True, native=True).data[0]
         if classes.shape != images.shape:
             classes = nearest_resize(classes, images.shape)
-    return np.isin(classes, CLOUD_CLASSES), "cloud, its shadow and cirrus as the file's classification band (SCL) says"
+    return cloudy(name, classes), CLOUD_NOTE.format(f"the file's classification band ({name})")
 
 
 def _facts(model: EarthMind, images: Images | None, command: str, optical: Any, sar: Any) -> dict[str, str]:

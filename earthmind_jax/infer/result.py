@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.outline import Polygon, box_of, moved, polygons_of
 
@@ -149,10 +150,14 @@ class Answer:
           WorkError: the files could not be written.
         """
         directory = Path(directory)
+        files = " and ".join(self.sources.values()) or "The image"
         if maps and any(m.crs is None for m in self.masks):
             raise UserError(
-                "The image has no georeference, so its mask cannot become a map; ask for a plain picture instead."
+                f"{files}: there is no georeference, so a mask of it cannot become a map; ask for a plain picture "
+                "instead (--picture, save(maps=False)), or give a GeoTIFF that has one."
             )
+        for mask in self.masks if maps else ():
+            require_map(mask.transform, mask.crs, files, "a map")
         written = []
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from earthmind_jax.infer.windows import Blend, Lattice
 from earthmind_jax.types import Params
 
 OVERLAP = 0.5  # each pixel lies a quarter of a window from the border in one of them; more changes next to nothing
+WIDE = 4  # times the model's own, from which on a window loses what is small in it
 NODATA = 255
 DEPTH = 4  # batches of windows prepared in advance
 
@@ -120,7 +121,9 @@ def ask_scene(
             return SceneResult(out, answer)
         store = Store(out, work, len(questions), lattice.shape, lattice.tokens, tuple(reader.sources))
         with closing(store):
-            seconds = _Run(windows, reader, lattice, store, report).go() if store.done.pixels < lattice.shape[0] else {}
+            seconds = {}
+            if store.done.pixels < lattice.shape[0]:
+                seconds = _Run(windows, reader, lattice, store, report, window_note(model, side)).go()
             result = write_maps(out, work, store, reader, lattice, model.name, names, questions, seconds, weights)
         store.remove()
     result.seconds["all"] = perf_counter() - started
@@ -136,6 +139,17 @@ def window_side(model: EarthMind, window: int | None) -> int:
         window > 0 and window % own == 0, f"A window must be a multiple of the model's own {own} pixels, not {window}."
     )
     return window
+
+
+def window_note(model: EarthMind, side: int) -> str | None:
+    """What is to be said about windows much larger than the model's own."""
+    own = window_side(model, None)
+    if side < WIDE * own:
+        return None
+    return (
+        f"windows of {side} pixels have {side / own:.0f} times the side of the model's own ({own}): what is small in "
+        "them is lost and edges are coarse; leave out --window for full detail"
+    )
 
 
 def digest(model: EarthMind) -> str:
@@ -172,8 +186,15 @@ class _Run:
     """One start of a run."""
 
     def __init__(
-        self, windows: WindowModel, reader: SceneReader, lattice: Lattice, store: Store, report: Report | None
+        self,
+        windows: WindowModel,
+        reader: SceneReader,
+        lattice: Lattice,
+        store: Store,
+        report: Report | None,
+        note: str | None = None,
     ) -> None:
+        self.notes = () if note is None else (note,)
         self.windows, self.reader, self.lattice, self.store, self.report = windows, reader, lattice, store, report
         self.first = lattice.first_row(store.done.pixels)
         self.done = store.done
@@ -283,7 +304,7 @@ class _Run:
             weights=tuple(a + float(b) for a, b in zip(done.weights, weight[known].sum(0, np.float64), strict=True)),
             tokens=tuple(n + int(known.sum()) for n in done.tokens),
             seen=tuple(a + b for a, b in zip(done.seen, counts, strict=True)),
-            notes=self.reader.notes or (),
+            notes=(*self.notes, *(self.reader.notes or ())),
         )
         pictures = {name: frames[0] for name, (frames, _) in band.frames.items()}
         return self.done, percent, to_percent(weight, known), token_top + begun, pictures

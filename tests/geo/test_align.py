@@ -180,7 +180,7 @@ def test_pictures_of_one_size_are_a_pair(make_tif):
 
 
 def test_single_band_sar(make_tif):
-    pair = load_pair(sar_path=make_tif("umbra.tif", speckle(30)[:1]))
+    pair = load_pair(sar_path=make_tif("one.tif", speckle(30)[:1]))
     assert pair.sar.bands == ("VV",)
     assert any("as told" in note for note in pair.notes)
 

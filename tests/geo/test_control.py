@@ -11,7 +11,7 @@ from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
-from swaths import HEIGHT, LATITUDE, LONGITUDE, WIDTH, flat_at, ground, lattice, leaning, swath, written
+from swaths import HEIGHT, LATITUDE, LONGITUDE, METRES, WIDTH, flat_at, ground, lattice, leaning, swath, written
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, load_pair
@@ -218,3 +218,23 @@ def test_a_pair_is_described_on_the_map(tmp_path, make_tif, kind):
     assert facts["residual_shift"]["rows"] == pytest.approx(0, abs=0.4)
     assert sar.shape == load_pair(sar_path=path).shape
     assert pair_facts(describe(make_tif("far.tif", numbers)), sar)["overlap"] == 0
+
+
+def test_an_elevation_model_of_other_ground(tmp_path, make_tif):
+    path = written(tmp_path / "a.tif", rpcs=leaning(), centres=flat_at(200))
+    heights, size = np.full((1, 60, 60), 200, np.float32), 1e-3
+
+    def model(name, west, **profile):
+        return make_tif(
+            name, heights, crs="EPSG:4326", transform=from_origin(west, LATITUDE + 0.03, size, size), **profile
+        )
+
+    with pytest.raises(UserError, match=r"far\.tif covers 0% of .*a\.tif \(50% is needed\)"):
+        load_pair(sar_path=path, sar_sensor="s1", dem=model("far.tif", LONGITUDE + 1))
+    with pytest.raises(UserError, match=r"no_crs\.tif has no georeference .*an elevation model needs one"):
+        load_pair(sar_path=path, sar_sensor="s1", dem=make_tif("no_crs.tif", heights, crs=None))
+    whole = load_pair(sar_path=path, sar_sensor="s1", dem=model("dem.tif", LONGITUDE - 0.03))
+    assert any("dem.tif (200 m where it has none)" in note for note in whole.notes)
+    part = load_pair(sar_path=path, sar_sensor="s1", dem=model("part.tif", LONGITUDE - 0.006))
+    (share,) = (re.search(r"part\.tif, which covers (\d+)% of it", note) for note in part.notes if "part.tif" in note)
+    assert int(share[1]) == pytest.approx(100 * (0.5 + 0.006 / (WIDTH * 10 / METRES / np.cos(np.radians(45.1)))), abs=3)

@@ -25,6 +25,9 @@ from malformed_rasters import (
 )
 from support import model, params, run, tokenizer
 
+from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.read import load_images
+from earthmind_jax.errors import UserError
 from earthmind_jax.geo.raster import read_raster
 from earthmind_jax.infer.predictor import EarthMind
 
@@ -217,3 +220,41 @@ def test_unreadable(tmp_path, capfd):
 def test_the_broken_are_many():
     assert len(BROKEN) + len(ODD) >= 60
     assert reflectance().shape == (5, 48, 48)
+
+
+@pytest.mark.parametrize("option", ["--optical", "--sar"])
+def test_what_is_no_file(tmp_path, capsys, option):
+    """Addresses, folders, products: each says what it is, whatever its ending."""
+    safe = tmp_path / "S2A_MSIL2A_20230601T101601_N0509_R022_T32TNS_20230601T180000.SAFE"
+    safe.mkdir()
+    cases = {
+        "https://example.com/x.tif": "is an address on the network",
+        "s3://bucket/x.png": "is an address on the network",
+        str(safe): "is the folder of a product; make one raster of its bands",
+        str(tmp_path): "is a directory",
+    }
+    for name, said in cases.items():
+        code, _, error = run(capsys, "ask", "water?", option, name)
+        assert code == 2, error
+        assert said in error
+    assert "folder of a product" in run(capsys, "info", safe)[2]
+
+
+@pytest.mark.parametrize("name", ["renamed.png", "renamed.jpg", "no_ending"])
+def test_a_raster_under_another_ending(make_tif, name):
+    path = make_tif(name, np.ones((12, 8, 8), np.uint16))
+    with pytest.raises(UserError, match=rf"{name}' is a TIFF or JPEG 2000 file by its content"):
+        load_images({"optical": path}, SensorConfig())
+
+
+def test_results_never_take_the_place_of_an_input(make_tif, tmp_path, capsys):
+    path = make_tif("mask_1.tif", np.full((12, 8, 8), 900, np.uint16))
+    before = path.read_bytes()
+    for command in (("segment", "water"), ("ask", "water?")):
+        code, _, error = run(capsys, *command, "--optical", path, "--out", tmp_path / "x" / "..")
+        assert code == 2
+        assert "would overwrite the input" in error
+        code, _, error = run(capsys, *command, "--optical", path, "--out", path)
+        assert code == 2
+        assert "cannot be a directory" in error
+    assert path.read_bytes() == before

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from PIL import Image
 from rasterio.windows import Window
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.align import load_pair
+from earthmind_jax.geo.describe import describe
 from earthmind_jax.geo.landsat import read_mtl
 from earthmind_jax.geo.overview import read_overview
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
@@ -443,13 +446,14 @@ def test_told_names_reach_a_quad_polarised_file(make_tif):
 def test_8bit_sar_on_a_map_is_brought_onto_the_optical_grid(make_tif):
     optical = make_tif("o.tif", numbers(3, 1, 255, side=40, dtype="uint8"))
     array = np.zeros((1, 50, 50), np.uint8)
-    array[0, 5:45, 5:45] = 200
+    seen = numbers(1, 1, 255, side=40, dtype="uint8")
+    array[:, 5:45, 5:45] = seen
     sar = make_tif("s.tif", array, transform=Affine(10, 0, 499950, 0, -10, 5000050))
     images = load_images({"optical": optical, "sar": sar}, TRUE_COLOUR)
     picture, valid = images.pictures["sar"]
     assert picture.shape[:2] == (40, 40)
     assert valid.all()
-    assert (picture == 200).all()
+    np.testing.assert_array_equal(picture[..., 0], seen[0])
 
 
 # Quality
@@ -564,3 +568,212 @@ def test_any_format_that_gdal_reads(tmp_path, make_tif, name, driver):
     found, images = frames_of(path)
     assert found.shape == (1, 40, 40, 3)
     assert images.crs is not None
+
+
+@pytest.mark.parametrize("sensor", ["vhr", "infrared", "landsat_l1"])
+def test_a_sensor_told_wrongly_of_nameless_bands(make_tif, sensor):
+    numbers = np.random.default_rng(0).integers(1, 5000, (12, 20, 20)).astype(np.uint16)
+    path = make_tif("s2.tif", numbers)
+    remedy = rf"s2\.tif has 12 bands without names, .* --bands, or leave out --sensor {sensor}: .* Sentinel-2 Level-2A"
+    with pytest.raises(UserError, match=remedy):
+        load_pair(path, optical_sensor=sensor, optical_bands=("B04",))
+    with pytest.raises(UserError, match=remedy):
+        describe(path, sensor=sensor)
+
+
+def test_a_sensor_told_of_the_other_kind():
+    for told, option in (
+        (Told(sensor="s1"), "--sensor s1: Sentinel-1 is a SAR"),
+        (Told(sar_sensor="vhr"), "--sar-sensor vhr"),
+    ):
+        with pytest.raises(UserError, match=option):
+            told.require_sensors()
+    with pytest.raises(UserError, match=r"no sensor 'sentinel2'.*the sensors are s2_l2a"):
+        Told(sensor="sentinel2").require_sensors()
+
+
+LAND_COVER = np.repeat(np.repeat(np.random.default_rng(1).choice([1, 2, 6, 9], (1, 8, 8)), 9, 1), 9, 2)
+
+
+@pytest.mark.parametrize("kind", ["optical", "sar"])
+@pytest.mark.parametrize("name", ["labels.tif", "labels.png"])
+def test_a_label_raster_is_no_image(make_tif, kind, name):
+    driver = {"driver": "PNG"} if name.endswith("png") else {}
+    path = make_tif(name, LAND_COVER.astype(np.uint8), **driver)
+    with pytest.raises(UserError, match=rf"{name} was given as .* looks like a label raster: class values \(1 2 6 9\)"):
+        load_images({kind: path}, SensorConfig())
+    assert load_images({kind: path}, SensorConfig(), training=True).shape == (72, 72)
+    if name.endswith("tif"):
+        told = Told(sensor="rgb8") if kind == "optical" else Told(sar_sensor="s1")
+        assert load_images({kind: path}, SensorConfig(), told).shape == (72, 72)
+
+
+def test_a_dark_or_plain_picture_is_none(make_tif):
+    rng = np.random.default_rng(0)
+    for name, values in (("dark.tif", rng.integers(0, 9, (1, 40, 40))), ("plain.tif", np.full((1, 40, 40), 7))):
+        assert load_images({"optical": make_tif(name, values.astype(np.uint8))}, SensorConfig()).shape == (40, 40)
+
+
+def test_an_image_that_memory_does_not_hold(tmp_path):
+    """A header of 40 million pixels, and little behind it."""
+    path, side = tmp_path / "huge.tif", 6400
+    size = {"width": side, "height": side, "count": 3, "dtype": "uint16", "tiled": True, "SPARSE_OK": True}
+    place = {"crs": "EPSG:32632", "transform": Affine(10, 0, 500000, 0, -10, 5000000)}
+    with rasterio.open(path, "w", driver="GTiff", nodata=0, compress="deflate", **size, **place) as dataset:
+        dataset.descriptions = ("B04", "B03", "B02")
+        dataset.write(np.full((3, 512, 512), 900, np.uint16), window=rasterio.windows.Window(0, 0, 512, 512))
+    with pytest.raises(UserError, match=r"huge\.tif has 6400 x 6400 pixels, too many to be held in memory"):
+        load_images({"optical": path}, SensorConfig())
+    window = rasterio.windows.Window(10, 20, 30, 40)
+    assert load_images({"optical": path}, SensorConfig(), window=window).shape == (40, 30)
+
+
+def test_percent_is_no_reflectance(make_tif):
+    percent = (numbers(3, 100, 4000) / 100).astype(np.float32)
+    path = make_tif("percent.tif", percent, names=["B04", "B03", "B02"])
+    with pytest.raises(UserError, match=r"percent\.tif holds values up to about 3\d\S*: neither .* band scale 0\.01"):
+        load_pair(path)
+    scaled = load_pair(make_tif("s.tif", percent, names=["B04", "B03", "B02"], scaling=(0.01, 0.0))).optical
+    np.testing.assert_allclose(scaled.data, percent / 100, rtol=1e-5)
+
+
+def decibels(*middle, side=60, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.stack([10 * np.log10(rng.gamma(4, 10 ** (m / 10) / 4, (side, side))) for m in middle]).astype(np.float32)
+
+
+def test_whole_numbers_of_a_scale_are_decibels(make_tif):
+    """dB x 100 in 16 bits: with the scale in the file they are what they are, without it the remedy is named."""
+    db = decibels(-11, -18)
+    stored = np.rint(db * 100).astype(np.int16)
+    sar = load_pair(sar_path=make_tif("s.tif", stored, names=["VV", "VH"], scaling=(0.01, 0.0))).sar
+    assert sar.decided["scale"] == "dB"
+    assert np.abs(sar.data - db).max() < 0.0051
+    assert any("numbers x 0.01" in note for note in sar.notes)
+    with pytest.raises(UserError, match=r"n\.tif has a median of -\d.*dB times a number, store the band scale"):
+        load_pair(sar_path=make_tif("n.tif", stored, names=["VV", "VH"]))
+
+
+@pytest.mark.parametrize("fill", [0.0, -9999.0, -32768.0, np.nan, -np.inf])
+def test_what_no_tag_calls_nodata_of_decibels(make_tif, fill):
+    db = decibels(-11, -18)
+    db[:, :, 40:] = fill
+    sar = load_pair(sar_path=make_tif("s.tif", db, names=["VV_db", "VH_db"])).sar
+    assert sar.valid[:, :40].all()
+    assert not sar.valid[:, 40:].any()
+
+
+def test_near_infrared_stored_as_alpha(make_tif):
+    """GDAL calls any fourth band of 8 bits alpha; water is black in the near infrared and there all the same."""
+    array = numbers(4, 20, 250, dtype="uint8")
+    array[3, :10] = 0
+    path = make_tif("naip.tif", array, names=["Red", "Green", "Blue", "NIR"], transform=FINE)
+    with rasterio.open(path) as dataset:
+        assert dataset.colorinterp[3].name == "alpha"
+        assert not dataset.dataset_mask()[:10].any()
+    for told, names in ((Told(), ("R", "G", "B", "N")), (Told(sensor="vhr", bands=("R", "G", "B", "N")), None)):
+        pair = load_pair(path, optical_sensor=told.sensor, optical_names=told.bands or None)
+        assert pair.optical.bands == (names or told.bands)
+        assert pair.optical.valid.all()
+        np.testing.assert_array_equal(pair.optical.data, array)
+    colours = load_pair(path, optical_bands=("B04", "B03", "B02")).optical
+    assert colours.valid.all()
+    assert describe(path).facts["no_data_share"] == 0
+    rgba = load_pair(make_tif("rgba.tif", array, transform=FINE)).optical  # nameless: as the file says
+    assert rgba.bands == ("R", "G", "B")
+    assert not rgba.valid[:10].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "band"), [("ICEYE_X7_GRD_SM_20220101T000000.tif", "CO"), ("CAPELLA_C02_SM_GEO_HH_20210101.tif", "HH")]
+)
+def test_one_channel_of_a_file_that_names_its_sensor(make_tif, name, band):
+    path = make_tif(name, numbers(1, 50, 900), transform=FINE)
+    fact = describe(path).facts
+    assert (fact["taken for"], fact["bands"]) == ("sar_x", [band])
+    with pytest.raises(UserError, match="was given as the optical image but looks SAR"):
+        load_pair(path)
+
+
+@pytest.mark.parametrize("name", ["T32TNS_20230601T101601_SCL_20m.tif", "LC08_X_QA_PIXEL.tif"])
+def test_a_quality_band_is_told_beside_its_image(make_tif, name):
+    path = make_tif(name, np.full((1, 40, 40), 4, np.uint8))
+    assert describe(path).kind == "labels"
+    with pytest.raises(UserError, match=r"looks like a label raster: a quality band"):
+        load_images({"optical": path}, SensorConfig())
+
+
+def test_heights_and_temperatures_are_told_apart_by_the_caller(make_tif):
+    rows, columns = np.mgrid[:60, :60]
+    path = make_tif("kelvin.tif", (290 + 8 * np.sin(rows / 9) * np.cos(columns / 9)).astype(np.float32)[None])
+    with pytest.raises(
+        UserError, match=r"kelvin\.tif .* looks like smooth single values \(282 to 298\).*infrared\)\.$"
+    ):
+        load_images({"optical": path}, SensorConfig())
+    assert load_images({"optical": path}, SensorConfig(), Told(sensor="infrared")).shape == (60, 60)
+
+
+def test_coordinates_that_are_no_map(make_tif):
+    facts = describe(make_tif("geocentric.tif", numbers(12, 1, 3000), crs="EPSG:4978")).facts
+    assert facts["gsd_m"] is None
+    assert any("no map of the Earth: text answers only" in warning for warning in facts["warnings"])
+
+
+@pytest.mark.parametrize("fill", [-9999, -32768])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_fill_values_that_no_tag_declares(make_tif, fill, dtype):
+    """They are no data, and the offset is judged without them: here it is still to be taken off."""
+    array = numbers(3, 1050, 4000).astype(dtype)
+    array[:, :10] = fill
+    optical = load_pair(make_tif("a.tif", array, names=["B04", "B03", "B02"])).optical
+    assert optical.decided["offset"] == -1000
+    assert not optical.valid[:10].any()
+    assert optical.valid[10:].all()
+    assert any("fill values that the file does not declare" in note for note in optical.notes)
+    window = load_pair(make_tif("a.tif", array, names=["B04", "B03", "B02"]), window=Window(0, 5, 20, 10)).optical
+    np.testing.assert_array_equal(window.data, optical.data[:, 5:15, :20])
+
+
+@pytest.mark.parametrize("fill", [-9999, -3.4e38, 9.96921e36])
+@pytest.mark.parametrize(("names", "sensor"), [(["B04", "B03"], None), (["SR_B4", "SR_B3"], None), (["R", "G"], "vhr")])
+def test_fill_values_of_floating_point(make_tif, fill, names, sensor):
+    array = (numbers(2, 100, 4000) / 1e4).astype(np.float32)
+    plain = load_pair(make_tif("p.tif", array, names=names), optical_sensor=sensor).optical
+    array[:, :10] = fill
+    optical = load_pair(make_tif("a.tif", array, names=names), optical_sensor=sensor).optical
+    assert not optical.valid[:10].any()
+    assert optical.valid[10:].all()
+    np.testing.assert_allclose(optical.data[:, 10:], plain.data[:, 10:], atol=2 if sensor else 0)  # of 255: percentiles
+
+
+def test_pages_of_a_file(make_tif, tmp_path):
+    pages = [Image.fromarray(numbers(1, 0, 255, dtype="uint8")[0]) for _ in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    (warning,) = [text for text in describe(tmp_path / "pages.tif").facts["warnings"] if "pages" in text]
+    assert "the first of 3 pages is read" in warning
+
+
+def test_a_virtual_raster_without_its_files(make_tif, tmp_path):
+    (tmp_path / "a.vrt").write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource>'
+        '<SourceFilename relativeToVRT="1">gone.tif</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>'
+    )
+    with pytest.raises(UserError, match=r"a\.vrt is a virtual raster, and a file that it is made of is missing"):
+        read_raster(tmp_path / "a.vrt")
+
+
+def test_bands_of_two_scales_are_refused(make_tif):
+    mixed = decibels(-11, -18)
+    mixed[1] = 10 ** (mixed[1] / 10)
+    path = make_tif("mixed.tif", mixed, names=["VV", "VH"])
+    with pytest.raises(UserError, match=r"mixed\.tif has values below 0 in some bands, as dB has, and none in VH"):
+        load_pair(sar_path=path)
+    assert load_pair(sar_path=path, sar_scale="dB").sar.valid.any()
+
+
+@pytest.mark.parametrize(
+    ("sensor", "bands"), [("s2_l2a", ("B04", "B11", "B12")), ("landsat_l2", ("SR_B4", "SR_B6", "SR_B7"))]
+)
+def test_short_wave_infrared_by_number(make_tif, sensor, bands):
+    path = make_tif("a.tif", numbers(3), names=["Red", "SWIR1", "SWIR2"])
+    assert read_raster(path, sensor=sensor).bands == bands

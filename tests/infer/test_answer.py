@@ -7,10 +7,14 @@ import functools
 import numpy as np
 import pytest
 import support
+from affine import Affine
+from rasterio.crs import CRS
 
 from earthmind_jax.data.collate import Buckets
+from earthmind_jax.errors import UserError
 from earthmind_jax.infer.answer import Reply, answer, upsample
 from earthmind_jax.infer.engine import Engine
+from earthmind_jax.infer.result import Answer, Mask
 
 CONFIG = support.model()
 BUCKETS = Buckets((1,), (96,))
@@ -98,3 +102,15 @@ def test_masks_on_the_image():
     assert mask[:, 35:].min() > 1 - 1e-3
     assert reply.mask((40, 60), 1) is None
     np.testing.assert_allclose(upsample(np.full((4, 4), 1e4, np.float32), (5, 5)), 1)
+
+
+def test_maps_need_a_place_and_the_message_names_the_file(tmp_path):
+    """Before anything is written."""
+    size = np.full((4, 5), 0.7, np.float32), np.ones((4, 5), bool)
+    for crs, said in ((None, "there is no georeference"), (CRS.from_epsg(4978), "is no map of the Earth")):
+        mask = Mask(*size, Affine(10, 0, 5e5, 0, -10, 5e6), crs)
+        made = Answer("q", "a", (mask,), sources={"optical": "scene.png"})
+        with pytest.raises(UserError, match=rf"scene\.png: .*{said}"):
+            made.save(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in made.save(tmp_path / "out", maps=False)] == ["mask_1.png", "answer.json"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import support
+from affine import Affine
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -24,6 +25,8 @@ from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.prompts import Prompt
+from earthmind_jax.geo.quality import cloudy
+from earthmind_jax.geo.told import Told
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.explain import RUNS, UNKNOWN_CLOUD, Explanation, Times, clouds
 from earthmind_jax.infer.explain_page import BUDGET, page
@@ -200,6 +203,26 @@ def test_clouds_are_told_by_the_classification_band(pair, tmp_path):
     reason = model().explain(QUESTION, optical=pair["optical"], max_new=3)
     words, _ = checked(page(dataclasses.replace(reason, cloud=cloud, cloud_note=note)))
     assert f"cloud and its shadow: {np.isin(classes, (3, 9)).mean():.1%}" in words
+
+
+def test_clouds_are_told_by_a_file_beside_the_image(pair, tmp_path):
+    """A classification of 20 m for an image of 10 m, and Landsat's bits."""
+    with rasterio.open(pair["optical"]) as file:
+        transform, crs, (height, width) = file.transform, file.crs, file.shape
+    place = {"driver": "GTiff", "crs": crs, "count": 1, "height": height // 2, "width": width // 2}
+    classes = np.full((height // 2, width // 2), 5, np.uint8)
+    classes[2:5, 1:9] = 9
+    classes[6:7, 2:4] = 0  # no data is no cloud
+    with rasterio.open(
+        tmp_path / "scl.tif", "w", dtype="uint8", transform=transform @ Affine.scale(2), **place
+    ) as file:
+        file.write(classes, 1)
+    told = Told(scl=tmp_path / "scl.tif")
+    reason = model().explain(QUESTION, optical=pair["optical"], told=told, max_new=3)
+    np.testing.assert_array_equal(reason.cloud, np.repeat(np.repeat(classes == 9, 2, 0), 2, 1))
+    assert "scl.tif (SCL)" in reason.cloud_note
+    bits = np.array([[1, 1 << 3, 1 << 4, 1 << 5, 1 << 6, (1 << 6) | (1 << 2)]])
+    assert cloudy("QA_PIXEL", bits).tolist() == [[False, True, True, False, False, True]]
 
 
 def test_clouds_of_an_image_that_control_points_place(pair, tmp_path):

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 import rasterio
 import scenes
+from affine import Affine
 from support import run
 from swaths import flat_at, lattice, leaning, written
 
 from earthmind_jax import checkpoint
+from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.scene import strips
 from earthmind_jax.infer.ahead import ahead
-from earthmind_jax.infer.scene import OVERLAP, to_percent
+from earthmind_jax.infer.scene import OVERLAP, to_percent, window_note
 from earthmind_jax.infer.scene_ask import ask_large, view_side
 from earthmind_jax.infer.scene_read import SceneReader
 from earthmind_jax.infer.scene_store import PLACE, Store
@@ -420,8 +422,35 @@ def test_a_scene_that_only_control_places(tmp_path, kind):
         np.testing.assert_array_equal(seen, valid[part.top : part.bottom])
         off = np.abs(got.astype(int) - frames[:, part.top : part.bottom])
         assert off[:, seen].max() <= 1  # of 255
+    if kind == "rpcs":  # from here on it is all the same
+        return
     result = scenes.draw({"sar": path}, tmp_path / "out", targets=["river"])
     with rasterio.open(result.files[0]) as drawn:
         assert (drawn.shape, drawn.crs) == (whole.shape, whole.crs)
         assert drawn.transform.almost_equals(whole.transform)
         np.testing.assert_array_equal(drawn.read(1) != 255, whole.valid)
+
+
+def test_longitudes_may_count_from_either_side(tmp_path):
+    """Across the antimeridian: the optical image counts on beyond 180, the SAR image from -180."""
+    place = {"driver": "GTiff", "height": 40, "width": 40, "crs": "EPSG:4326"}
+    size, rng = 1e-4, np.random.default_rng(0)
+    with rasterio.open(
+        tmp_path / "o.tif", "w", count=3, dtype="uint16", transform=Affine(size, 0, 180.001, 0, -size, 5), **place
+    ) as file:
+        file.write(rng.integers(300, 3000, (3, 40, 40)).astype(np.uint16))
+        file.descriptions = ("B04", "B03", "B02")
+    with rasterio.open(
+        tmp_path / "s.tif", "w", count=2, dtype="float32", transform=Affine(size, 0, -180, 0, -size, 5), **place
+    ) as file:
+        file.write(rng.gamma(4, 0.02, (2, 40, 40)).astype(np.float32))
+    reader = SceneReader({"optical": tmp_path / "o.tif", "sar": tmp_path / "s.tif"}, SensorConfig())
+    assert reader.overlap == pytest.approx(0.75)
+    (rows,) = reader.rows(iter([(0, 40)]))
+    assert rows.frames["sar"][1].mean() == pytest.approx(0.75)
+
+
+def test_windows_far_larger_than_the_model_s_own(pair, tmp_path):
+    result = scenes.draw(pair, tmp_path / "wide", targets=["river"], window=128)
+    assert "4 times the side of the model's own (32): what is small" in result.answer["notes"][0]
+    assert window_note(scenes.model(), 64) is None
