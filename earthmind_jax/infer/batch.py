@@ -1,5 +1,6 @@
 """Many questions about many images: each image is read and encoded once, questions go through the model together.
-Stacks of dates, and windows around what a question points at, go one by one.
+Stacks of dates, parts of scenes, and files that do not fit into memory go one by one
+(:mod:`earthmind_jax.infer.batch_single`).
 
 The answers are those of single questions (:meth:`EarthMind.ask`); only what is computed together differs.
 """
@@ -33,9 +34,11 @@ from earthmind_jax.data.records import SENSORS, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
 from earthmind_jax.infer.answer import replies
+from earthmind_jax.infer.batch_single import Single, read_images, single
 from earthmind_jax.infer.engine import Pyramids, Seen, bucket
 from earthmind_jax.infer.journal import Journal, opened
-from earthmind_jax.infer.pointing import Window, paste
+from earthmind_jax.infer.marks import gather
+from earthmind_jax.infer.pointing import paste
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import QUESTIONS, Request
 from earthmind_jax.infer.result import Answer
@@ -55,6 +58,7 @@ class Scene:
     Attributes:
       example: the image as tiles; once they are encoded, without them.
       batch: a batch of one, without pixels.
+      alone: nothing is shared but the reading.
       pyramids: made when the first mask is drawn; until then ``grounds`` holds the pixels for it.
     """
 
@@ -64,6 +68,7 @@ class Scene:
     seen: Seen | None = None
     grounds: Batch | None = None
     pyramids: Pyramids | None = None
+    alone: bool = False
 
 
 def run(
@@ -180,27 +185,25 @@ class _Work:
 
     def _ordered(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Requests by scene; scenes of one kind one after another, short prompts first."""
-        by_scene = sorted(requests, key=lambda r: r.sources)
+        by_scene = sorted(requests, key=lambda r: (str(r.sources), bool(r.places)))
         scenes = [list(group) for _, group in groupby(by_scene, key=lambda r: r.sources)]
         return sorted(scenes, key=lambda scene: (self._kind(scene[0]), max(r.shape.text for r in scene)))
 
     def _kind(self, request: Request) -> tuple[Any, ...]:
         """What requests of one batch have in common: sensors, dates, tiles (as their bucket)."""
         assert request.shape is not None
-        there = tuple(bool(paths) for paths in request.sources)
+        there = tuple(bool(images) for images in request.sources)
         if self.model.sensors is not None:  # every batch has room for the same sensors
             there = (any(there),)
-        dates = max(len(paths) for paths in request.sources)
+        dates = max(len(images) for images in request.sources)
         return there, dates, self.buckets.fit_tiles(max(1, request.shape.tiles))
 
     def _read(self, request: Request) -> Scene:
         """The images of a request, and their tiles."""
-        assert request.record is not None
-        given = {s: list(paths) or None for s, paths in zip(SENSORS, request.sources, strict=True)}
-        images = self.model.images(**given)
+        images, large = read_images(self.model, request)
         sample = self._sample(request, images)
-        if images is None or images.later:
-            return Scene(images, None)
+        if images is None or images.later or large or request.places:
+            return Scene(images, None, alone=True)
         words = (self.model.config, QUESTIONS, self.model.engine.tokenizer, self.buckets)
         return Scene(images, encode_sample(sample, *words, sensors=self.model.sensors or SENSORS))
 
@@ -237,36 +240,26 @@ class _Work:
 
     def _together(self, items: Sequence[tuple[Request, Scene, Sample]]) -> None:
         """Answer one batch and write it down."""
-        same = [item for item in items if not self._alone(*item[1:])]
-        lines = [
-            self._line(item[0], answer) for item, answer in zip(same, self._same(same) if same else (), strict=True)
-        ]
-        lines += self._singly([item for item in items if self._alone(*item[1:])])
+        same = [item for item in items if not self._alone(*item)]
+        answers = self._same(same) if same else ()
+        lines = [self._line(item[0], Single(answer)) for item, answer in zip(same, answers, strict=True)]
+        lines += self._singly([item for item in items if self._alone(*item)])
         self._write(lines, "answers")
 
-    def _alone(self, scene: Scene, sample: Sample) -> bool:
-        """Whether nothing is shared with other questions."""
-        return self._closer(scene, sample) or (scene.images is not None and bool(scene.images.later))
-
-    def _closer(self, scene: Scene, sample: Sample) -> bool:
-        """Whether the question is asked about the window around what it points at, as a single question is."""
-        first = len(sample.turns) == 1 and sample.turns[-1].region is not None
-        return first and scene.images is not None and self.model.large(scene.images)
+    def _alone(self, request: Request, scene: Scene, sample: Sample) -> bool:
+        """Whether nothing is shared with other questions: stacks of dates and files that do not fit into memory, which
+        are large, and parts of scenes; any is rarely asked about more than once."""
+        if scene.images is None or scene.alone or request.places:
+            return scene.images is not None
+        return len(sample.turns) == 1 and sample.turns[-1].region is not None and self.model.large(scene.images)
 
     def _singly(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[dict[str, Any]]:
-        """One by one: stacks of dates, which are large, and windows; either is rarely asked about more than once."""
         lines = []
         for request, scene, sample in items:
             assert scene.images is not None
-            *before, turn = sample.turns
             try:
-                if self._closer(scene, sample):
-                    view, turn, _ = self.model.point(turn.question, scene.images, marks=turn.regions)
-                    assert view is not None
-                    answer = view.placed(self.model.look(view.images, turn, self.max_new))
-                    lines.append(self._line(request, answer, scene.images.shape, view.window))
-                else:
-                    lines.append(self._line(request, self.model.look(scene.images, turn, self.max_new, before=before)))
+                found = single(self.model, request, scene.images, sample, self.max_new, self._place(request))
+                lines.append(self._line(request, found, scene.images.shape))
             except UserError as error:
                 self._failed([request], error)
         return lines
@@ -306,7 +299,9 @@ class _Work:
             if scene.images is None:
                 answers.append(Answer(turn.question, reply.text, model=model.name))
             else:
-                answers.append(model.answer(scene.images, turn, reply, self.max_new))
+                before = sum(len(earlier.regions) for earlier in sample.turns[:-1])
+                marks, _ = gather(turn.regions or None, None, scene.images, before)
+                answers.append(replace(model.answer(scene.images, turn, reply, self.max_new), marks=marks))
         return answers
 
     def _see(self, scene: Scene) -> None:
@@ -325,20 +320,23 @@ class _Work:
             scene.pyramids, scene.grounds = self.model.engine.pyramids(scene.grounds), None
         return scene.pyramids
 
-    def _line(
-        self, request: Request, answer: Answer, shape: tuple[int, int] | None = None, window: Window | None = None
-    ) -> dict[str, Any]:
-        """What is written of an answer; of one about a ``window`` of a scene of ``shape`` with masks of the scene."""
-        files: list[Path] = []
-        place = request.maps or (None if self.maps is None else self.maps / directory_of(str(request.id)))
-        if place is not None and answer.masks:
+    def _place(self, request: Request) -> Path | None:
+        """The directory for the maps of a request."""
+        return request.maps or (None if self.maps is None else self.maps / directory_of(str(request.id)))
+
+    def _line(self, request: Request, found: Single, shape: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What is written of an answer; of one about a part of a scene of ``shape`` with masks of the scene."""
+        answer, place, files, more = found.answer, self._place(request), found.files, {}
+        if found.scene is not None:
+            more = {"scene": found.scene}
+        elif place is not None and answer.masks:
             files = answer.save(place, maps=all(mask.crs is not None for mask in answer.masks))
         facts = answer.to_dict()
         drawn = [mask.array for mask in answer.masks]
-        if shape is not None and window is not None:
-            drawn = [paste(mask, window, shape) for mask in drawn]
+        if shape is not None and found.window is not None:
+            drawn = [paste(mask, found.window, shape) for mask in drawn]
         masks = [{**encode_rle(mask), **fact} for mask, fact in zip(drawn, facts["masks"], strict=True)]
-        line = {"id": request.id, "line": request.number, **facts, "masks": masks}
+        line = {"id": request.id, "line": request.number, **facts, "masks": masks, **more}
         return line | {"files": [str(file) for file in files], "key": request.key}
 
     def _write(self, lines: Sequence[dict[str, Any]], kind: str) -> None:

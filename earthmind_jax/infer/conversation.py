@@ -117,7 +117,11 @@ class Conversation:
         # Boxes and polygons are told in pixels of the whole image.
         offset = self.window[:2] if self.window is not None else (0, 0)
         masks = tuple(dataclasses.replace(mask, offset=offset) for mask in answer.masks)
-        answer = dataclasses.replace(answer, masks=masks, marks=marks, offset=offset)
+        notes = answer.notes
+        if masks and self.model.large(view.images):
+            rows, columns = view.images.shape
+            notes = (*notes, f"Masks are drawn from {rows} x {columns} pixels at one look; zoom in for sharper ones.")
+        answer = dataclasses.replace(answer, masks=masks, marks=marks, offset=offset, notes=notes)
         view.kept = made.kept
         self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
         self.answers.append(answer)
