@@ -285,7 +285,7 @@ def test_regions_are_counted_through_the_conversation():
 
 
 def test_masks_of_a_large_image_are_said_to_be_coarse():
-    talk = chat(size=48)
+    talk = Conversation(model(point=True), images(size=48))
     assert "drawn from 48 x 48 pixels at one look" in talk.ask(QUESTIONS[0], max_new=NEW).notes[-1]
     near_by = talk.zoom((8, 8, 32, 32)).ask(QUESTIONS[0], max_new=NEW)
     assert near_by.masks
