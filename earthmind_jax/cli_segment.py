@@ -16,7 +16,7 @@ import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
-from earthmind_jax.cli_paths import COMMAND, check_page, limit_cache
+from earthmind_jax.cli_paths import COMMAND, check_directory, check_page, limit_cache
 from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
@@ -79,6 +79,7 @@ def segment(
     places = pointing.options()
     if not targets and "marks" not in places:
         raise UserError("There is nothing to segment: name a target, such as water, or point at something.")
+    check_directory(out)
     check_page(explain)
     windowed = window is not None or overlap is not None or weights
     scene = windowed or (not (places or explain or picture) and (len(targets) > 1 or large(optical, sar)))
