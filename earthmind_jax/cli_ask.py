@@ -82,11 +82,17 @@ def ask(
     _check(max_new, temperature)
     check_directory(out)
     check_page(explain)
+    if steer and "marks" not in places:
+        raise UserError(
+            "--steer prompts the mask decoder with what is pointed at; point at something, or leave it out."
+        )
+    one = [next(iter(images), None) for images in (optical, sar)]
+    if explain is not None and not places and large(*one):
+        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    one = [next(iter(images), None) for images in (optical, sar)]
-    if large(*one) and not (places or explain) and max(len(optical), len(sar)) == 1:
+    if large(*one) and not places and max(len(optical), len(sar)) == 1:
         return ask_large(model, question, *one, out, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}

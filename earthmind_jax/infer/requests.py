@@ -197,6 +197,8 @@ def _places(told: Mapping[str, Any], record: Record, where: str, root: Path) -> 
     crs, steer, made = told.get("prompt_crs"), told.get("steer", False), {}
     if not (crs is None or isinstance(crs, str)) or not isinstance(steer, bool):
         raise UserError(f"{where}: field 'prompt_crs' must be text and 'steer' true or false.")
+    if steer and "marks" not in told:
+        raise UserError(f"{where}: 'steer' needs something to point at; give 'marks', or leave it out.")
     if "crop" in told and "area" in told:
         raise UserError(f"{where}: 'crop' and 'area' both say which part to look at; leave one of them out.")
     if "marks" in told:

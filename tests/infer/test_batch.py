@@ -280,6 +280,7 @@ BAD = {
     "an area that is none": ({"id": "x", "question": "q", **pair("a"), "area": [3, 2, 1, 0]}, "x0 < x1"),
     "an area of words": ({"id": "x", "question": "q", **pair("a"), "area": "all"}, "in numbers"),
     "crop and area": ({"id": "x", "question": "q", **pair("a"), "crop": [0, 0, 9, 9], "area": [0, 0, 1, 1]}, "both"),
+    "steering by nothing": ({"id": "x", "question": "q", **pair("a"), "steer": True}, "something to point at"),
     "steering by a word": ({"id": "x", "question": "q", **pair("a"), "steer": "yes"}, "true or false"),
     "marks beside a region": ({"id": "x", "question": "q", **pair("a"), "crop": [0, 0, 9, 9],
                                "region": encode_rle(region())}, "beside 'region'"),
