@@ -83,9 +83,7 @@ def ask(
     check_directory(out)
     check_page(explain)
     if steer and "marks" not in places:
-        raise UserError(
-            "--steer prompts the mask decoder with what is pointed at; point at something, or leave it out."
-        )
+        raise UserError("--steer is about what is pointed at: point at something, or leave it out.")
     one = [next(iter(images), None) for images in (optical, sar)]
     if explain is not None and not places and large(*one):
         raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
