@@ -10,14 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +24,7 @@ from earthmind_jax import __version__
 from earthmind_jax.checkpoint import fingerprint
 from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.collate import stack
-from earthmind_jax.data.encode import Example, encode_sample
+from earthmind_jax.data.encode import encode_sample
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.read import Images, decode_regions
@@ -34,8 +32,9 @@ from earthmind_jax.data.records import SENSORS, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
 from earthmind_jax.infer.answer import replies
+from earthmind_jax.infer.batch_scene import Scene, beside, joined, pyramids_of, see
 from earthmind_jax.infer.batch_single import Single, read_images, single
-from earthmind_jax.infer.engine import Pyramids, Seen, bucket
+from earthmind_jax.infer.engine import bucket
 from earthmind_jax.infer.journal import Journal, opened
 from earthmind_jax.infer.marks import gather
 from earthmind_jax.infer.pointing import paste
@@ -43,32 +42,11 @@ from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import QUESTIONS, Request
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.samples import sample_of
-from earthmind_jax.types import Batch
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 AHEAD = 2  # scenes that are read before they are needed
-
-
-@dataclass(eq=False)
-class Scene:
-    """What all questions about one image share.
-
-    Attributes:
-      example: the image as tiles; once they are encoded, without them.
-      batch: a batch of one, without pixels.
-      alone: nothing is shared but the reading.
-      pyramids: made when the first mask is drawn; until then ``grounds`` holds the pixels for it.
-    """
-
-    images: Images | None
-    example: Example | None
-    batch: Batch | None = None
-    seen: Seen | None = None
-    grounds: Batch | None = None
-    pyramids: Pyramids | None = None
-    alone: bool = False
 
 
 def run(
@@ -276,7 +254,8 @@ class _Work:
                 examples.append(encode_sample(sample, *words, sensors=sensors))
                 continue
             if scene.batch is None:
-                self._see(scene)
+                see(model, scene, self.buckets)
+                self.counts["encoded"] += 1
             prompt = measure(sample, *words, sensors=sensors).prompt
             examples.append(replace(scene.example, prompt=prompt))
         batch = stack(examples, model.config, QUESTIONS, self.buckets, sensors=())
@@ -284,14 +263,14 @@ class _Work:
         seen = None
         if scenes[0].images is not None:
             names = ("optical_valid", "sar_valid", "ground_optical_valid", "ground_sar_valid")
-            joined = {name: _joined([getattr(scene.batch, name) for scene in scenes]) for name in names}
-            batch = batch.replace(**joined)
-            seen = tuple(_joined([scene.seen[i] for scene in scenes]) for i in range(2))
+            images = {name: joined([getattr(scene.batch, name) for scene in scenes]) for name in names}
+            batch = batch.replace(**images)
+            seen = tuple(joined([scene.seen[i] for scene in scenes]) for i in range(2))
         fused = engine.encode(batch, seen)
         made = engine.generate(batch, fused, max_new=self.max_new)
         pyramids = None
         if made.seg_states.shape[1] and model.config.grounding is not None and fused is not None:
-            pyramids = _beside([self._pyramids(scene) for scene in scenes])
+            pyramids = beside([pyramids_of(model, scene) for scene in scenes])
         answers = []
         found = replies(engine, batch, fused, made, [1] * len(items), pyramids=pyramids)
         for (_, scene, sample), reply in zip(items, found, strict=True):
@@ -303,22 +282,6 @@ class _Work:
                 marks, _ = gather(turn.regions or None, None, scene.images, before)
                 answers.append(replace(model.answer(scene.images, turn, reply, self.max_new), marks=marks))
         return answers
-
-    def _see(self, scene: Scene) -> None:
-        model = self.model
-        assert scene.example is not None
-        batch = stack([scene.example], model.config, QUESTIONS, self.buckets, sensors=model.sensors)
-        scene.seen = model.engine.see(batch)
-        scene.grounds = batch.replace(optical=None, sar=None)
-        scene.batch = scene.grounds.replace(ground_optical=None, ground_sar=None)
-        scene.example = replace(scene.example, pixels={}, valid={}, ground={})
-        self.counts["encoded"] += 1
-
-    def _pyramids(self, scene: Scene) -> Pyramids:
-        if scene.pyramids is None:
-            assert scene.grounds is not None
-            scene.pyramids, scene.grounds = self.model.engine.pyramids(scene.grounds), None
-        return scene.pyramids
 
     def _place(self, request: Request) -> Path | None:
         """The directory for the maps of a request."""
@@ -352,14 +315,3 @@ def directory_of(name: str) -> str:
     """An id as the name of one directory: nothing in it leads elsewhere, and no two ids share one."""
     safe = quote(name, safe=" ")
     return "%2E" + safe[1:] if safe.startswith(".") else safe
-
-
-def _joined(trees: Sequence[Any]) -> Any:
-    """The rows of all, None where the first has none."""
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows) if len(rows) > 1 else rows[0], *trees)
-
-
-def _beside(scenes: Sequence[Pyramids]) -> Pyramids:
-    """Features of all scenes, scene by scene."""
-    each, presence = [features for features, _ in scenes], [there for _, there in scenes]
-    return _joined(each), None if presence[0] is None else _joined(presence)

@@ -32,7 +32,8 @@ from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.place import Window, window_of, window_of_box
 from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.engine import Generated, Pyramids
+from earthmind_jax.infer.compiled import Pyramids
+from earthmind_jax.infer.engine import Generated
 from earthmind_jax.infer.kept import Kept
 from earthmind_jax.infer.marks import Marks
 from earthmind_jax.infer.result import Answer
