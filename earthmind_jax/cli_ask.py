@@ -56,7 +56,8 @@ def ask(
         out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON; with batch the JSONL file of answers.
         explain: HTML page that says what each sensor said alone, where each counted, and how it was made.
         batch: JSONL file, a question a line: {"id": ..., "question": ..., "optical": ..., "sar": ..., "region": ...},
-            or records of a data set, whose last turn is then asked. The same command continues a run that was stopped.
+            with "marks" (GeoJSON or a file), "prompt_crs", "crop", "area" and "steer" as the options of these names; or
+            records of a data set, whose last turn is then asked. The same command continues a run that was stopped.
         masks: with batch, directory for the maps of each line, below its id.
         batch_size: with batch, questions that go through the model at once.
         skip_broken: with batch, write an error for each line that is broken instead of stopping before the first.
@@ -81,11 +82,15 @@ def ask(
     _check(max_new, temperature)
     check_directory(out, *optical, *sar)
     check_page(explain)
+    if steer and "marks" not in places:
+        raise UserError("--steer is about what is pointed at: point at something, or leave it out.")
+    one = [next(iter(images), None) for images in (optical, sar)]
+    if explain is not None and not places and large(*one):
+        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    one = [next(iter(images), None) for images in (optical, sar)]
-    if large(*one) and not (places or explain) and max(len(optical), len(sar)) == 1:
+    if large(*one) and not places and max(len(optical), len(sar)) == 1:
         return ask_large(model, question, *one, out, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}
@@ -108,7 +113,8 @@ def chat(
     temperature: float = 0.0,
     told: Annotated[Told, TOLD] = NOTHING,
 ) -> None:
-    """Talk about an image, a question a line; features and cache are kept from turn to turn.
+    """Talk about an image, a question a line; features and cache are kept from turn to turn. Masks are drawn from what
+    is in view at one look: of a large image zoom in, or draw with segment, for sharper ones.
 
     A line is a question, or one of: /zoom ROW COLUMN HEIGHT WIDTH (pixels of the whole image), /box WEST SOUTH EAST
     NORTH (degrees), /out (to what was in view before), /whole, /save DIR, /quit. Lines may be piped in.

@@ -35,7 +35,7 @@ class Places:
     crop: str | None = None
     """row,column,height,width in pixels: the part of the scene to look at."""
     area: str | None = None
-    """The same as x0,y0,x1,y1 in --prompt-crs (longitude,latitude if that is not given)."""
+    """The same as x0,y0,x1,y1 in --prompt-crs (longitude,latitude if that is not given; or pixels)."""
 
     def options(self) -> dict[str, Any]:
         """``marks`` and ``window`` of :meth:`earthmind_jax.infer.predictor.EarthMind.ask`, where they are given."""
@@ -69,7 +69,8 @@ class Places:
         if self.area is not None:
             corners = _numbers(self.area, "--area", "x0,y0,x1,y1", (4,))
             where = f"--area {self.area}"
-            given["window"] = Prompt.from_box(*corners, crs=crs or "OGC:CRS84", where=where)
+            own = None if self.prompt_crs == PIXELS else crs or "OGC:CRS84"
+            given["window"] = Prompt.from_box(*corners, crs=own, where=where)
         return given
 
 

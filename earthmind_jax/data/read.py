@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,11 +177,7 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
     """
     given = {name: images for name in SENSORS if (images := record.images(name))}
     try:
-        dates = [
-            _load_date({name: images[min(i, len(images) - 1)] for name, images in given.items()}, sensors)
-            for i in range(record.dates)
-        ]
-        _one_grid(dates, given)
+        dates = _load_dates(given, record.dates, sensors)
         shape = dates[0].shape if dates else (1, 1)
         turns = tuple(
             Turn(
@@ -203,6 +199,31 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
             else {name: pictures[0], f"{name}_valid": valid[0]}
         )
     return Sample(record.id, turns, **arrays)
+
+
+def described_images(record: Record, sensors: SensorConfig) -> Images:
+    """The images of a record that tells more of them than their paths, all dates on one grid.
+
+    Raises:
+      UserError: naming the file.
+    """
+    given = {name: images for name in SENSORS if (images := record.images(name))}
+    first, *later = _load_dates(given, record.dates, sensors)
+    several = [name for name, images in given.items() if len(images) > 1]
+    dated = tuple(
+        replace(images, date=f"date_{i}", pictures={name: images.pictures[name] for name in several})
+        for i, images in enumerate(later, 2)
+    )
+    return replace(first, date="date_1" if later else "", later=dated)
+
+
+def _load_dates(given: Mapping[str, tuple[Described, ...]], count: int, sensors: SensorConfig) -> list[Images]:
+    dates = [
+        _load_date({name: images[min(i, len(images) - 1)] for name, images in given.items()}, sensors)
+        for i in range(count)
+    ]
+    _one_grid(dates, given)
+    return dates
 
 
 def _load_date(given: Mapping[str, Described], sensors: SensorConfig) -> Images:

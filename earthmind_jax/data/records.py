@@ -153,7 +153,7 @@ class Record:
 
     def images(self, sensor: str) -> tuple[images.Image, ...]:
         """The images of ``optical`` or ``sar``, one for each date."""
-        return tuple(images.parse(written, self.root) for written in self._written(sensor))
+        return tuple(images.parse(written, self.root) for written in self.written(sensor))
 
     def paths(self, sensor: str) -> tuple[Path, ...]:
         """The files of ``optical`` or ``sar``, those of one date after those of another."""
@@ -162,9 +162,10 @@ class Record:
     @property
     def dates(self) -> int:
         """Images of the sensor that has most; 0 without any."""
-        return max(len(self._written(sensor)) for sensor in SENSORS)
+        return max(len(self.written(sensor)) for sensor in SENSORS)
 
-    def _written(self, sensor: str) -> tuple[images.Written, ...]:
+    def written(self, sensor: str) -> tuple[images.Written, ...]:
+        """The images of ``optical`` or ``sar`` as the record has them, one for each date."""
         given = getattr(self, sensor)
         return () if given is None else given if isinstance(given, tuple) else (given,)
 

@@ -13,7 +13,8 @@ from jax import Array
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.records import SENSORS, Sample
-from earthmind_jax.infer.engine import Engine, Generated, Pyramids
+from earthmind_jax.infer.compiled import Pyramids
+from earthmind_jax.infer.engine import Engine, Generated
 from earthmind_jax.infer.marks import paired
 from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import Batch, Fused, VisualPrompts

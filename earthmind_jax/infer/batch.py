@@ -1,5 +1,6 @@
 """Many questions about many images: each image is read and encoded once, questions go through the model together.
-Stacks of dates, and windows around what a question points at, go one by one.
+Stacks of dates, parts of scenes, and files that do not fit into memory go one by one
+(:mod:`earthmind_jax.infer.batch_single`).
 
 The answers are those of single questions (:meth:`EarthMind.ask`); only what is computed together differs.
 """
@@ -9,14 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +24,7 @@ from earthmind_jax import __version__
 from earthmind_jax.checkpoint import fingerprint
 from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.collate import stack
-from earthmind_jax.data.encode import Example, encode_sample
+from earthmind_jax.data.encode import encode_sample
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.read import Images, decode_regions
@@ -33,37 +32,21 @@ from earthmind_jax.data.records import SENSORS, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
 from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.engine import Pyramids, Seen, bucket
+from earthmind_jax.infer.batch_scene import Scene, beside, joined, pyramids_of, see
+from earthmind_jax.infer.batch_single import Single, read_images, single
+from earthmind_jax.infer.engine import bucket
 from earthmind_jax.infer.journal import Journal, opened
-from earthmind_jax.infer.pointing import Window, paste
+from earthmind_jax.infer.marks import gather
+from earthmind_jax.infer.pointing import paste
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import QUESTIONS, Request
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.samples import sample_of
-from earthmind_jax.types import Batch
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 AHEAD = 2  # scenes that are read before they are needed
-
-
-@dataclass(eq=False)
-class Scene:
-    """What all questions about one image share.
-
-    Attributes:
-      example: the image as tiles; once they are encoded, without them.
-      batch: a batch of one, without pixels.
-      pyramids: made when the first mask is drawn; until then ``grounds`` holds the pixels for it.
-    """
-
-    images: Images | None
-    example: Example | None
-    batch: Batch | None = None
-    seen: Seen | None = None
-    grounds: Batch | None = None
-    pyramids: Pyramids | None = None
 
 
 def run(
@@ -180,27 +163,25 @@ class _Work:
 
     def _ordered(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Requests by scene; scenes of one kind one after another, short prompts first."""
-        by_scene = sorted(requests, key=lambda r: r.sources)
+        by_scene = sorted(requests, key=lambda r: (str(r.sources), bool(r.places)))
         scenes = [list(group) for _, group in groupby(by_scene, key=lambda r: r.sources)]
         return sorted(scenes, key=lambda scene: (self._kind(scene[0]), max(r.shape.text for r in scene)))
 
     def _kind(self, request: Request) -> tuple[Any, ...]:
         """What requests of one batch have in common: sensors, dates, tiles (as their bucket)."""
         assert request.shape is not None
-        there = tuple(bool(paths) for paths in request.sources)
+        there = tuple(bool(images) for images in request.sources)
         if self.model.sensors is not None:  # every batch has room for the same sensors
             there = (any(there),)
-        dates = max(len(paths) for paths in request.sources)
+        dates = max(len(images) for images in request.sources)
         return there, dates, self.buckets.fit_tiles(max(1, request.shape.tiles))
 
     def _read(self, request: Request) -> Scene:
         """The images of a request, and their tiles."""
-        assert request.record is not None
-        given = {s: list(paths) or None for s, paths in zip(SENSORS, request.sources, strict=True)}
-        images = self.model.images(**given)
+        images, large = read_images(self.model, request)
         sample = self._sample(request, images)
-        if images is None or images.later:
-            return Scene(images, None)
+        if images is None or images.later or large or request.places:
+            return Scene(images, None, alone=True)
         words = (self.model.config, QUESTIONS, self.model.engine.tokenizer, self.buckets)
         return Scene(images, encode_sample(sample, *words, sensors=self.model.sensors or SENSORS))
 
@@ -237,36 +218,26 @@ class _Work:
 
     def _together(self, items: Sequence[tuple[Request, Scene, Sample]]) -> None:
         """Answer one batch and write it down."""
-        same = [item for item in items if not self._alone(*item[1:])]
-        lines = [
-            self._line(item[0], answer) for item, answer in zip(same, self._same(same) if same else (), strict=True)
-        ]
-        lines += self._singly([item for item in items if self._alone(*item[1:])])
+        same = [item for item in items if not self._alone(*item)]
+        answers = self._same(same) if same else ()
+        lines = [self._line(item[0], Single(answer)) for item, answer in zip(same, answers, strict=True)]
+        lines += self._singly([item for item in items if self._alone(*item)])
         self._write(lines, "answers")
 
-    def _alone(self, scene: Scene, sample: Sample) -> bool:
-        """Whether nothing is shared with other questions."""
-        return self._closer(scene, sample) or (scene.images is not None and bool(scene.images.later))
-
-    def _closer(self, scene: Scene, sample: Sample) -> bool:
-        """Whether the question is asked about the window around what it points at, as a single question is."""
-        first = len(sample.turns) == 1 and sample.turns[-1].region is not None
-        return first and scene.images is not None and self.model.large(scene.images)
+    def _alone(self, request: Request, scene: Scene, sample: Sample) -> bool:
+        """Whether nothing is shared with other questions: stacks of dates and files that do not fit into memory, which
+        are large, and parts of scenes; any is rarely asked about more than once."""
+        if scene.images is None or scene.alone or request.places:
+            return scene.images is not None
+        return len(sample.turns) == 1 and sample.turns[-1].region is not None and self.model.large(scene.images)
 
     def _singly(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[dict[str, Any]]:
-        """One by one: stacks of dates, which are large, and windows; either is rarely asked about more than once."""
         lines = []
         for request, scene, sample in items:
             assert scene.images is not None
-            *before, turn = sample.turns
             try:
-                if self._closer(scene, sample):
-                    view, turn, _ = self.model.point(turn.question, scene.images, marks=turn.regions)
-                    assert view is not None
-                    answer = view.placed(self.model.look(view.images, turn, self.max_new))
-                    lines.append(self._line(request, answer, scene.images.shape, view.window))
-                else:
-                    lines.append(self._line(request, self.model.look(scene.images, turn, self.max_new, before=before)))
+                found = single(self.model, request, scene.images, sample, self.max_new, self._place(request))
+                lines.append(self._line(request, found, scene.images.shape))
             except UserError as error:
                 self._failed([request], error)
         return lines
@@ -283,7 +254,8 @@ class _Work:
                 examples.append(encode_sample(sample, *words, sensors=sensors))
                 continue
             if scene.batch is None:
-                self._see(scene)
+                see(model, scene, self.buckets)
+                self.counts["encoded"] += 1
             prompt = measure(sample, *words, sensors=sensors).prompt
             examples.append(replace(scene.example, prompt=prompt))
         batch = stack(examples, model.config, QUESTIONS, self.buckets, sensors=())
@@ -291,14 +263,14 @@ class _Work:
         seen = None
         if scenes[0].images is not None:
             names = ("optical_valid", "sar_valid", "ground_optical_valid", "ground_sar_valid")
-            joined = {name: _joined([getattr(scene.batch, name) for scene in scenes]) for name in names}
-            batch = batch.replace(**joined)
-            seen = tuple(_joined([scene.seen[i] for scene in scenes]) for i in range(2))
+            images = {name: joined([getattr(scene.batch, name) for scene in scenes]) for name in names}
+            batch = batch.replace(**images)
+            seen = tuple(joined([scene.seen[i] for scene in scenes]) for i in range(2))
         fused = engine.encode(batch, seen)
         made = engine.generate(batch, fused, max_new=self.max_new)
         pyramids = None
         if made.seg_states.shape[1] and model.config.grounding is not None and fused is not None:
-            pyramids = _beside([self._pyramids(scene) for scene in scenes])
+            pyramids = beside([pyramids_of(model, scene) for scene in scenes])
         answers = []
         found = replies(engine, batch, fused, made, [1] * len(items), pyramids=pyramids)
         for (_, scene, sample), reply in zip(items, found, strict=True):
@@ -306,39 +278,28 @@ class _Work:
             if scene.images is None:
                 answers.append(Answer(turn.question, reply.text, model=model.name))
             else:
-                answers.append(model.answer(scene.images, turn, reply, self.max_new))
+                before = sum(len(earlier.regions) for earlier in sample.turns[:-1])
+                marks, _ = gather(turn.regions or None, None, scene.images, before)
+                answers.append(replace(model.answer(scene.images, turn, reply, self.max_new), marks=marks))
         return answers
 
-    def _see(self, scene: Scene) -> None:
-        model = self.model
-        assert scene.example is not None
-        batch = stack([scene.example], model.config, QUESTIONS, self.buckets, sensors=model.sensors)
-        scene.seen = model.engine.see(batch)
-        scene.grounds = batch.replace(optical=None, sar=None)
-        scene.batch = scene.grounds.replace(ground_optical=None, ground_sar=None)
-        scene.example = replace(scene.example, pixels={}, valid={}, ground={})
-        self.counts["encoded"] += 1
+    def _place(self, request: Request) -> Path | None:
+        """The directory for the maps of a request."""
+        return request.maps or (None if self.maps is None else self.maps / directory_of(str(request.id)))
 
-    def _pyramids(self, scene: Scene) -> Pyramids:
-        if scene.pyramids is None:
-            assert scene.grounds is not None
-            scene.pyramids, scene.grounds = self.model.engine.pyramids(scene.grounds), None
-        return scene.pyramids
-
-    def _line(
-        self, request: Request, answer: Answer, shape: tuple[int, int] | None = None, window: Window | None = None
-    ) -> dict[str, Any]:
-        """What is written of an answer; of one about a ``window`` of a scene of ``shape`` with masks of the scene."""
-        files: list[Path] = []
-        place = request.maps or (None if self.maps is None else self.maps / directory_of(str(request.id)))
-        if place is not None and answer.masks:
+    def _line(self, request: Request, found: Single, shape: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What is written of an answer; of one about a part of a scene of ``shape`` with masks of the scene."""
+        answer, place, files, more = found.answer, self._place(request), found.files, {}
+        if found.scene is not None:
+            more = {"scene": found.scene}
+        elif place is not None and answer.masks:
             files = answer.save(place, maps=all(mask.crs is not None for mask in answer.masks))
         facts = answer.to_dict()
         drawn = [mask.array for mask in answer.masks]
-        if shape is not None and window is not None:
-            drawn = [paste(mask, window, shape) for mask in drawn]
+        if shape is not None and found.window is not None:
+            drawn = [paste(mask, found.window, shape) for mask in drawn]
         masks = [{**encode_rle(mask), **fact} for mask, fact in zip(drawn, facts["masks"], strict=True)]
-        line = {"id": request.id, "line": request.number, **facts, "masks": masks}
+        line = {"id": request.id, "line": request.number, **facts, "masks": masks, **more}
         return line | {"files": [str(file) for file in files], "key": request.key}
 
     def _write(self, lines: Sequence[dict[str, Any]], kind: str) -> None:
@@ -354,14 +315,3 @@ def directory_of(name: str) -> str:
     """An id as the name of one directory: nothing in it leads elsewhere, and no two ids share one."""
     safe = quote(name, safe=" ")
     return "%2E" + safe[1:] if safe.startswith(".") else safe
-
-
-def _joined(trees: Sequence[Any]) -> Any:
-    """The rows of all, None where the first has none."""
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows) if len(rows) > 1 else rows[0], *trees)
-
-
-def _beside(scenes: Sequence[Pyramids]) -> Pyramids:
-    """Features of all scenes, scene by scene."""
-    each, presence = [features for features, _ in scenes], [there for _, there in scenes]
-    return _joined(each), None if presence[0] is None else _joined(presence)

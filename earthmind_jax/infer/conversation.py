@@ -32,7 +32,8 @@ from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.place import Window, window_of, window_of_box
 from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.engine import Generated, Pyramids
+from earthmind_jax.infer.compiled import Pyramids
+from earthmind_jax.infer.engine import Generated
 from earthmind_jax.infer.kept import Kept
 from earthmind_jax.infer.marks import Marks
 from earthmind_jax.infer.result import Answer
@@ -117,7 +118,11 @@ class Conversation:
         # Boxes and polygons are told in pixels of the whole image.
         offset = self.window[:2] if self.window is not None else (0, 0)
         masks = tuple(dataclasses.replace(mask, offset=offset) for mask in answer.masks)
-        answer = dataclasses.replace(answer, masks=masks, marks=marks, offset=offset)
+        notes = answer.notes
+        if masks and self.model.large(view.images):
+            rows, columns = view.images.shape
+            notes = (*notes, f"Masks are drawn from {rows} x {columns} pixels at one look; zoom in for sharper ones.")
+        answer = dataclasses.replace(answer, masks=masks, marks=marks, offset=offset, notes=notes)
         view.kept = made.kept
         self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
         self.answers.append(answer)

@@ -16,7 +16,8 @@ from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.records import Sample, Turn
 from earthmind_jax.infer.answer import Reply, token_grid
-from earthmind_jax.infer.engine import Decoding, Engine, bucket, prefilled
+from earthmind_jax.infer.compiled import Decoding, prefilled
+from earthmind_jax.infer.engine import Engine, bucket
 from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.types import Batch, Fused, KVCache, Params

@@ -81,10 +81,12 @@ def read_mask(path: Path, images: Images) -> Prompt:
     if path.suffix.lower() in RASTERS and images.crs is not None:
         from earthmind_jax.geo.raster import open_raster
 
-        with open_raster(path) as dataset:
-            own = Grid(dataset.transform, dataset.crs, dataset.height, dataset.width)
+        with open_raster(path, True) as dataset:
+            own, bands = Grid(dataset.transform, dataset.crs, dataset.height, dataset.width), dataset.count
         if own.crs is not None and not own.matches(grid_of(images)):
             raise UserError(f"{where} lies on another grid than the image: it covers {own.extent()}; warp it first.")
+        if bands > 1:
+            raise UserError(f"{where} has {bands} bands; a mask has one.")
     return Prompt.from_mask(mask, where=where)
 
 

@@ -27,7 +27,7 @@ from earthmind_jax.infer.marks import Marks, gather, name_marks, regions, visual
 from earthmind_jax.infer.pointing import Zoom, closer_to, draw, surroundings, within, zoomed
 from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.samples import dated_masks, sample_of
-from earthmind_jax.infer.view import View, outline, part_reader, read_part
+from earthmind_jax.infer.view import View, outline, part_reader, read_part, seen
 from earthmind_jax.infer.windows import Blend, stretched, windows
 from earthmind_jax.types import Params, VisualPrompts
 
@@ -121,8 +121,8 @@ class EarthMind:
             raise UserError("The question is empty; ask something.")
         view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True)
         turn, prompts = self.about(question, view, steer)
-        seen = None if view is None else view.images
-        answer = self.look(seen, turn, max_new, temperature, overlap, prompts=prompts)
+        images = None if view is None else view.images
+        answer = self.look(images, turn, max_new, temperature, overlap, prompts=prompts)
         return answer if view is None else view.placed(answer)
 
     def point(
@@ -332,11 +332,11 @@ class EarthMind:
         _check_region(region, images)
         placed, notes = gather(marks, region, images, before)
         if window is None and not (closer and placed and self.large(images)):
-            return View(replace(images, notes=(*images.notes, *notes)), images, marks=placed)
+            return seen(View(replace(images, notes=(*images.notes, *notes)), images, marks=placed))
         part, said = zoomed(window, images) if window is not None else closer_to(placed, self.config.sensors.window)
         crop = images.crop(part)
         crop = replace(crop, notes=(*images.notes, *said, *notes))
-        return View(crop, images, (part[0].start, part[1].start), within(placed, part))
+        return seen(View(crop, images, (part[0].start, part[1].start), within(placed, part)))
 
     def conversation(
         self, *, optical: Sources | None = None, sar: Sources | None = None, told: Told = NOTHING

@@ -11,6 +11,7 @@ import numpy as np
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.read import RASTERS, Images, picture_header
+from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.told import Told
 from earthmind_jax.infer.result import Answer
@@ -76,7 +77,32 @@ def outline(reader: SceneReader) -> Images:
 def read_part(reader: SceneReader, view: View) -> View:
     """A view of an outline with its pixels."""
     images = reader.images(view.window)
-    return replace(view, images=replace(images, notes=(*images.notes, *view.images.notes)))
+    return seen(replace(view, images=replace(images, notes=(*images.notes, *view.images.notes))))
+
+
+def seen(view: View) -> View:
+    """The view; UserError where no sensor has data in it, or at something that is pointed at."""
+    dates = [images for images in (view.images, *view.images.later) if images.pictures]
+    valid = np.logical_or.reduce([images.valid for images in dates])
+    if not valid.any():
+        raise UserError("No sensor has data in the part that is asked about: all of it is nodata; ask about another.")
+    for mark in view.marks:
+        if not _sees(valid, mark):
+            raise UserError(f"'{mark.name}' lies where no sensor has data; point at something else.")
+    return view
+
+
+def _sees(valid: np.ndarray, mark: Mark) -> bool:
+    """Whether a mark touches a valid pixel [H W]."""
+    points, labels = mark.clicks
+    columns, rows = np.minimum(points[labels == 1].astype(int), np.array(valid.shape[::-1]) - 1).T
+    found = bool(valid[rows, columns].any())
+    if mark.box is not None:
+        x0, y0 = np.floor(mark.box[:2]).astype(int)
+        x1, y1 = np.ceil(mark.box[2:]).astype(int)
+        found = found or bool(valid[y0:y1, x0:x1].any())
+    drawn = None if found else mark.drawn()
+    return found or bool(drawn is not None and (drawn & valid).any())
 
 
 def _single(source: Any) -> Any:

@@ -29,6 +29,7 @@ from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.data.tokenizer import train_bpe
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import load_pair
+from earthmind_jax.infer import view
 from earthmind_jax.infer.result import Mask
 from earthmind_jax.models import api
 
@@ -67,7 +68,9 @@ def test_ask_about_a_pair(work: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert answer["fusion"]["optical"] + answer["fusion"]["sar"] == pytest.approx(1, abs=1e-3)
 
 
-def test_ask_for_the_reason(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_for_the_reason(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ("--checkpoint", work / "model")
     pair = ("--optical", work / "a_s2.tif", "--sar", work / "a_s1.tif")
     code, out, err = run(
@@ -95,6 +98,11 @@ def test_ask_for_the_reason(work: Path, tmp_path: Path, capsys: pytest.CaptureFi
     wrong(capsys, "ask", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
     wrong(capsys, "ask", "x", *model, *pair, "--max-new", 0, says="--max-new")
     wrong(capsys, "ask", *model, *pair, says="--batch")
+    wrong(capsys, "ask", "x", *model, *pair, "--steer", says="point at something")
+    wrong(capsys, "segment", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
+    monkeypatch.setattr(view, "WHOLE", 1000)
+    wrong(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "r2.html", says="--crop")
+    wrong(capsys, "segment", "x", *model, *pair, "--explain", tmp_path / "r2.html", says="--crop")
     wrong(capsys, "segment", "x", *model, *pair, "--explain", tmp_path, says="is a directory")
 
 

@@ -21,11 +21,15 @@ from earthmind_jax.data.masks import decode_rle, encode_rle
 from earthmind_jax.data.records import Turn
 from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.geo.marks_file import parse_prompts
+from earthmind_jax.geo.prompts import Prompt
+from earthmind_jax.infer import view as view_module
 from earthmind_jax.infer.batch import directory_of, run
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.journal import opened, sidecar
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import read_requests
+from earthmind_jax.infer.scene_ask import ask_large
 
 NEW = 6
 QUESTION = "Where is the river?"
@@ -267,6 +271,19 @@ BAD = {
     "reserved words": ({"id": "x", "question": "<IMG_CONTEXT>", **pair("a")}, "reserved token"),
     "too long": ({"id": "x", "question": "river " * 600}, "tokens but 256 is the most"),
     "half a character": ('{"id": "x", "question": "lake \\ud800"}', "must be text"),
+    "marks without image": ({"id": "x", "question": "q", "marks": "m.geojson"}, "no image to point at"),
+    "no such marks": ({"id": "x", "question": "q", **pair("a"), "marks": "m.geojson"}, "m.geojson"),
+    "no marks": ({"id": "x", "question": "q", **pair("a"), "marks": 3}, "must be GeoJSON"),
+    "marks that are no GeoJSON": ({"id": "x", "question": "q", **pair("a"), "marks": {"type": "Lake"}}, "'Lake'"),
+    "a crop of three": ({"id": "x", "question": "q", **pair("a"), "crop": [1, 2, 3]}, "whole pixels"),
+    "a crop of halves": ({"id": "x", "question": "q", **pair("a"), "crop": [1, 2, 3, 4.5]}, "whole pixels"),
+    "an area that is none": ({"id": "x", "question": "q", **pair("a"), "area": [3, 2, 1, 0]}, "x0 < x1"),
+    "an area of words": ({"id": "x", "question": "q", **pair("a"), "area": "all"}, "in numbers"),
+    "crop and area": ({"id": "x", "question": "q", **pair("a"), "crop": [0, 0, 9, 9], "area": [0, 0, 1, 1]}, "both"),
+    "steering by nothing": ({"id": "x", "question": "q", **pair("a"), "steer": True}, "something to point at"),
+    "steering by a word": ({"id": "x", "question": "q", **pair("a"), "steer": "yes"}, "true or false"),
+    "marks beside a region": ({"id": "x", "question": "q", **pair("a"), "crop": [0, 0, 9, 9],
+                               "region": encode_rle(region())}, "beside 'region'"),
     "maps of another type": ({"id": "x", "question": "q", "maps": 1}, "'maps' must be text"),
     "an id twice": ({"id": "first", "question": "q"}, "id 'first' is that of line 1 already"),
 }  # fmt: skip
@@ -314,3 +331,102 @@ def test_directories_of_ids():
     made = [directory_of(name) for name in names]
     assert len(set(made)) == len(names)
     assert not any(name.startswith(".") or "/" in name for name in made)
+
+
+def feature(kind, coordinates, **properties):
+    return {"type": "Feature", "properties": properties, "geometry": {"type": kind, "coordinates": coordinates}}
+
+
+IN_PIXELS = {"type": "FeatureCollection", "features": [
+    feature("Polygon", [[[3, 4], [17, 4], [17, 21], [3, 21], [3, 4]]], name="lake"), feature("Point", [25, 6]),
+    feature("LineString", [[2, 2], [14, 9]], name="lake"),
+]}  # fmt: skip
+
+
+def test_every_option_is_that_of_a_single_question(folder, tmp_path, monkeypatch):
+    """Sensors, dates, marks, windows and steering combined at random, of images that are read whole and in part."""
+    with rasterio.open(folder / "large_s2.tif") as file:
+        crs, (west, north) = file.crs.to_string(), file.xy(8, 5)
+    np.save(folder / "place.npy", np.pad(np.ones((9, 7), bool), ((5, 18), (11, 14))))
+    on_map = feature("Point", [west + 90, north - 200])
+    area = [west, north - 320, west + 300, north]
+    images = [pair("a"), {"sar": "a_s1.tif"}, {"optical": ["a_s2.tif"] * 2}, {"optical": "p.png"},
+              pair("large"), {"optical": "large_s2.tif"}]  # fmt: skip
+    asked = [
+        {"marks": IN_PIXELS, "prompt_crs": "pixels", "question": "Is {lake} larger than region2?"},
+        {"marks": [IN_PIXELS], "prompt_crs": "pixels", "crop": [1, 2, 24, 29], "steer": True},
+        {"crop": [3, 5, 20, 16]},
+        {"marks": "place.npy"},
+        {"marks": on_map, "prompt_crs": crs},
+        {"area": area, "prompt_crs": crs},
+    ]
+    rng = np.random.default_rng(0)
+    lines = []
+    for i, given in enumerate(images):
+        fits = [o for o in asked if o.get("prompt_crs", "pixels") == "pixels" or "large" in str(given)]
+        fits = [o for o in fits if o.get("marks") != "place.npy" or "large" not in str(given)]
+        chosen = rng.choice(len(fits), 2, replace=False)
+        lines += [{"id": f"{i} {j}", "question": "What is there?", **given, **fits[j]} for j in chosen]
+    lines += [{"id": "plain", "question": QUESTION, **pair("a")}]
+    monkeypatch.setattr(view_module, "WHOLE", 2000)  # the large images are
+    em = dataclasses.replace(model(), buckets=Buckets((1, 2), (256,)))
+    requests = read_requests(written(folder, lines), em)
+    run(em, requests, tmp_path / "answers.jsonl", batch_size=2, max_new=NEW)
+    found = {line["id"]: line for line in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())}
+    assert len(found) == len(lines)
+    assert sum(bool(line["masks"]) for line in found.values()) > len(lines) / 2
+    for line in lines:
+        options = {key: line[key] for key in ("marks", "steer") if key in line}
+        options = {name: [folder / f for f in value] if isinstance(value, list) else folder / value
+                   for name, value in line.items() if name in support.BOTH} | options  # fmt: skip
+        if "marks" in options:
+            given = options["marks"][0] if isinstance(options["marks"], list) else options["marks"]
+            options["marks"] = folder / given if isinstance(given, str) else parse_prompts(given, line["prompt_crs"])
+        if "crop" in line:
+            options["window"] = tuple(line["crop"])
+        if "area" in line:
+            options["window"] = Prompt.from_box(*line["area"], crs=crs)
+        single = em.ask(line["question"], **options, max_new=NEW)
+        made = found[line["id"]]
+        assert (made["answer"], made["question"]) == (single.text, single.question), line
+        assert made["fusion"] == pytest.approx(single.sensor_shares, abs=1e-5)
+        assert made["notes"] == list(single.notes)
+        assert len(made["masks"]) == len(single.masks)
+        for mask, other in zip(made["masks"], single.masks, strict=True):
+            assert mask["box"] == (None if other.box is None else list(other.box))
+            assert mask["score"] == pytest.approx(other.score, abs=1e-4)
+            (row, column), (height, width) = other.offset, other.array.shape
+            placed = np.zeros(decode_rle(mask).shape, bool)
+            placed[row : row + height, column : column + width] = other.array
+            np.testing.assert_array_equal(decode_rle(mask), placed)
+
+
+def test_an_image_that_does_not_fit_into_memory_is_asked_about_as_alone(folder, tmp_path, monkeypatch):
+    """Words from a view of the whole, masks window by window into the maps."""
+    monkeypatch.setattr(view_module, "WHOLE", 2000)
+    line = {"id": "large", "question": QUESTION, **pair("large"), "maps": str(tmp_path / "maps")}
+    _, found = answered(folder, tmp_path / "answers.jsonl", [line])
+    answer, _ = ask_large(model(), QUESTION, **{n: folder / line[n] for n in support.BOTH}, max_new=NEW)
+    assert found["large"]["answer"] == answer.text
+    assert {Path(f).parent for f in found["large"]["files"]} == {tmp_path / "maps"}
+    with rasterio.open(tmp_path / "maps" / "mask_1.tif") as file:
+        drawn = file.read(1)
+    assert drawn.shape == (56, 56)
+    assert found["large"]["scene"]["share"] == pytest.approx((drawn == 1).mean(), abs=1e-6)
+
+
+def test_what_a_line_tells_of_its_images_is_used(folder, tmp_path):
+    """Named bands, and a file for each band: an image, not dates."""
+    with rasterio.open(folder / "a_s2.tif") as file:
+        names, profile, data = file.descriptions, file.profile, file.read()
+    for name, band in zip(names, data, strict=True):
+        with rasterio.open(folder / f"a_{name}.tif", "w", **{**profile, "count": 1}) as file:
+            file.write(band, 1)
+    each = {"bands": {name: f"a_{name}.tif" for name in names}, "sensor": "s2_l2a"}
+    lines = [{"id": "plain", "question": QUESTION, "optical": "a_s2.tif"},
+             {"id": "told", "question": QUESTION, "optical": {"file": "a_s2.tif", "sensor": "s2_l2a"}},
+             {"id": "apart", "question": QUESTION, "optical": each}]  # fmt: skip
+    _, found = answered(folder, tmp_path / "answers.jsonl", lines)
+    for name in ("told", "apart"):
+        assert found[name]["answer"] == found["plain"]["answer"]
+        assert [m["counts"] for m in found[name]["masks"]] == [m["counts"] for m in found["plain"]["masks"]]

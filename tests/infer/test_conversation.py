@@ -282,3 +282,11 @@ def test_regions_are_counted_through_the_conversation():
     assert [mark.name for mark in first.marks] == ["lake"]
     assert [mark.name for mark in second.marks] == ["wood", "region3"]
     assert talk.ask("And here?", max_new=NEW).marks == ()
+
+
+def test_masks_of_a_large_image_are_said_to_be_coarse():
+    talk = Conversation(model(point=True), images(size=48))
+    assert "drawn from 48 x 48 pixels at one look" in talk.ask(QUESTIONS[0], max_new=NEW).notes[-1]
+    near_by = talk.zoom((8, 8, 32, 32)).ask(QUESTIONS[0], max_new=NEW)
+    assert near_by.masks
+    assert not any("at one look" in note for note in near_by.notes)

@@ -293,3 +293,35 @@ def test_of_a_large_raster_the_part_alone_is_read(model, tmp_path, monkeypatch):
     assert max(np.prod(shape) for shape in read) < 120 * 120 / 2
     with pytest.raises(UserError, match="lies outside"):
         model.segment(**given, marks=Prompt.point(120, 3))
+
+
+def test_what_no_sensor_sees_is_told(model, tmp_path):
+    """Nothing is said or drawn from nodata alone; what another sensor or date sees is seen."""
+    valid = {"optical": np.ones((32, 32), bool), "sar": np.ones((32, 32), bool)}
+    valid["optical"][:, :16] = valid["sar"][:16, :20] = False
+
+    def images(**shown):
+        return Images({name: (SCENE[name], shown[name]) for name in shown})
+
+    pair, alone = images(**valid), images(optical=valid["optical"])
+    line = Prompt.line([(1, 1), (9, 14)])
+    for mark in (Prompt.point(3, 3), Prompt.from_box(0, 0, 16, 16), line, Prompt.polygon([(2, 2), (9, 2), (2, 9)])):
+        with pytest.raises(UserError, match="'region1' lies where no sensor has data"):
+            model.view(pair, marks=mark)
+        dated = Images(pair.pictures, date="a", later=(images(optical=valid["optical"][:, ::-1]),))
+        assert model.view(dated, marks=mark).marks
+    for mark in (Prompt.point(3, 31.9), Prompt.from_box(0, 0, 16.1, 9), Prompt.line([(1, 1), (31, 1)])):
+        assert model.view(pair, marks=mark).marks
+    with pytest.raises(UserError, match="lies where no sensor"):
+        model.view(alone, marks=Prompt.point(3, 31.9))
+    with pytest.raises(UserError, match="all of it is nodata"):
+        model.view(alone, window=(0, 0, 32, 16))
+    several = np.zeros((2, 32, 32), np.uint8) + 1
+    grid = {"crs": "EPSG:32632", "transform": Affine(10, 0, 5e5, 0, -10, 5e6)}
+    with rasterio.open(
+        tmp_path / "m.tif", "w", driver="GTiff", width=32, height=32, count=2, dtype="uint8", **grid
+    ) as file:
+        file.write(several)
+    placed = Images(pair.pictures, grid["transform"], CRS.from_epsg(32632))
+    with pytest.raises(UserError, match="has 2 bands; a mask has one"):
+        model.view(placed, marks=tmp_path / "m.tif")
