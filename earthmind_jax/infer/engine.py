@@ -18,11 +18,11 @@ from flax import struct
 from jax import Array
 
 from earthmind_jax.config import EarthMindConfig
+from earthmind_jax.data.pointed import padded
 from earthmind_jax.data.prompts import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
 from earthmind_jax.infer.kept import Kept, capacity
-from earthmind_jax.infer.marks import padded
 from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
 from earthmind_jax.ops import sampling

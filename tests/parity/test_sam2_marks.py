@@ -10,8 +10,8 @@ from test_sam2 import CONFIG, FEATURES, MASKS, QUICK, close, convert, encode, la
 from transformers_sam2 import draw_weights, head_options, published_names, vision_config
 
 from earthmind_jax.config import Precision
+from earthmind_jax.data.pointed import CERTAIN, padded, visual_prompts
 from earthmind_jax.geo.marks import Mark
-from earthmind_jax.infer.marks import CERTAIN, padded, visual_prompts
 from earthmind_jax.models import functional
 from earthmind_jax.models.sam2 import MaskHead
 
