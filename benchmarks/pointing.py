@@ -68,10 +68,10 @@ def main() -> None:
     shown = [prepared(model, seen[i : i + BATCH], share) for i in range(0, len(seen), BATCH)]
     config = model.engine.config
     draw = jax.jit(lambda params, features, marks: earthmind.ground(config, params, features, None, marks).logits)
-    for step, params, loss in train(model, shown, options.steps, options.start):
+    for step, params, values in train(model, shown, options.steps, options.start):
         if step % options.every == 0 or step == options.steps:
             found = measure(config, params, unseen, held, draw)
-            tell(kind=options.start, step=step, loss=round(loss, 3), **found)
+            tell(kind=options.start, step=step, loss=round(float(np.mean(values)), 3), **found)
 
 
 def tell(**line: Any) -> None:
@@ -114,8 +114,8 @@ def started(config: EarthMindConfig, params: Params, start: str) -> Params:
 
 def train(
     model: EarthMind, shown: list[tuple[ImageFeatures, Batch]], steps: int, start: str
-) -> Iterator[tuple[int, Params, float]]:
-    """(step, parameters, mean loss of the last 30 steps) after each step of the mask decoder."""
+) -> Iterator[tuple[int, Params, list[jax.Array]]]:
+    """(step, parameters, losses of the last 30 steps) after each step of the mask decoder."""
     config = model.engine.config
     params = started(config, model.engine.params, start)
     groups = (Group(pattern=f"{DECODER}|{LABELS}", learning_rate=1.0, weight_decay=0.01), Group(pattern=".*"))
@@ -144,7 +144,7 @@ def train(
         features, batch = mixed(shown, rng)
         learned, state, value = step(learned, state, features, batch, jax.random.key(i))
         values.append(value)
-        yield i, rest | learned, float(np.mean(values[-30:])) if i % 10 == 0 or i == steps else float("nan")
+        yield i, rest | learned, values[-30:]
 
 
 def mixed(shown: list[tuple[ImageFeatures, Batch]], rng: np.random.Generator) -> tuple[ImageFeatures, Batch]:
