@@ -436,6 +436,7 @@ class DataConfig:
     tile_buckets: tuple[int, ...] = ()  # tiles that batches are padded to; empty: data.buckets.Buckets.tiles
     window: int = 1  # batches whose samples are sorted by size before they are dealt out; 1: as they come
     masks_per_sample: int = 5
+    prompt_points: int = 8  # of the marks that steer one mask (records' "steer"), box corners included
     turns: int = 6  # questions packed into one conversation
     drop_optical: float = 0.15  # share of samples that show SAR alone
     drop_sar: float = 0.15
@@ -452,6 +453,7 @@ class DataConfig:
             require(increasing, f"data.{name} must be increasing positive numbers, not {list(sizes)}.")
         require(self.workers >= 0, f"data.workers must not be negative, as {self.workers} is.")
         require(self.threads > 0, f"data.threads must be at least 1, not {self.threads}.")
+        require(self.prompt_points > 1, f"data.prompt_points must be at least 2, not {self.prompt_points}.")
         require(self.window > 0, f"data.window must be at least 1, not {self.window}.")
         titles = [source.title for source in self.sources]
         require(

@@ -45,6 +45,8 @@ class Batch:
       seg_index: int32 [B M], position of the m-th ``[SEG]`` among the tokens (0 where unused).
       masks: float32 [B M h w], target masks at the decoder's low resolution; of stacks [B F M h w].
       mask_valid: bool [B M], of stacks [B F M].
+      marks: what points the mask decoder at the m-th ``[SEG]`` [B M ...], "no point at all" where nothing does; None
+        where no sample of the run has marks.
       source: int32 [B], the entry of ``data.sources`` that each sample is from, where there are several.
     """
 
@@ -65,6 +67,7 @@ class Batch:
     seg_index: Array | None = None
     masks: Array | None = None
     mask_valid: Array | None = None
+    marks: VisualPrompts | None = None
     source: Array | None = None
 
     @property

@@ -110,6 +110,7 @@ def check_records(
         assert record is not None
         totals["turns"] += len(record.turns)
         totals["masks"] += sum(len(turn.masks) for turn in record.turns)
+        totals["steered"] += sum(len(turn.masks) for turn in record.turns if turn.steer)
         totals["regions"] += sum(len(turn.regions) for turn in record.turns)
         kinds["sensors"][" and ".join(name for name in SENSORS if record.paths(name)) or "none"] += 1
         kinds["dates"][record.dates] += 1
@@ -119,7 +120,7 @@ def check_records(
         raise UserError(f"{_called(path)} has no records.")
     counts = {
         "lines": lines,
-        **{name: totals[name] for name in ("turns", "masks", "regions")},
+        **{name: totals[name] for name in ("turns", "masks", "regions", "steered")},
         **{
             name: {str(k): v for k, v in sorted(kind.items(), key=lambda kv: str(kv[0]).zfill(9))}
             for name, kind in kinds.items()
@@ -188,6 +189,8 @@ def _size(
     record: Record, cfg: EarthMindConfig, data: DataConfig, tokenizer: Tokenizer | None
 ) -> tuple[int, Shape | None]:
     buckets = training_buckets(data, MOST_DATES)
+    if any(turn.steer for turn in record.turns):
+        _check_room(record, cfg.sensors, data.prompt_points)
     if tokenizer is not None:
         shape = measure(record, cfg, data, tokenizer, buckets).shape
         return shape.tiles, shape
@@ -197,6 +200,18 @@ def _size(
     except UserError as error:
         raise UserError(f"{record.where}: {error}") from error
     return count, None
+
+
+def _check_room(record: Record, sensors: SensorConfig, room: int) -> None:
+    from earthmind_jax.data.pointed import check_room, steering
+
+    views = record_views(record, sensors)
+    shape = views["optical" if "optical" in views else "sar"].shape
+    for i, turn in enumerate(record.turns):
+        try:
+            check_room(steering(turn, shape, record.root, i), room)
+        except UserError as error:
+            raise UserError(f"{record.where}: turns[{i}].region: {error}") from error
 
 
 def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | None, dict[str, float] | None]:

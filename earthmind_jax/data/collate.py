@@ -30,12 +30,14 @@ def stack(
     buckets: Buckets = DEFAULT,
     *,
     sensors: Sequence[str] | None = None,
+    steered: bool | None = None,
 ) -> Batch:
     """Encoded samples as one batch, padded to the smallest bucket that holds them all.
 
     Args:
       sensors: the sensors that the batch has arrays for; None: those of its samples. A sample without one of them has
         zeros there, marked invalid. Training names them, so that dropout never changes a shape.
+      steered: whether the batch has room for marks of its masks; None: where one of its samples has some.
     """
     if not examples:
         raise UserError("A batch needs at least one sample.")
@@ -81,7 +83,14 @@ def stack(
             masks[row, : example.dates, :found] = np.stack(example.masks, 1)
     if dates == 1:
         masks, mask_valid = masks[:, 0], mask_valid[:, 0]
-    return batch.replace(seg_index=seg_index, masks=masks, mask_valid=mask_valid)
+    batch = batch.replace(seg_index=seg_index, masks=masks, mask_valid=mask_valid)
+    if steered is None:
+        steered = any(mark is not None for e in examples for mark in e.marks)
+    if not steered:
+        return batch
+    from earthmind_jax.data.pointed import training_prompts
+
+    return batch.replace(marks=training_prompts([e.marks for e in examples], cfg.grounding, m, data.prompt_points))
 
 
 def _places(examples: Sequence[Example], cfg: EarthMindConfig, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +14,12 @@ from earthmind_jax.data.buckets import DEFAULT, Buckets, Shape
 from earthmind_jax.data.frames import optical_frames, sar_frames
 from earthmind_jax.data.layout import Layout, View, arrange, frames_of
 from earthmind_jax.data.read import picture_shape
-from earthmind_jax.data.records import SENSORS, Dated, Picture, Sample
+from earthmind_jax.data.records import SENSORS, Dated, Picture, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG, Tokenizer
 from earthmind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from earthmind_jax.geo.marks import Mark
 
 Frames = tuple[np.ndarray, np.ndarray]
 """8-bit frames [F H W 3] of one image, and its pixel validity [H W]."""
@@ -36,6 +40,7 @@ class Example:
     seg: tuple[int, ...]
     masks: tuple[np.ndarray, ...]  # float32 [F h w], one for each of ``seg``
     marked: tuple[np.ndarray, ...]  # bool [F], the dates on which each mask is known
+    marks: tuple[Mark | None, ...] = ()  # what points the mask decoder at each of ``seg``
     grid: tiles.Grid = (1, 1)
     dates: int = 1
 
@@ -108,7 +113,7 @@ def encode_sample(
         layout = arrange(sample.turns, views, cfg, data, tokenizer, buckets, **options)
         frames = {name: _read(images[name], name, layout.dates, cfg.sensors) for name in layout.sensors}
         pixels, valid = tile_frames(frames, layout, cfg)
-        seg, masks, marked = _targets(layout, cfg, data, rng)
+        seg, masks, marked, marks = _targets(layout, cfg, data, rng)
     except UserError as error:
         raise UserError(f"Sample '{sample.id}': {error}") from error
     ground = {}
@@ -117,7 +122,9 @@ def encode_sample(
         if follow and any(len(images[name]) > layout.dates for name in layout.sensors):
             frames = {name: _read(images[name], name, len(images[name]), cfg.sensors) for name in layout.sensors}
         ground = {name: np.stack([tiles.direct_resize(f[0], side) for f, _ in made]) for name, made in frames.items()}
-    return Example(sample.id, layout.prompt, pixels, valid, ground, seg, masks, marked, layout.grid, layout.dates)
+    return Example(
+        sample.id, layout.prompt, pixels, valid, ground, seg, masks, marked, marks, layout.grid, layout.dates
+    )
 
 
 def _read(images: Sequence[tuple[Picture, np.ndarray | None]], name: str, dates: int, config: SensorConfig) -> list:
@@ -149,15 +156,15 @@ def tile_frames(
 
 def _targets(
     layout: Layout, cfg: EarthMindConfig, data: DataConfig, rng: np.random.Generator | None
-) -> tuple[tuple[int, ...], tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Positions of ``[SEG]``, their masks [F h w], and the dates on which these are known [F]."""
+) -> tuple[tuple[int, ...], tuple[np.ndarray, ...], tuple[np.ndarray, ...], tuple[Mark | None, ...]]:
+    """Positions of ``[SEG]``, their masks [F h w], the dates on which these are known [F], and the marks of each."""
     turns, prompt = layout.turns, layout.prompt
     for turn in turns:
         count = (turn.answer or "").count(SEG)
         if count != len(turn.masks):
             raise UserError(f"the answer '{turn.answer}' has {count} {SEG} but there are {len(turn.masks)} masks.")
     if cfg.grounding is None:
-        return (), (), ()
+        return (), (), (), ()
     masks = [mask for turn in turns for mask in turn.masks]
     if masks and not layout.sensors:
         raise UserError("a mask needs an image, but the sample has none of the sensors asked for.")
@@ -169,7 +176,21 @@ def _targets(
         chosen = range(most) if rng is None else sorted(rng.choice(len(masks), most, replace=False))
     made = [_mask(masks[i], layout.dates, cfg.grounding.mask_size) for i in chosen]
     small, marked = tuple(m for m, _ in made), tuple(k for _, k in made)
-    return tuple(prompt.seg[i] for i in chosen), small, marked
+    marks = [mark for turn in turns for mark in _marks(turn, data.prompt_points)]
+    return tuple(prompt.seg[i] for i in chosen), small, marked, tuple(marks[i] for i in chosen)
+
+
+def _marks(turn: Turn, room: int) -> tuple[Mark | None, ...]:
+    """For each mask of a turn what points at it."""
+    masks = len(turn.masks)
+    if not turn.marks:
+        return (None,) * masks
+    from earthmind_jax.data.pointed import check_room
+
+    if len(turn.marks) not in (1, masks):
+        raise UserError(f"{len(turn.marks)} marks steer {masks} masks; give one for all of them, or one for each.")
+    check_room(turn.marks, room)
+    return turn.marks * masks if len(turn.marks) == 1 else turn.marks
 
 
 def _mask(mask: np.ndarray | Dated, dates: int, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,13 +9,16 @@ import reprlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 from earthmind_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from earthmind_jax.geo.marks import Mark
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -154,19 +157,30 @@ def draw_polygons(polygons: Sequence[Any], shape: tuple[int, int], where: str = 
 
 
 MARKS = ("box", "points", "line")
+BESIDE = "background"
 MARK_CELLS = 16  # on each side: the visual tokens of a published model's tile
 
 
 def is_marks(spec: Any) -> bool:
-    """Whether a region is written as a box, points or a line."""
-    return isinstance(spec, dict) and len(spec) == 1 and next(iter(spec)) in MARKS
+    """Whether a region is written as a box, points or a line, or as several of these."""
+    return isinstance(spec, dict) and any(kind in spec for kind in (*MARKS, BESIDE))
 
 
 def draw_marks(spec: dict[str, Any], shape: tuple[int, int], where: str = "region") -> Mask:
-    """A region written as ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y], ...]}`` or ``{"line": [[x, y], ...]}``
-    in pixels of an image of ``shape``, (0, 0) the outer corner of the first pixel, bool [H W].
+    """The part of an image of ``shape`` that a region written as marks stands for (:func:`read_mark`), bool [H W].
 
     Points and lines stand for those of 16 x 16 cells laid over the image that they touch.
+
+    Raises:
+      UserError: naming ``where`` and what is wrong, or that nothing of it lies on the image.
+    """
+    return read_mark(spec, shape, where).region((MARK_CELLS, MARK_CELLS))
+
+
+def read_mark(spec: dict[str, Any], shape: tuple[int, int], where: str = "region") -> Mark:
+    """One object pointed at with ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y], ...]}``, ``{"line": [[x, y],
+    ...]}`` or several of these, and perhaps ``"background": [[x, y], ...]``, points beside it; in pixels of an image of
+    ``shape``, (0, 0) the outer corner of the first pixel.
 
     Raises:
       UserError: naming ``where`` and what is wrong, or that nothing of it lies on the image.
@@ -175,12 +189,18 @@ def draw_marks(spec: dict[str, Any], shape: tuple[int, int], where: str = "regio
     from earthmind_jax.geo.marks import place
     from earthmind_jax.geo.prompts import Prompt
 
-    (kind, values), grid = next(iter(spec.items())), Grid(Affine.identity(), None, *shape)
-    if kind == "box":
-        if not isinstance(values, list) or len(values) != 4:
-            raise UserError(f"{where}: a box is [x0, y0, x1, y1], not {values!r}.")
-        prompt = Prompt.from_box(*values, where=where)
-    else:
-        prompt = (Prompt.points if kind == "points" else Prompt.line)(values, where=where)
-    (mark,), _ = place([prompt], grid)
-    return mark.region((MARK_CELLS, MARK_CELLS))
+    grid, named, given = Grid(Affine.identity(), None, *shape), {"where": where, "name": "region"}, []
+    for kind, values in spec.items():
+        if kind not in (*MARKS, BESIDE):
+            known = ", ".join((*MARKS, BESIDE))
+            raise UserError(f"{where} has the unknown field '{kind}'; a mark has some of {known}.")
+        if kind == "box":
+            if not isinstance(values, list) or len(values) != 4:
+                raise UserError(f"{where}: a box is [x0, y0, x1, y1], not {values!r}.")
+            given.append(Prompt.from_box(*values, **named))
+        elif kind == "line":
+            given.append(Prompt.line(values, **named))
+        else:
+            given.append(Prompt.points(values, int(kind == "points"), **named))
+    (mark,), _ = place(given, grid)
+    return mark

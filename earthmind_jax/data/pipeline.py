@@ -24,7 +24,7 @@ from earthmind_jax.data.encode import Example, encode_sample
 from earthmind_jax.data.layout import MOST_DATES, measure
 from earthmind_jax.data.read import load_record
 from earthmind_jax.data.records import SENSORS, Record, Sample
-from earthmind_jax.data.sources import Lazy, Mixture, Source, most_dates, place
+from earthmind_jax.data.sources import Lazy, Mixture, Source, is_steered, most_dates, place
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import Windows
 from earthmind_jax.errors import UserError
@@ -150,7 +150,7 @@ def pipeline(
     window = data.window if shuffle else 1  # sorting changes the order, too
     if window > 1 or (processes > 1 and buckets.count > 1):
         plans = Windows(_Measure(stream, encode), buckets, data.batch_size, window, count, seed)
-    load = _Load(stream, encode, plans, count, process, processes)
+    load = _Load(stream, encode, plans, count, process, processes, is_steered(source))
     return Batches(grain.MapDataset.source(load), data.workers, data.threads, getattr(source, "names", ()))
 
 
@@ -243,6 +243,7 @@ class _Load:
     count: int
     process: int
     processes: int
+    steered: bool  # whether batches have room for marks
 
     def __len__(self) -> int:
         return self.count
@@ -268,7 +269,8 @@ class _Load:
                 )
             examples.append(example)
             sources.append(number)
-        made = stack(examples, self.encode.cfg, self.encode.data, buckets, sensors=self.encode.sensors)
+        options = {"sensors": self.encode.sensors, "steered": self.steered}
+        made = stack(examples, self.encode.cfg, self.encode.data, buckets, **options)
         if len(self.stream.shares) > 1:
             made = made.replace(source=np.array(sources, np.int32))
         return made, tuple(example.id for example in examples)

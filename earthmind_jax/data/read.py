@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,9 @@ from earthmind_jax.data.model_bands import model_bands, of_other_colours
 from earthmind_jax.data.records import SENSORS, Dated, Picture, Record, RecordTurn, Sample, Turn
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
+
+if TYPE_CHECKING:
+    from earthmind_jax.geo.marks import Mark
 
 RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
 RASTER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ")
@@ -185,6 +188,7 @@ def load_record(record: Record, sensors: SensorConfig) -> Sample:
                 turn.answer,
                 _masks(turn, shape, record.root, i),
                 _regions(turn, shape, record.root, i),
+                _steering(turn, shape, record.root, i),
             )
             for i, turn in enumerate(record.turns)
         )
@@ -269,8 +273,14 @@ def check_marks(
         yield name, partial(_masks, one, shape, root, index)
     for i, spec in enumerate(turn.regions):
         name = f"turns[{index}].regions[{i}]" if len(turn.regions) > 1 else f"turns[{index}].region"
-        one = RecordTurn(turn.question, turn.answer, region=spec)
-        yield name, partial(decode_regions, one, shape, root, index)
+        one = RecordTurn(turn.question, turn.answer, region=spec, steer=turn.steer)
+        yield name, partial(_check_region, one, shape, root, index)
+
+
+def _check_region(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int) -> None:
+    decode_regions(turn, shape, root, index)
+    if shape is not None:
+        _steering(turn, shape, root, index)
 
 
 def decode_regions(
@@ -291,6 +301,14 @@ def _regions(turn: RecordTurn, shape: tuple[int, int], root: Path, index: int) -
     """A turn's regions in the forms of :class:`Turn`."""
     made = decode_regions(turn, shape, root, index)
     return made if len(made) > 1 else made[0] if made else None
+
+
+def _steering(turn: RecordTurn, shape: tuple[int, int], root: Path, index: int) -> tuple[Mark, ...]:
+    if not turn.steer:
+        return ()
+    from earthmind_jax.data.pointed import steering
+
+    return steering(turn, shape, root, index)
 
 
 def _masks(turn: RecordTurn, shape: tuple[int, int] | None, root: Path, index: int) -> Any:

@@ -16,13 +16,16 @@ A line of a record file::
 ``mask``, ``masks``     of the answer's one ``[SEG]``; a list for several
 ``region``, ``regions``  the part that the question asks about; a list for several. The first ``{region}`` in the
                         question becomes the name of the first, the next that of the second, and so on
+``steer``               true: the regions also prompt the mask decoder in training, a single one with every ``[SEG]``
+                        of the answer, else each with its own
 ======================  ===================================================================================
 
 A mask or region is a path (picture, ``.npy``, GeoTIFF; nonzero is the object), ``{"file": path, "value": 3}`` (a value
 of a label image, or a list of some), a COCO run-length code, or polygons in pixels, on the grid of the optical image,
 or of the SAR image where it stands alone. A region may also be ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y],
-...]}`` or ``{"line": [[x, y], ...]}`` in pixels; points and lines stand for those of 16 x 16 cells laid over the image
-that they touch, the visual tokens of the published models.
+...]}`` or ``{"line": [[x, y], ...]}`` in pixels, or some of these together, with ``"background": [[x, y], ...]`` for
+points beside the object; points and lines stand for those of 16 x 16 cells laid over the image that they touch, the
+visual tokens of the published models. The mask decoder gets the points themselves, the corners of boxes, and masks.
 
 With several dates a mask holds on all of them, or is ``{"dates": [mask of the first date, null, ...]}``, null where it
 is not known; the first five dates reach the model, and a region lies on the last of those.
@@ -36,7 +39,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,8 +50,12 @@ from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError, WorkError
 
+if TYPE_CHECKING:
+    from earthmind_jax.geo.marks import Mark
+
 SENSORS = ("optical", "sar")
 LONGEST = 500  # characters of a problem
+TURN = ("question", "answer", "mask", "masks", "region", "regions")
 
 Picture = np.ndarray | Mapping[str, np.ndarray]
 """One sensor's image: 8-bit [H W], [H W 3] (a finished picture), or band name -> float [H W] (reflectance, or dB)."""
@@ -69,6 +76,8 @@ class Turn:
       answer: None where the model is to answer.
       mask: [h w], or [k h w] for the k ``[SEG]`` of the answer, any size, nonzero is the object; or a tuple of k, each
         [h w] (on every date) or :class:`Dated`.
+      marks: what points the mask decoder at the masks of the answer, in pixels of the reference image: one for all of
+        them, or one for each.
       region: [h w], the part of the image that the question asks about (``region1``, counted over the conversation; a
         ``{region}`` in the question becomes that name); or a tuple of several, whose names the question's ``{region}``
         become one after the other.
@@ -78,6 +87,7 @@ class Turn:
     answer: str | None = None
     mask: np.ndarray | tuple[np.ndarray | Dated, ...] | None = None
     region: np.ndarray | tuple[np.ndarray, ...] | None = None
+    marks: tuple[Mark, ...] = ()
 
     @property
     def regions(self) -> tuple[np.ndarray, ...]:
@@ -132,6 +142,7 @@ class RecordTurn:
     answer: str | None = None
     masks: tuple[Any, ...] = ()
     region: Any = None
+    steer: bool = False
 
     @property
     def regions(self) -> tuple[Any, ...]:
@@ -249,7 +260,8 @@ def _record(values: dict[str, Any], where: str, root: Path) -> Record:
         if masks is None:
             masks = [] if turn.get("mask") is None else [turn["mask"]]
         region = turn.get("region") if turn.get("regions") is None else tuple(turn["regions"])
-        turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), region))
+        steer = turn.get("steer") or False
+        turns.append(RecordTurn(turn["question"], turn.get("answer"), tuple(masks), region, steer))
     images = {sensor: files(values.get(sensor)) for sensor in SENSORS}
     return Record(str(values["id"]), tuple(turns), **images, root=root, where=where)
 
@@ -296,7 +308,7 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
     if not isinstance(turn, dict):
         yield f"{name} must be an object, not {turn!r}."
         return
-    yield from _unknown(turn, name, ("question", "answer", "mask", "masks", "region", "regions"))
+    yield from _unknown(turn, name, (*TURN, "steer"))
     if not _is_text(turn.get("question")):
         yield f"field '{name}.question' must be text, not {turn.get('question')!r}."
     answer = turn.get("answer")
@@ -328,6 +340,18 @@ def _turn_problems(turn: Any, name: str, last: bool, dates: int) -> Iterator[str
     count = (answer or "").count(SEG)
     if count != len(masks):
         yield f"field '{name}.answer' has {count} {SEG} but there are {len(masks)} masks."
+    yield from _steer_problems(turn.get("steer"), name, len(regions), len(masks), dates)
+
+
+def _steer_problems(steer: Any, name: str, regions: int, masks: int, dates: int) -> Iterator[str]:
+    if steer is not None and not isinstance(steer, bool):
+        yield f"field '{name}.steer' must be true or false, not {steer!r}."
+    elif steer and dates > 1:
+        yield f"field '{name}.steer': regions steer the masks of one image, not of {dates} dates; leave it out."
+    elif steer and not masks:
+        yield f"field '{name}.steer' needs an answer with {SEG} and its mask."
+    elif steer and regions not in (1, masks):
+        yield f"field '{name}.steer' needs one region for all masks or one for each: {regions} regions, {masks} masks."
 
 
 def _mask_problems(spec: Any, name: str, dates: int) -> Iterator[str]:
@@ -378,6 +402,6 @@ def record_values(record: Record) -> dict[str, Any]:
         values |= {"masks": masks} if len(masks) > 1 else {"mask": masks[0] if masks else None}
         regions = [encode_rle(r) if isinstance(r, np.ndarray) else r for r in turn.regions]
         values |= {"regions": regions} if len(regions) > 1 else {"region": regions[0] if regions else None}
-        turns.append(values)
+        turns.append(values | ({"steer": True} if turn.steer else {}))
     images = {s: list(n) if isinstance(n := getattr(record, s), tuple) else n for s in SENSORS}
     return {"id": record.id, **images, "turns": turns}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from earthmind_jax.config import SourceConfig
-from earthmind_jax.data.records import Record, Sample, parse_record, record_values
+from earthmind_jax.data.records import Record, RecordTurn, Sample, parse_record, record_values
 from earthmind_jax.errors import UserError
 
 
@@ -29,12 +29,13 @@ class Source(Protocol):
 class Lazy:
     """A source whose samples are made when they are asked for: ``make(index)`` for each index below ``count``.
 
-    ``dates`` is the most that one of them has.
+    ``dates`` is the most that one of them has, ``steered`` whether marks steer the masks of any.
     """
 
     make: Callable[[int], Sample | Record]
     count: int
     dates: int = 1
+    steered: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -46,16 +47,17 @@ class Lazy:
 class Packed:
     """Records held as compressed text, a few hundred bytes each: data sets have half a million.
 
-    ``dates`` is the most that one of them has.
+    ``dates`` is the most that one of them has, ``steered`` whether marks steer the masks of any.
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._texts: list[bytes] = []
-        self.dates = 1
+        self.dates, self.steered = 1, False
         for record in records:
             told = [str(record.root), record.where, record_values(record)]
             self._texts.append(zlib.compress(json.dumps(told).encode(), 1))
             self.dates = max(self.dates, record.dates)
+            self.steered |= _steered(record)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -140,6 +142,19 @@ def most_dates(source: Any) -> int:
     if isinstance(source, list | tuple):
         return max(map(_dates, source), default=1)
     return getattr(source, "dates", 1)
+
+
+def is_steered(source: Any) -> bool:
+    """Whether marks steer the masks of any sample; of samples made on demand what their source says (``steered``)."""
+    if isinstance(source, Mixture):
+        return any(is_steered(part) for part in source.sources)
+    if isinstance(source, list | tuple):
+        return any(map(_steered, source))
+    return getattr(source, "steered", False)
+
+
+def _steered(item: Sample | Record) -> bool:
+    return any(turn.steer if isinstance(turn, RecordTurn) else turn.marks for turn in item.turns)
 
 
 def _dates(item: Sample | Record) -> int:

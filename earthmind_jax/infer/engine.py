@@ -17,12 +17,12 @@ import numpy as np
 from jax import Array
 
 from earthmind_jax.config import EarthMindConfig
+from earthmind_jax.data.pointed import padded
 from earthmind_jax.data.prompts import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.infer import compiled
 from earthmind_jax.infer.compiled import Decoding, Pyramids, Seen
 from earthmind_jax.infer.kept import Kept, capacity
-from earthmind_jax.infer.marks import padded
 from earthmind_jax.models import earthmind
 from earthmind_jax.ops import tokens as token_ops
 from earthmind_jax.types import Batch, Fused, Params, VisualPrompts

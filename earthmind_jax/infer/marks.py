@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from earthmind_jax.config import EarthMindConfig, GroundingConfig
+from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data import tiles
 from earthmind_jax.data.layout import View, frames_of, tiling
+from earthmind_jax.data.pointed import padded, small
 from earthmind_jax.data.read import RASTERS, Images, picture_shape
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid
@@ -23,10 +24,6 @@ from earthmind_jax.types import VisualPrompts
 Given = Prompt | np.ndarray | str | Path
 Marks = Given | Mapping[str, Any] | Sequence[Given]
 """Prompts, masks [H W] on the image's own pixels, vector or mask files, several of these, or GeoJSON."""
-
-POINTS = (2, 4, 8, 16, 34)  # of one object, box corners included
-CERTAIN = 10.0  # logit of a mask prompt's pixels, as SAM2 makes logits of given masks
-LARGEST = 2048  # pixels on a side that regions are drawn with: tokens and decoder see less
 
 
 def gather(
@@ -99,7 +96,7 @@ def regions(marks: Sequence[Mark], images: Images, config: EarthMindConfig) -> t
     _, _, grid, _ = tiling(views, config)
     columns, rows = (1, 1) if tiles.has_thumbnail(grid, config.sensors.thumbnail) else grid
     cells = (rows * config.vision.grid, columns * config.vision.grid)
-    return tuple(mark.region(cells) for mark in _small(marks, images.shape))
+    return tuple(mark.region(cells) for mark in small(marks, images.shape))
 
 
 def name_marks(question: str, marks: Sequence[Mark], before: int = 0) -> str:
@@ -119,47 +116,6 @@ def name_marks(question: str, marks: Sequence[Mark], before: int = 0) -> str:
     return question
 
 
-def visual_prompts(marks: Sequence[Mark], config: GroundingConfig) -> VisualPrompts:
-    """Marks on one image as prompts of the mask decoder, numpy [1 M ...].
-
-    Coordinates are scaled to the grounding image as SAM2's own processor scales them. A box goes as its two corners; a
-    polygon or mask as the corners of its bounds and as a mask prompt; a scribble as points along it.
-    """
-    made = [_points(mark) for mark in marks]
-    most = max(len(labels) for _, labels in made)
-    count = next((size for size in POINTS if size >= most), most)
-    points, labels = np.zeros((len(marks), count, 2), np.float32), np.full((len(marks), count), -1, np.int32)
-    valid = np.zeros((len(marks), count), bool)
-    for i, (xy, kinds) in enumerate(made):
-        points[i, : len(kinds)] = xy * config.image_size / np.array(marks[i].shape[::-1])
-        labels[i, : len(kinds)], valid[i, : len(kinds)] = kinds, True
-    drawn = [mark.drawn() for mark in _small(marks, marks[0].shape)]
-    side, masks, masked = config.mask_size, None, None
-    if any(d is not None for d in drawn):
-        none = np.zeros((side, side), np.float32)
-        shares = np.stack([none if d is None else tiles.valid_share(d, (side, side)) for d in drawn])
-        masks = (shares * 2 - 1)[None] * np.float32(CERTAIN)
-        masked = np.array([[d is not None for d in drawn]])
-    return VisualPrompts(points[None], labels[None], valid[None], masks, masked)
-
-
-def _points(mark: Mark) -> tuple[np.ndarray, np.ndarray]:
-    box = mark.box
-    if box is None and (mark.area is not None or mark.mask is not None):
-        box = mark.bounds
-    points, labels = mark.clicks
-    if box is None:
-        return points, labels
-    return np.concatenate([np.reshape(box, (2, 2)), points]), np.concatenate([[2, 3], labels])
-
-
-def _small(marks: Sequence[Mark], shape: tuple[int, int]) -> list[Mark]:
-    scale = min(1.0, LARGEST / max(shape))
-    if scale == 1.0:
-        return list(marks)
-    return [mark.resized((max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))) for mark in marks]
-
-
 def paired(prompts: VisualPrompts, count: int) -> VisualPrompts:
     """The marks that go with ``count`` ``[SEG]``: a single one with each of them, else the first with the first, and so
     on; those beyond go with words alone."""
@@ -167,21 +123,3 @@ def paired(prompts: VisualPrompts, count: int) -> VisualPrompts:
     if have == 1:
         return VisualPrompts(**{k: None if v is None else np.repeat(v, count, 1) for k, v in vars(prompts).items()})
     return padded(VisualPrompts(**{k: None if v is None else v[:, :count] for k, v in vars(prompts).items()}), count)
-
-
-def padded(prompts: VisualPrompts, count: int) -> VisualPrompts:
-    """Prompts of ``count`` objects, those that are added with "no point at all", as the decoder has it for words
-    alone."""
-    more = count - prompts.points.shape[1]
-    if more <= 0:
-        return prompts
-
-    def pad(x: np.ndarray | None, value: float) -> np.ndarray | None:
-        return None if x is None else np.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
-
-    valid = pad(prompts.valid, False)
-    assert valid is not None
-    valid[:, -more:, 0] = True
-    return VisualPrompts(
-        pad(prompts.points, 0), pad(prompts.labels, -1), valid, pad(prompts.masks, 0), pad(prompts.masked, False)
-    )

@@ -9,6 +9,7 @@ import numpy as np
 
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, collate
+from earthmind_jax.data.pointed import visual_prompts
 from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Turn
@@ -16,7 +17,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark, place
 from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer.answer import overview, token_grid, upsample
-from earthmind_jax.infer.marks import grid_of, visual_prompts
+from earthmind_jax.infer.marks import grid_of
 from earthmind_jax.infer.samples import sample_of
 from earthmind_jax.infer.windows import Blend, stretched
 

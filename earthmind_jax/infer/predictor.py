@@ -13,6 +13,7 @@ from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data.collate import Buckets, sensor_frames
 from earthmind_jax.data.dates import load_dates
+from earthmind_jax.data.pointed import visual_prompts
 from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Sample, Turn
@@ -23,7 +24,7 @@ from earthmind_jax.geo.told import NOTHING, Told
 from earthmind_jax.infer.answer import Reply, answer
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.many import Many
-from earthmind_jax.infer.marks import Marks, gather, name_marks, regions, visual_prompts
+from earthmind_jax.infer.marks import Marks, gather, name_marks, regions
 from earthmind_jax.infer.pointing import Zoom, closer_to, draw, surroundings, within, zoomed
 from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.samples import dated_masks, sample_of

@@ -327,7 +327,8 @@ def forward(
         ``[SEG]`` state, which teaches the mask decoder the words before the language model can tell them apart.
       speaks: run the language model; without it there are no ``hidden`` and no ``masks`` of ``[SEG]``.
       attention: also return the attention of each ``[SEG]``.
-      marks: also draw masks from these alone [B M ...], of stacks [(B F) M ...].
+      marks: also draw masks from these alone [B M ...], of stacks [(B F) M ...]. Those of the batch steer the masks of
+        ``[SEG]``, not these and not those of phrases.
     """
     text = embed(cfg, params, batch.tokens)
     fused, sensor_tokens, visual = None, None, None
@@ -358,7 +359,9 @@ def forward(
         states.append(rms_norm(words, params["lm/norm/scale"], cfg.lm.norm_eps).astype(cfg.precision.compute))
     # Prompts of one image do not see each other, so both kinds share one pass of the decoder.
     prompts = seg_prompt(cfg, params, jnp.concatenate(states, axis=1)) if states else None
-    drawn, marked = _draw(cfg, params, batch, prompts, None if fused is None else grounding_weights(fused), marks)
+    steered = None if hidden is None or batch.marks is None else _with_room(batch.marks, prompts.shape[1])
+    weights = None if fused is None else grounding_weights(fused)
+    drawn, marked = _draw(cfg, params, batch, prompts, weights, marks, steered)
     out = out.replace(marked=marked)
     if drawn is None or prompts is None:
         return out
@@ -379,9 +382,10 @@ def _draw(
     prompts: Array | None,
     weights: Array | None,
     marks: VisualPrompts | None = None,
+    steered: VisualPrompts | None = None,
 ) -> tuple[MaskOutput | None, MaskOutput | None]:
-    """Masks of the prompts [B M d] on each sample's image, or on all dates of its stack: [B M ...], or [B F M ...]; and
-    those of marks alone.
+    """Masks of the prompts [B M d], with the marks ``steered`` [B M ...] beside them, on each sample's image, or on all
+    dates of its stack: [B M ...], or [B F M ...]; and those of ``marks`` alone.
 
     The first five dates of a stack are prompted one by one and do not see each other (:func:`track`), so in training,
     which shows no more, they are so many images.
@@ -392,11 +396,25 @@ def _draw(
     if image.ndim == 5:
         lead = image.shape[:2]
         pictures = jax.tree.map(lambda x: x.reshape(lead[0] * lead[1], *x.shape[2:]), pictures)
-        prompts, weights = jax.tree.map(lambda x: jnp.repeat(x, lead[1], axis=0), (prompts, weights))
+        each = prompts, weights, steered
+        prompts, weights, steered = jax.tree.map(lambda x: jnp.repeat(x, lead[1], axis=0), each)
     features = image_features(cfg, params, *pictures, weights)
-    drawn = None if prompts is None else ground(cfg, params, features, prompts)
+    drawn = None if prompts is None else ground(cfg, params, features, prompts, steered)
     marked = None if marks is None else ground(cfg, params, features, None, marks)
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (drawn, marked))
+
+
+def _with_room(marks: VisualPrompts, count: int) -> VisualPrompts:
+    """Marks of ``count`` objects: those that are added have "no point at all"."""
+    more = count - marks.labels.shape[1]
+
+    def pad(x: Array | None, value: float) -> Array | None:
+        return None if x is None else jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)], constant_values=value)
+
+    valid = pad(marks.valid, False).at[:, marks.labels.shape[1] :, 0].set(True)
+    return VisualPrompts(
+        pad(marks.points, 0), pad(marks.labels, -1), valid, pad(marks.masks, 0), pad(marks.masked, False)
+    )
 
 
 def init(cfg: EarthMindConfig, key: Array, only: Collection[str] | None = None) -> Params:

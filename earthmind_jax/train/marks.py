@@ -39,6 +39,23 @@ def sample_marks(key: Array, batch: Batch, config: EarthMindConfig) -> VisualPro
     return VisualPrompts(points.astype(jnp.float32), labels.astype(jnp.int32), valid)
 
 
+def pointing(key: Array, batch: Batch, config: EarthMindConfig) -> VisualPrompts | None:
+    """:func:`sample_marks`, but of masks that have marks of their own (``batch.marks``) these, on every date."""
+    drawn, own = sample_marks(key, batch, config), batch.marks
+    if drawn is None or own is None:
+        return drawn
+    own = jax.tree.map(lambda x: jnp.repeat(x, len(drawn.labels) // len(x), axis=0), own)
+    there = own.labels[..., 0] >= 0
+    more = [(0, 0), (0, 0), (0, own.labels.shape[2] - drawn.labels.shape[2])]
+    return VisualPrompts(
+        jnp.where(there[..., None, None], own.points, jnp.pad(drawn.points, [*more, (0, 0)])),
+        jnp.where(there[..., None], own.labels, jnp.pad(drawn.labels, more, constant_values=-1)),
+        jnp.where(there[..., None], own.valid, jnp.pad(drawn.valid, more)),
+        own.masks,
+        own.masked,
+    )
+
+
 def _pixel(key: Array, masks: Array) -> Array:
     """(x, y) of the centre of a random pixel of each mask [B M h w] -> [B M 2]."""
     width = masks.shape[-1]

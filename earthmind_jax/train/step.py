@@ -16,7 +16,7 @@ from earthmind_jax.distributed.sharding import batch_sharding, batch_shards, put
 from earthmind_jax.models import api, earthmind
 from earthmind_jax.ops import losses, resize
 from earthmind_jax.train.by_source import PREFIX, SAMPLES, of_masks, of_samples
-from earthmind_jax.train.marks import sample_marks
+from earthmind_jax.train.marks import pointing
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
 from earthmind_jax.types import Batch, Fused, Params
 
@@ -37,7 +37,7 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     drop, points = jax.random.split(key)
     speaks = weights.text > 0 or weights.seg > 0
     wanted = {"phrases": weights.phrase > 0, "speaks": speaks, "attention": weights.attention > 0}
-    marks = sample_marks(jax.random.fold_in(key, 1), batch, config.model) if weights.mark else None
+    marks = pointing(jax.random.fold_in(key, 1), batch, config.model) if weights.mark else None
     out = earthmind.forward(config.model, params, batch, dropout=drop, marks=marks, **wanted)
     loss, metrics = jnp.zeros(()), {}
     sources = count_sources(config, batch)

@@ -12,6 +12,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from earthmind_jax.data.collate import Buckets
+from earthmind_jax.data.pointed import visual_prompts
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Sample, Turn, parse_record, record_values
 from earthmind_jax.data.simulate import make_scene, write_scene
@@ -20,7 +21,7 @@ from earthmind_jax.geo.marks import place
 from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer import pointing
 from earthmind_jax.infer import view as view_module
-from earthmind_jax.infer.marks import grid_of, regions, visual_prompts
+from earthmind_jax.infer.marks import grid_of, regions
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.scene_read import SceneReader
 

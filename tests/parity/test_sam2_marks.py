@@ -10,8 +10,8 @@ from test_sam2 import CONFIG, FEATURES, MASKS, QUICK, close, convert, encode, la
 from transformers_sam2 import draw_weights, head_options, published_names, vision_config
 
 from earthmind_jax.config import Precision
+from earthmind_jax.data.pointed import CERTAIN, padded, visual_prompts
 from earthmind_jax.geo.marks import Mark
-from earthmind_jax.infer.marks import CERTAIN, padded, visual_prompts
 from earthmind_jax.models import functional
 from earthmind_jax.models.sam2 import MaskHead
 
@@ -71,6 +71,12 @@ def scaled(positions, box=False):
 
 def theirs(port, pixels, mark, masks=None):
     """Logits and quality of the port's best candidate for one object."""
+    logits, iou = asked(port, pixels, mark, masks)
+    return logits.numpy(), float(iou)
+
+
+def asked(port, pixels, mark, masks=None):
+    """The same as tensors."""
     torch = pytest.importorskip("torch")
     given = {}
     if len(mark.points):
@@ -80,7 +86,7 @@ def theirs(port, pixels, mark, masks=None):
         given["input_boxes"] = scaled([list(mark.box)], box=True)[None]
     out = port[0](pixel_values=torch.from_numpy(pixels), input_masks=masks, multimask_output=True, **given)
     best = int(out.iou_scores[0, 0].argmax())
-    return out.pred_masks[0, 0, best].numpy(), float(out.iou_scores[0, 0, best])
+    return out.pred_masks[0, 0, best], out.iou_scores[0, 0, best]
 
 
 def test_coordinates_are_those_of_the_published_processor(port):
@@ -102,6 +108,45 @@ def test_objects_of_all_kinds_at_once_are_the_ports_one_by_one(port, pixels, gro
         logits, iou = theirs(port, pixels, mark)
         close(made.logits[0, i], logits, MASKS)
         close(made.iou[0, i], iou, FEATURES)
+
+
+def test_gradients_are_the_ports(port, pixels):
+    """What a mask loss teaches prompt encoder and decoder through clicks and a box: nothing is held back on the way."""
+    torch = pytest.importorskip("torch")
+    model, params = port
+    marks, weight = [OBJECTS["clicks"], OBJECTS["box"]], np.random.default_rng(3).normal(size=(2, 32, 32))
+    weight = weight.astype(np.float32)
+    learned = [*model.prompt_encoder.parameters(), *model.mask_decoder.parameters()]
+    for value in learned:
+        value.requires_grad_(True)
+    total = sum(
+        (torch.sigmoid(asked(port, pixels, mark)[0]) * torch.from_numpy(w)).sum()
+        for mark, w in zip(marks, weight, strict=True)
+    )
+    total.backward()
+    state = {n: np.zeros(p.shape, np.float32) for n, p in model.state_dict().items()}
+    state |= {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    for value in learned:
+        value.requires_grad_(False)
+        value.grad = None
+    wanted = convert(published_names(state), CONFIG)
+    features = encode(CONFIG, params, last(pixels))[0]
+    prompts = visual_prompts(marks, CONFIG)
+
+    def loss(own):
+        head = MaskHead(CONFIG, Precision())
+        made = head.apply(functional.unflatten(params | own), features, None, prompts, method="ground")
+        return (jax.nn.sigmoid(made.logits[0]) * weight).sum()
+
+    own = {k: v for k, v in params.items() if k.startswith(("prompt/points", "decoder/"))}
+    found = jax.jit(jax.grad(loss), compiler_options=QUICK)(own)
+    moving = [k for k in own if np.abs(wanted[k]).max() > 0]
+    assert {"prompt/points", *(k for k in own if "/transformer/" in k and k.endswith("kernel"))} <= set(moving)
+    for name in moving:
+        # The first belong to the image encoder here; a bias of all keys moves no attention: its gradient is rounding.
+        if "conv_s" not in name and not name.endswith("/k/bias"):
+            largest = np.abs(wanted[name]).max()
+            close(found[name] / largest, wanted[name] / largest, FEATURES)
 
 
 def test_mask_prompts_beside_others(port, pixels, ground):

@@ -12,9 +12,12 @@ import optax
 import support
 
 from earthmind_jax.config import LossConfig
+from earthmind_jax.data.pointed import training_prompts
 from earthmind_jax.data.records import Sample, Turn
+from earthmind_jax.geo.marks import Mark
 from earthmind_jax.models import earthmind
-from earthmind_jax.train.marks import sample_marks
+from earthmind_jax.train.marks import pointing, sample_marks
+from earthmind_jax.train.state import RUN_ONCE
 from earthmind_jax.train.step import loss_terms
 
 CONFIG = support.model("average")
@@ -60,6 +63,66 @@ def test_an_object_that_fills_the_image_has_nothing_beside_it():
     full = batch().replace(masks=jnp.ones_like(batch().masks))
     marks = sample_marks(jax.random.key(0), full, CONFIG)
     assert not np.asarray(marks.valid[..., 1] & (marks.labels[..., 0] == 1)).any()
+
+
+def steered():
+    """The batch of :func:`batch` where the second mask of the first picture has clicks of its own, the first of the
+    second a mask."""
+    clicks = Mark("a", (32, 32), np.array([[20.0, 5.0], [25.0, 9.0], [3.0, 3.0]]), np.array([1, 1, 0], np.int32))
+    drawn = np.zeros((32, 32), bool)
+    drawn[4:20, 8:16] = True
+    area = Mark("b", (32, 32), np.zeros((0, 2)), np.zeros(0, np.int32), mask=drawn)
+    marks = training_prompts([(None, clicks), (area,), (), ()], CONFIG.grounding, 2, 4)
+    return batch().replace(marks=jax.tree.map(jnp.asarray, marks))
+
+
+def test_marks_of_a_record_stand_in_for_drawn_ones():
+    key, own = jax.random.key(3), steered()
+    made, drawn = pointing(key, own, CONFIG), sample_marks(key, own, CONFIG)
+    np.testing.assert_array_equal(pointing(key, batch(), CONFIG).points, drawn.points)
+    for b, m in np.ndindex(4, 2):
+        if (b, m) in ((0, 1), (1, 0)):
+            for name in ("points", "labels", "valid"):
+                np.testing.assert_array_equal(getattr(made, name)[b, m], getattr(own.marks, name)[b, m])
+            continue
+        np.testing.assert_array_equal(made.points[b, m, :2], drawn.points[b, m])
+        assert made.labels[b, m].tolist() == [*drawn.labels[b, m].tolist(), -1, -1]
+        assert made.valid[b, m].tolist() == [*drawn.valid[b, m].tolist(), False, False]
+    assert made.masked.tolist() == [[False, False], [True, False], [False, False], [False, False]]
+    stacked = own.replace(masks=jnp.stack([own.masks] * 3, 1), mask_valid=jnp.stack([own.mask_valid] * 3, 1))
+    each = pointing(key, stacked, CONFIG)
+    assert each.points.shape == (12, 2, 4, 2)
+    for date in range(3):
+        np.testing.assert_array_equal(each.points[date, 1], own.marks.points[0, 1])
+        np.testing.assert_array_equal(each.points[3 + date, 0], own.marks.points[1, 0])
+
+
+def test_training_draws_what_inference_draws():
+    """Masks of a record's marks beside its words are those of :func:`earthmind.ground` with both; masks without marks,
+    and those of phrases, are as they are without any."""
+    params, own = {k: jnp.asarray(v) for k, v in support.params(CONFIG).items()}, steered()
+    quick = functools.partial(jax.jit, compiler_options=RUN_ONCE)
+    out = quick(lambda b: earthmind.forward(CONFIG, params, b, phrases=True))
+    plain, made = out(batch().replace(marks=jax.tree.map(jnp.asarray, nothing()))), out(own)
+
+    @quick
+    def asked(b, prompts, weights, marks):
+        sensors = (b.ground_optical, b.ground_sar, b.ground_optical_valid, b.ground_sar_valid)
+        features = earthmind.image_features(CONFIG, params, *sensors, weights)
+        return earthmind.ground(CONFIG, params, features, prompts, marks).logits
+
+    weights = earthmind.grounding_weights(made.fused)
+    wanted = asked(own, made.prompts[0], weights, own.marks)
+    words = asked(own, made.prompts[0], weights, None)
+    np.testing.assert_allclose(made.masks.logits, wanted, atol=1e-4)
+    np.testing.assert_allclose(plain.masks.logits, words, atol=1e-4)
+    np.testing.assert_allclose(made.phrase_masks.logits, plain.phrase_masks.logits, atol=1e-4)
+    change = np.abs(np.asarray(made.masks.logits - plain.masks.logits)).max((-1, -2))
+    assert (change > 1e-2).tolist() == [[False, True], [True, False], [False, False], [False, False]]
+
+
+def nothing():
+    return training_prompts([()] * 4, CONFIG.grounding, 2, 4)
 
 
 def test_the_decoder_learns_from_them():
