@@ -107,12 +107,16 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         app.cli(prog="earthmind", args=arguments, description=__doc__)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except WorkError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # whoever read what is printed, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
     except PermissionError as error:
         print(f"error: '{error.filename}' may not be read; change its permissions.", file=sys.stderr)
         sys.exit(2)

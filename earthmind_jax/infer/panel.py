@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def panel(answer: Answer) -> bytes:
     text = "  →  ".join(filter(None, (answer.question, answer.text)))
     figure.suptitle("\n".join(textwrap.wrap(text, 38 * count)), fontsize=10, parse_math=False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # words in letters that the font lacks: boxes
+        FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 

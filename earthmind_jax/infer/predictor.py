@@ -42,6 +42,8 @@ Source = str | Path | np.ndarray
 Sources = Source | Sequence[Source]
 """One image, or one for each date."""
 
+UNPOINTED = "Where nothing is drawn, the model may not have learnt what marks mean (loss.mark); name the target, too."
+
 
 @dataclass
 class EarthMind:
@@ -265,6 +267,8 @@ class EarthMind:
         found, said, fusion = draw(self.engine, images, placed, target.strip(), self.buckets, max_new, self.sensors)
         pairs = zip(found, placed, strict=True)
         masks = tuple(replace(mask, name=mark.name) for p, mark in pairs for mask in dated_masks(p, images))
+        if not target.strip() and not all(mask.array.any() for mask in masks):
+            images = replace(images, notes=(*images.notes, UNPOINTED))
         return self._answer(target.strip(), said, masks, fusion, images)
 
     def _require_masks(self) -> None:

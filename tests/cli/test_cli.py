@@ -353,6 +353,18 @@ def test_every_command_has_help_with_an_example() -> None:
         assert "Example:" in done.stdout
 
 
+def test_whoever_reads_what_is_printed_may_stop() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "from earthmind_jax.cli import main; main()", "data", "list"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as command:  # fmt: skip
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        assert command.stderr.read() == ""
+        assert command.wait(timeout=120) == 141
+
+
 def test_train_and_resume(one_device: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Words alone and little that learns: it is the road that is shown, and compiling gradients takes the time.
     groups = '[{"pattern": "lm/(norm|head)/", "learning_rate": 1.0}, {"pattern": ".*"}]'

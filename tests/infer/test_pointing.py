@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rasterio
@@ -22,7 +25,7 @@ from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer import pointing
 from earthmind_jax.infer import view as view_module
 from earthmind_jax.infer.marks import grid_of, regions
-from earthmind_jax.infer.predictor import EarthMind
+from earthmind_jax.infer.predictor import UNPOINTED, EarthMind
 from earthmind_jax.infer.scene_read import SceneReader
 
 CONFIG = support.model()
@@ -137,6 +140,14 @@ def test_marks_steer_the_masks(model):
     assert np.abs(two.masks[1].probability - other.masks[1].probability).max() > 1e-3
 
 
+def quiet(model):
+    """An engine whose mask decoder has nothing to tell pixels apart: no logit is above 0."""
+    params = {k: jnp.zeros_like(v) if k.startswith("grounding/decoder/") else v for k, v in model.engine.params.items()}
+    engine = copy.copy(model.engine)
+    engine.params = params
+    return engine
+
+
 def test_the_decoder_alone(model):
     """One mask for each object, whatever else is pointed at, and as the decoder says it of the marks by themselves."""
     marks = [Prompt.point(9, 9), LAKE, Prompt.polygon([(2, 2), (30, 4), (10, 28)], name="field")]
@@ -146,6 +157,9 @@ def test_the_decoder_alone(model):
     for i, mark in enumerate(marks):
         alone = model.segment(**SCENE, marks=mark)
         np.testing.assert_allclose(alone.masks[0].probability, answer.masks[i].probability, atol=1e-5)
+    assert (UNPOINTED in answer.notes) == (not all(mask.array.any() for mask in answer.masks))
+    unseen = dataclasses.replace(model, engine=quiet(model))
+    assert UNPOINTED in unseen.segment(**SCENE, marks=marks).notes
     together = model.segment("lake", **SCENE, marks=marks)
     assert np.abs(together.masks[1].probability - answer.masks[1].probability).max() > 1e-3
 
