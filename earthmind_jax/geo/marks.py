@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import shapely
 from affine import Affine
-from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bend import Misplaced, check_valid, to_pixels
+from earthmind_jax.geo.burn import burn
 from earthmind_jax.geo.grid import Grid, known_crs, require_map
 from earthmind_jax.geo.prompts import Prompt
 
@@ -123,7 +123,7 @@ class Mark:
 def draw(geometry: BaseGeometry, shape: tuple[int, int]) -> np.ndarray:
     """bool [H W]: pixels whose centre lies in a geometry; those that it touches where there are none."""
     for touching in (False, True):
-        drawn = rasterize([(geometry, 1)], out_shape=shape, fill=0, dtype="uint8", all_touched=touching)
+        drawn = burn([(geometry, 1)], shape, all_touched=touching)
         if drawn.any():
             break
     return drawn.astype(bool)
@@ -133,7 +133,7 @@ def touched(geometries: Iterable[BaseGeometry], shape: tuple[int, int], cells: t
     """bool [H W]: of ``cells`` (rows, columns) laid over the pixels, those that points or lines touch."""
     scale = Affine.scale(shape[1] / cells[1], shape[0] / cells[0])
     burnt = [(g, 1) for g in geometries]
-    grid = rasterize(burnt, out_shape=cells, fill=0, dtype="uint8", transform=scale, all_touched=True).astype(bool)
+    grid = burn(burnt, cells, transform=scale, all_touched=True).astype(bool)
     rows, columns = (_pixels_of(n, count) for n, count in zip(shape, cells, strict=True))
     return (rows.T.astype(np.int32) @ grid @ columns) > 0
 

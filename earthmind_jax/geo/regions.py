@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import shapely
-from rasterio.features import rasterize, shapes
+from rasterio.features import shapes
+
+from earthmind_jax.geo.burn import burn
 
 Ring = np.ndarray  # [n 2] closed
 
@@ -57,7 +59,7 @@ def label_regions(mask: np.ndarray) -> np.ndarray:
     regions = [shape for shape, _ in shapes(mask.astype(np.uint8), mask=mask, connectivity=8)]
     if not regions:
         return np.zeros(mask.shape, np.int32)
-    return rasterize(((shape, i) for i, shape in enumerate(regions, 1)), out_shape=mask.shape, fill=0, dtype="int32")
+    return burn(((shape, i) for i, shape in enumerate(regions, 1)), mask.shape, "int32")
 
 
 def trace(mask: np.ndarray, layers: Mapping[str, np.ndarray] | None = None, min_pixels: int = 1) -> list[Region]:

@@ -19,10 +19,10 @@ import numpy as np
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.features import rasterize
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.antimeridian import geographic, geometry, signed_area
+from earthmind_jax.geo.burn import burn
 from earthmind_jax.geo.grid import (
     EARTH_RADIUS,
     WGS84,
@@ -188,7 +188,7 @@ def rasterise(geojson: Mapping[str, Any], grid: Grid) -> np.ndarray:
             burnt.append((shapely.buffer(shapely.make_valid(shape), SEAM, quad_segs=1) if cut else shape, 1))
     if not burnt:
         return np.zeros(grid.shape, np.uint8)
-    return rasterize(burnt, out_shape=grid.shape, fill=0, dtype="uint8")
+    return burn(burnt, grid.shape)
 
 
 def write_geojson(path: str | os.PathLike[str], collection: Mapping[str, Any]) -> None:

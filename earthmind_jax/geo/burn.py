@@ -1,0 +1,18 @@
+"""Shapes drawn on pixels."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from rasterio import features
+from rasterio.errors import NotGeoreferencedWarning
+
+
+def burn(shapes: Any, shape: tuple[int, int], dtype: str = "uint8", **options: Any) -> np.ndarray:
+    """Pixels [H W] of ``(geometry, value)`` in pixel coordinates, 0 elsewhere; ``options`` as of
+    :func:`rasterio.features.rasterize`, which warns of pixels that lie on no map: here they never do."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return features.rasterize(shapes, out_shape=shape, fill=0, dtype=dtype, **options)
