@@ -268,7 +268,7 @@ def test_broken_off_while_the_maps_are_written(pair, whole, tmp_path, monkeypatc
 
 
 def start(folder, out):
-    """The same run in a process of its own."""
+    """The same run in a process of its own, which waits for a line after each row of windows."""
     root = Path(scenes.__file__).parents[1]
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -277,7 +277,18 @@ def start(folder, out):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
     program = [sys.executable, scenes.__file__, str(folder), str(out)]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(program, **pipes, text=True, env=env)
+
+
+def until(child, line):
+    """Let it go on until it says ``line``; whether it did."""
+    for said in child.stdout:
+        if said.strip() == line:
+            return True
+        child.stdin.write("\n")
+        child.stdin.flush()
+    return False
 
 
 @pytest.mark.slow
@@ -285,13 +296,13 @@ def test_killed_by_the_system_and_continued(folder, whole, tmp_path):
     out = tmp_path / "out"
     for line, number in (("windows 18", signal.SIGKILL), ("windows 9", signal.SIGTERM)):  # windows of one start
         with start(folder, out) as child:
-            assert any(said.strip() == line for said in child.stdout)
+            assert until(child, line)
             child.send_signal(number)
             assert "finished" not in child.stdout.read()
             assert child.wait(timeout=60) == -number
         assert (out / PLACE).is_dir()
     with start(folder, out) as child:
-        assert "finished" in child.stdout.read()
+        assert until(child, "finished")
         assert child.wait(timeout=120) == 0
     assert scenes.contents(out) == scenes.contents(whole.out)
 
