@@ -20,6 +20,7 @@ from earthmind_jax.geo.quality import cloudy, quality_of
 from earthmind_jax.geo.told import NOTHING, Told
 from earthmind_jax.infer.marks import grid_of
 from earthmind_jax.infer.result import Answer
+from earthmind_jax.infer.windows import OVERLAP
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind, Sources
@@ -113,7 +114,7 @@ def explain(
     segment: bool = False,
     max_new: int | None = None,
     temperature: float = 0.0,
-    overlap: float = 0.5,
+    overlap: float = OVERLAP,
     told: Told = NOTHING,
     command: str = "",
     **options: Any,

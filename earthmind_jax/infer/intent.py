@@ -7,11 +7,11 @@ from earthmind_jax.data.tiles import closest_grid, tile_count
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.raster import Raster
-from earthmind_jax.infer.windows import starts
+from earthmind_jax.infer.windows import OVERLAP, starts
 
 
 def intent(
-    overview: Raster, shape: tuple[int, int], kind: str, config: EarthMindConfig, overlap: float = 0.5
+    overview: Raster, shape: tuple[int, int], kind: str, config: EarthMindConfig, overlap: float = OVERLAP
 ) -> list[str]:
     """Sentences on what becomes of an image of ``shape`` (rows, columns) that is used as ``kind``.
 

@@ -16,7 +16,7 @@ from earthmind_jax.data.collate import Buckets, collate
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.records import Sample, Turn
 from earthmind_jax.infer.answer import Reply, token_grid
-from earthmind_jax.infer.compiled import Decoding, prefilled
+from earthmind_jax.infer.compiled import Decoding, encode, prefilled
 from earthmind_jax.infer.engine import Engine, bucket
 from earthmind_jax.models import earthmind
 from earthmind_jax.models.decoder import init_cache
@@ -153,10 +153,9 @@ def _fuse(
     optical_valid: Array | None,
     sar_valid: Array | None,
 ) -> Fused:
-    text = earthmind.embed(config, params, tokens)
     images = (optical, sar, optical_valid, sar_valid)
-    each = [None if x is None else jnp.broadcast_to(x, (len(tokens), *x.shape[1:])) for x in images]
-    return earthmind.fuse(config, params, *each, text, question, training=False)
+    first, second, *valid = (None if x is None else jnp.broadcast_to(x, (len(tokens), *x.shape[1:])) for x in images)
+    return encode(config, params, tokens, question, None, None, *valid, seen=(first, second))
 
 
 def _begin(

@@ -29,7 +29,7 @@ from earthmind_jax.infer.pointing import Zoom, closer_to, draw, surroundings, wi
 from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.samples import dated_masks, sample_of
 from earthmind_jax.infer.view import View, outline, part_reader, read_part, seen
-from earthmind_jax.infer.windows import Blend, stretched, windows
+from earthmind_jax.infer.windows import OVERLAP, Blend, stretched, windows
 from earthmind_jax.types import Params, VisualPrompts
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class EarthMind:
         window: Zoom | None = None,
         max_new: int = 256,
         temperature: float = 0.0,
-        overlap: float = 0.5,
+        overlap: float = OVERLAP,
         told: Told = NOTHING,
     ) -> Answer:
         """Ask about an optical image, a SAR image, both, or neither.
@@ -180,7 +180,7 @@ class EarthMind:
         turn: Turn,
         max_new: int = 256,
         temperature: float = 0.0,
-        overlap: float = 0.5,
+        overlap: float = OVERLAP,
         *,
         before: Sequence[Turn] = (),
         prompts: VisualPrompts | None = None,
@@ -193,7 +193,7 @@ class EarthMind:
         reply = self._reply([sample_of(images, *before, turn)], max_new, temperature, marks=prompts)[0]
         return self.answer(images, turn, reply, max_new, overlap)
 
-    def answer(self, images: Images, turn: Turn, reply: Reply, max_new: int = 256, overlap: float = 0.5) -> Answer:
+    def answer(self, images: Images, turn: Turn, reply: Reply, max_new: int = 256, overlap: float = OVERLAP) -> Answer:
         """A reply as an answer: masks on the images' own grid, of a large scene drawn anew window by window, but where
         the question points at something."""
         if reply.masks and self.large(images) and turn.region is None:
@@ -214,7 +214,7 @@ class EarthMind:
         marks: Marks | None = None,
         window: Zoom | None = None,
         max_new: int = 32,
-        overlap: float = 0.5,
+        overlap: float = OVERLAP,
         told: Told = NOTHING,
     ) -> Answer:
         """Draw the mask of ``target`` ("water"); an image larger than the model's window is done window by window.
@@ -238,7 +238,7 @@ class EarthMind:
         assert view is not None
         return self.drawn(view, target, max_new, overlap)
 
-    def drawn(self, view: View, target: str | Sequence[str], max_new: int = 32, overlap: float = 0.5) -> Answer:
+    def drawn(self, view: View, target: str | Sequence[str], max_new: int = 32, overlap: float = OVERLAP) -> Answer:
         """:meth:`segment` of a part of a scene that is read already."""
         if not view.marks and not (target.strip() if isinstance(target, str) else target):
             raise UserError("There is nothing to segment: no target is named.")
@@ -250,7 +250,7 @@ class EarthMind:
             return view.placed(self.outline(view.images, target, max_new, overlap))
         return view.placed(self._outlines(view.images, tuple(target), max_new, overlap))
 
-    def outline(self, images: Images, target: str, max_new: int = 32, overlap: float = 0.5) -> Answer:
+    def outline(self, images: Images, target: str, max_new: int = 32, overlap: float = OVERLAP) -> Answer:
         """:meth:`segment` of images that are read already."""
         self._require_masks()
         question = SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip())

@@ -27,10 +27,9 @@ from earthmind_jax.infer.scene_maps import SceneResult, write_maps
 from earthmind_jax.infer.scene_model import Window, WindowModel
 from earthmind_jax.infer.scene_read import Rows, SceneReader
 from earthmind_jax.infer.scene_store import Done, Store, finished, held
-from earthmind_jax.infer.windows import Blend, Lattice
+from earthmind_jax.infer.windows import OVERLAP, Blend, Lattice
 from earthmind_jax.types import Params
 
-OVERLAP = 0.5  # each pixel lies a quarter of a window from the border in one of them; more changes next to nothing
 WIDE = 4  # times the model's own, from which on a window loses what is small in it
 NODATA = 255
 DEPTH = 4  # batches of windows prepared in advance

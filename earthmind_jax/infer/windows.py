@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+OVERLAP = 0.5  # each pixel lies a quarter of a window from the border in one of them; more changes next to nothing
+
 
 def starts(length: int, size: int, overlap: float) -> list[int]:
     """First pixels of windows of ``size`` covering ``length`` with at least ``overlap`` (0..1) shared by neighbours.

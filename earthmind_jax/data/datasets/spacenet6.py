@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,7 @@ def _line(root: Path, folder: Path, labels: Path | None, name: str, sides: dict[
 
 def _footprints(path: Path, image: Path) -> tuple[int, Any]:
     """(number of buildings, their mask as a run-length code) on the grid of an image; map coordinates are its own."""
-    from rasterio.features import rasterize
-
+    from earthmind_jax.geo.burn import burn
     from earthmind_jax.geo.raster import open_raster
 
     told = _json.load(path)
@@ -112,10 +110,9 @@ def _footprints(path: Path, image: Path) -> tuple[int, Any]:
             raise UserError(f"'{path}' has a geometry that is no polygon: {str(shape)[:80]}.")
     with open_raster(image) as dataset:
         size, transform = (dataset.height, dataset.width), dataset.transform
-    drawn = partial(rasterize, out_shape=size, transform=transform, dtype="uint8")
-    mask = drawn((shape, 1) for shape in shapes)
+    mask = burn(((shape, 1) for shape in shapes), size, transform=transform)
     if not mask.any():  # what the tile's edge leaves of a building may lie between the centres of pixels
-        mask = drawn(((shape, 1) for shape in shapes), all_touched=True)
+        mask = burn(((shape, 1) for shape in shapes), size, transform=transform, all_touched=True)
     if not mask.any():
         raise UserError(f"'{path}' has {len(shapes)} buildings, but none lies on '{image}'; do they belong together?")
     return len(shapes), encode_rle(mask)
