@@ -60,6 +60,7 @@ def stac_item(
     inputs: Mapping[str, str | os.PathLike[str]] | None = None,
     notes: Sequence[str] = (),
     properties: Mapping[str, Any] | None = None,
+    staging: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """A STAC Item of files made from images.
 
@@ -72,6 +73,7 @@ def stac_item(
       inputs: sensor -> file that the result was derived from. Their tags and names give the time.
       notes: what was decided about the inputs: ``processing:lineage``.
       properties: further ones; names need a prefix such as ``earthmind:``.
+      staging: where the assets lie until they move to ``directory``; None: there already.
 
     Raises:
       UserError: the grid has no place on Earth, or a file is missing.
@@ -115,7 +117,7 @@ def stac_item(
         "bbox": bounding_box(geometry),
         "properties": described,
         "links": links,
-        "assets": {key: _asset(Path(file), directory) for key, file in assets.items()},
+        "assets": {key: _asset(Path(file), staging or directory) for key, file in assets.items()},
     }
 
 

@@ -1,10 +1,13 @@
-"""Rasters out. A file appears whole under its name or not at all: it is written beside, read back, and renamed."""
+"""Rasters out. A file appears whole under its name or not at all: it is written beside, read back, and renamed. Files
+that belong together appear together."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
 import os
+import shutil
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,6 +54,39 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         for leftover in target.parent.glob(f"{glob.escape(beside.name)}*"):  # with what GDAL and we put next to it
             leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_together(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder within ``directory``, whose files all move there at the end; on any failure nothing of it is left, and
+    ``directory`` is as it was.
+
+    Raises:
+      UserError: a folder has the name of one of the files.
+      WorkError: the writing failed.
+    """
+    directory = Path(directory)
+    new = [place for place in (directory, *directory.parents) if not place.exists()]
+    staging = None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=directory, prefix=".unfinished."))
+        yield staging
+        files = sorted(staging.iterdir())
+        for file in files:
+            if (directory / file.name).is_dir():
+                raise UserError(f"{directory / file.name} is a folder, where a file of this name is to be written.")
+        for file in files:
+            os.replace(file, directory / file.name)
+        new = []
+    except WorkError as error:
+        raise WorkError(str(error).replace(str(staging), str(directory))) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for place in new:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 @contextlib.contextmanager

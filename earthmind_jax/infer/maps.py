@@ -14,8 +14,13 @@ from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.windows import stretched
 
 
-def write_maps(answer: Answer, directory: Path) -> list[Path]:
-    """Write the masks of an answer, at least one, into an existing directory; the names stand in ``Answer.save``.
+def write_maps(answer: Answer, place: Path, directory: Path) -> list[Path]:
+    """Write the masks of an answer, at least one, into the directory ``place``; the names stand in ``Answer.save``.
+
+    Args:
+      directory: where the files move from there.
+
+    Returns: the files written.
 
     Raises:
       UserError: the masks have no place on Earth.
@@ -26,14 +31,14 @@ def write_maps(answer: Answer, directory: Path) -> list[Path]:
     files: dict[str, Path] = {}
     for name, mask, polygons in zip(answer.names, answer.masks, traced, strict=True):
         tags = {"prompt": answer.question, "model": answer.model, "score": round(mask.score, 4)}
-        place, kept = (mask.transform, mask.crs), {"valid": mask.valid, "tags": tags}
-        files[name] = directory / f"{name}.tif"
-        write_mask_cog(files[name], mask.array, *place, **kept)
-        files[f"{name}_probability"] = directory / f"{name}_probability.tif"
-        write_probability_cog(files[f"{name}_probability"], mask.probability, *place, **kept)
-        files[f"{name}_polygons"] = directory / f"{name}.geojson"
+        on_map, kept = (mask.transform, mask.crs), {"valid": mask.valid, "tags": tags}
+        files[name] = place / f"{name}.tif"
+        write_mask_cog(files[name], mask.array, *on_map, **kept)
+        files[f"{name}_probability"] = place / f"{name}_probability.tif"
+        write_probability_cog(files[f"{name}_probability"], mask.probability, *on_map, **kept)
+        files[f"{name}_polygons"] = place / f"{name}.geojson"
         write_geojson(files[f"{name}_polygons"], polygons.geojson())
-    files["polygons"] = directory / "masks.gpkg"
+    files["polygons"] = place / "masks.gpkg"
     features = [feature for polygons in traced for feature in polygons.features()]
     write_geopackage(files["polygons"], features, first.crs)
     item = stac_item(
@@ -50,9 +55,10 @@ def write_maps(answer: Answer, directory: Path) -> list[Path]:
             "earthmind:model": answer.model,
             "earthmind:sensor_shares": answer.sensor_shares,
         },
+        staging=place,
     )
-    write_stac_item(directory / "item.json", item)
-    return [*files.values(), directory / "item.json"]
+    write_stac_item(place / "item.json", item)
+    return [*files.values(), place / "item.json"]
 
 
 def _traced(answer: Answer, number: int) -> Polygons:

@@ -137,7 +137,7 @@ class Answer:
         }
 
     def save(self, directory: str | Path, *, maps: bool = True) -> list[Path]:
-        """Write ``answer.json``, ``panel.png`` and the maps.
+        """Write ``answer.json``, ``panel.png`` and the maps, all of them or none.
 
         Of each mask ``mask_1.tif`` and ``mask_1_probability.tif`` (Cloud-Optimized GeoTIFF) and ``mask_1.geojson``
         (WGS84); of all together ``masks.gpkg`` (polygons in the image's CRS) and ``item.json`` (a STAC Item).
@@ -149,6 +149,8 @@ class Answer:
           UserError: maps are asked for and the image has no georeference.
           WorkError: the files could not be written.
         """
+        from earthmind_jax.geo.write import written_together
+
         directory = Path(directory)
         files = " and ".join(self.sources.values()) or "The image"
         if maps and any(m.crs is None for m in self.masks):
@@ -158,23 +160,23 @@ class Answer:
             )
         for mask in self.masks if maps else ():
             require_map(mask.transform, mask.crs, files, "a map")
-        written = []
-        with writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+        with writing(directory), written_together(directory) as place:
+            written = []
             if maps and self.masks:
                 from earthmind_jax.infer.maps import write_maps
 
-                written += write_maps(self, directory)
+                written += write_maps(self, place, directory)
             elif self.masks:
                 written += [
-                    _write_png(directory / f"{n}.png", m.array) for n, m in zip(self.names, self.masks, strict=True)
+                    _write_png(place / f"{n}.png", m.array) for n, m in zip(self.names, self.masks, strict=True)
                 ]
             if self.pictures:
                 from earthmind_jax.infer.panel import write_panel
 
-                written.append(write_panel(self, directory / "panel.png"))
-            write_text(directory / "answer.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False))
-        return [*written, directory / "answer.json"]
+                written.append(write_panel(self, place / "panel.png"))
+            written.append(place / "answer.json")
+            write_text(written[-1], json.dumps(self.to_dict(), indent=2, ensure_ascii=False))
+        return [directory / path.name for path in written]
 
 
 def _write_png(path: Path, mask: np.ndarray) -> Path:

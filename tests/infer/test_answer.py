@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from earthmind_jax.data.collate import Buckets
-from earthmind_jax.errors import UserError
+from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.infer.answer import Reply, answer, upsample
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.result import Answer, Mask
@@ -114,3 +118,36 @@ def test_maps_need_a_place_and_the_message_names_the_file(tmp_path):
             made.save(tmp_path / "out")
         assert not (tmp_path / "out").exists()
     assert [path.name for path in made.save(tmp_path / "out", maps=False)] == ["mask_1.png", "answer.json"]
+
+
+def test_a_full_disk_leaves_the_former_answer(tmp_path):
+    """The limit on the size of a file stands for the disk; it lets the small rasters through."""
+    place = Affine(10, 0, 5e5, 0, -10, 5e6), CRS.from_epsg(32632)
+
+    def answered(side):
+        noise = np.random.default_rng(0).random((side, side), np.float32)
+        picture = {"optical": np.zeros((side, side, 3), np.uint8)}
+        return Answer("q", "a", (Mask(noise, noise > 0, *place),), pictures=picture, sources={"optical": "s2.tif"})
+
+    former = answered(4).save(tmp_path / "out")
+    contents = {path: path.read_bytes() for path in former}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        for folder in ("out", "new/out"):
+            with pytest.raises(WorkError, match=rf"/{folder}/mask_1\.geojson could not be written .*free space"):
+                answered(200).save(tmp_path / folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == contents
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    item = json.loads((tmp_path / "out/item.json").read_text())
+    assert {asset["href"] for asset in item["assets"].values()} <= {f"./{path.name}" for path in former}
+    assert [link["href"] for link in item["links"]] == [os.path.relpath("s2.tif", tmp_path / "out")]
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/mask_1.tif").mkdir()
+    with pytest.raises(UserError, match=r"mask_1\.tif is a folder"):
+        answered(4).save(tmp_path / "file")
+    assert [path.name for path in (tmp_path / "file").iterdir()] == ["mask_1.tif"]
