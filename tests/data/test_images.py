@@ -16,13 +16,14 @@ from affine import Affine
 from PIL import Image
 
 from earthmind_jax.config import DataConfig, RunConfig
-from earthmind_jax.data.check import check_records, file_problems, require_files
+from earthmind_jax.data.check import check_records, file_problems
 from earthmind_jax.data.encode import encode_sample
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.pipeline import pipeline, training_buckets
 from earthmind_jax.data.read import load_record
 from earthmind_jax.data.records import parse_record, problems, read_jsonl, record_values, write_jsonl
 from earthmind_jax.data.tiles import MEAN, STD
+from earthmind_jax.data.usable import require_files
 from earthmind_jax.errors import UserError
 
 CFG = dataclasses.replace(support.model(), sensors=dataclasses.replace(support.model().sensors, max_tiles=4))
