@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,9 @@ def check_records(
     if not lines:
         raise UserError(f"{called(path)} has no records.")
     again, hashes = ids.repeated(MOST_PROBLEMS)
-    # A pipe cannot be read again.
-    told = tell(read_any(path, dataset, split), hashes, MOST_PROBLEMS) if again and _stays(path) else ()
+    told: Iterable[str] = ()
+    if again and _stays(path):
+        told = tell(read_any(path, dataset, split), hashes, min(again, MOST_PROBLEMS))
     counts = {
         "lines": lines,
         "repeated": again,
@@ -248,6 +249,7 @@ def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | No
 
 
 def _stays(path: str | Path) -> bool:
+    """Whether it can be read again, unlike a pipe."""
     return Path(path).is_file() or Path(path).is_dir()
 
 
