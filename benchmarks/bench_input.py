@@ -22,11 +22,12 @@ from typing import Any
 
 from configs import demo
 from earthmind_jax.config import DataConfig, EarthMindConfig
+from earthmind_jax.data.batches import AHEAD
 from earthmind_jax.data.buckets import bucketed
 from earthmind_jax.data.collate import stack, with_tokens
 from earthmind_jax.data.encode import encode_sample
 from earthmind_jax.data.layout import measure
-from earthmind_jax.data.pipeline import AHEAD, generator, pipeline, training_buckets
+from earthmind_jax.data.pipeline import generator, pipeline, training_buckets
 from earthmind_jax.data.read import load_record
 from earthmind_jax.data.records import SENSORS, read_jsonl
 from earthmind_jax.data.simulate import make_questions, make_scene, write_scene

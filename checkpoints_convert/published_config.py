@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoints_convert.source_config import lm_from_hf, vision_from_hf
 from earthmind_jax.config import EarthMindConfig, LmConfig, RopeConfig, VisionConfig
-from earthmind_jax.data import prompts
+from earthmind_jax.data import templates
 from earthmind_jax.errors import UserError
 from earthmind_jax.models.families import FAMILIES
 
@@ -44,7 +44,7 @@ def published_config(config: EarthMindConfig, layout: str) -> dict[str, Any]:
 
 def _template(config: EarthMindConfig, layout: str) -> str:
     """The name that the published code of ``layout`` knows; InternVL's own code has none of EarthMind's templates."""
-    theirs = {ours: name for name, ours in prompts.INTERNVL.items()}
+    theirs = {ours: name for name, ours in templates.INTERNVL.items()}
     if layout == "internvl":
         return theirs.get(config.template, "phi3-chat" if config.lm.family == "phi3" else "internvl2_5")
     return FAMILIES[config.lm.family].template if config.template in theirs else config.template

@@ -22,7 +22,7 @@ from earthmind_jax.config import (
     VisionConfig,
     require,
 )
-from earthmind_jax.data import prompts
+from earthmind_jax.data import templates
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import families
 from earthmind_jax.models.families.family import require_fields
@@ -157,10 +157,10 @@ def config_from_source(
 
 def _template(published: str, layout: Layout) -> str | None:
     """A base InternVL model has a template of its own; EarthMind models on it use that of their family."""
-    if "fusion/local_query" not in layout.covers and published in prompts.INTERNVL:
-        return prompts.INTERNVL[published]
+    if "fusion/local_query" not in layout.covers and published in templates.INTERNVL:
+        return templates.INTERNVL[published]
     published = published.replace("-", "_")
-    return published if published in prompts.TEMPLATES else None
+    return published if published in templates.TEMPLATES else None
 
 
 def _grounding_inside(shapes: Shapes) -> GroundingConfig | None:

@@ -32,7 +32,8 @@ def check(
     """Check a record file, or a published data set, line by line and count what it holds; exit code 2 where a line is
     broken.
 
-    Images are opened as far as their headers, masks and regions are read.
+    Images are opened as far as their headers, masks and regions are read. Lines with the id of an earlier one are told,
+    but not broken: training takes them all ("ask --batch" does not).
 
     Example: earthmind data check records.jsonl --config configs/tiny.py --tokenizer runs/tiny/tokenizer
 
@@ -168,12 +169,18 @@ def _console() -> Any:
 
 
 def _text(facts: dict[str, Any]) -> str:
-    problems = facts["problems"]
-    lines = [f"{key:>9}  {_value(value)}" for key, value in facts.items() if key != "problems" and value is not None]
-    kept = "all" if "untold" not in facts else f"the first {len(problems)}"
-    beyond = len(problems) - SHOWN + facts.get("untold", 0)
-    more = [f"... and {beyond} more (--json shows {kept})"] if beyond > 0 else []
-    return "\n".join([*problems[:SHOWN], *more, *lines])
+    listed = ("problems", "repeated ids")
+    lines = [f"{key:>9}  {_value(value)}" for key, value in facts.items() if key not in listed and value is not None]
+    problems = _first(facts["problems"], facts.get("untold", 0))
+    told = facts.get("repeated ids", [])
+    return "\n".join([*problems, *_first(told, facts["repeated"] - len(told) if told else 0), *lines])
+
+
+def _first(sentences: list[str], untold: int) -> list[str]:
+    """The first sentences, and how many more there are."""
+    kept = f"the first {len(sentences)}" if untold else "all"
+    beyond = len(sentences) - SHOWN + untold
+    return [*sentences[:SHOWN], *([f"... and {beyond} more (--json shows {kept})"] if beyond > 0 else [])]
 
 
 def _value(value: Any) -> str:

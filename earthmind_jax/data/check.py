@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from earthmind_jax.data.layout import MOST_DATES, measure, record_views, tiling
 from earthmind_jax.data.pipeline import training_buckets
 from earthmind_jax.data.read import check_marks, image_header, load_record, picture_header
 from earthmind_jax.data.records import SENSORS, Line, Record
-from earthmind_jax.data.sources import Packed
+from earthmind_jax.data.repeated import Ids, tell
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.data.windows import padding_share
 from earthmind_jax.errors import UserError
@@ -41,6 +41,8 @@ class Report:
       padding: share of padding in training: with ``fixed`` length, with the run's own ``buckets`` and with those of
         :data:`earthmind_jax.data.buckets.TRAINING`; None without a tokenizer.
       untold: problems beyond those kept.
+      repeated: a sentence for each line whose id an earlier line has already, the first :data:`MOST_PROBLEMS` of them;
+        ``counts["repeated"]`` has their number. Such lines are not broken: a run learns from both.
     """
 
     problems: tuple[str, ...]
@@ -49,6 +51,7 @@ class Report:
     tokens: dict[str, int] | None = None
     padding: dict[str, float] | None = None
     untold: int = 0
+    repeated: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,6 +59,7 @@ class Report:
             "broken": self.broken,
             "problems": list(self.problems),
             **({"untold": self.untold} if self.untold else {}),
+            **({"repeated ids": list(self.repeated)} if self.repeated else {}),
             **self.counts,
             "tokens": self.tokens,
             "padding": self.padding,
@@ -91,8 +95,11 @@ def check_records(
     totals: Counter[str] = Counter()
     kinds: dict[str, Counter[Any]] = {"sensors": Counter(), "dates": Counter(), "tiles": Counter()}
     shapes: list[Shape] = []
+    ids = Ids()
     for line in read_any(path, dataset, split):
         lines += 1
+        if line.record is not None:
+            ids.add(line.record.id)
         wrong = list(line_problems(line, cfg.sensors, pixels=pixels))
         if line.record is not None and not wrong:
             try:
@@ -117,16 +124,21 @@ def check_records(
         kinds["tiles"][count] += 1
         shapes += [] if shape is None else [shape]
     if not lines:
-        raise UserError(f"{_called(path)} has no records.")
+        raise UserError(f"{called(path)} has no records.")
+    again, hashes = ids.repeated(MOST_PROBLEMS)
+    told: Iterable[str] = ()
+    if again and _stays(path):
+        told = tell(read_any(path, dataset, split), hashes, min(again, MOST_PROBLEMS))
     counts = {
         "lines": lines,
+        "repeated": again,
         **{name: totals[name] for name in ("turns", "masks", "regions", "steered")},
         **{
             name: {str(k): v for k, v in sorted(kind.items(), key=lambda kv: str(kv[0]).zfill(9))}
             for name, kind in kinds.items()
         },
     }
-    return Report(tuple(found), broken, counts, *_lengths(shapes, data), untold)
+    return Report(tuple(found), broken, counts, *_lengths(shapes, data), untold, tuple(told))
 
 
 def line_problems(line: Line, sensors: SensorConfig, *, pixels: bool = False) -> Iterator[str]:
@@ -236,62 +248,11 @@ def _lengths(shapes: list[Shape], data: DataConfig) -> tuple[dict[str, int] | No
     return tokens, padding
 
 
-def usable(
-    path: str | Path, sensors: SensorConfig, report: Callable[[str], None], *, dataset: str = "", split: str = ""
-) -> Sequence[Record] | Packed:
-    """The records of the good lines; what is wrong with each other line goes to ``report``.
-
-    Raises:
-      UserError: no line is left.
-    """
-    broken = 0
-
-    def good() -> Iterator[Record]:
-        nonlocal broken
-        for line in read_any(path, dataset, split):
-            wrong = list(line_problems(line, sensors))
-            broken += bool(wrong)
-            for problem in wrong:
-                report(f"skipped: {problem}")
-            if line.record is not None and not wrong:
-                yield line.record
-
-    records = _held(path, good())
-    if broken:
-        report(f"skipped {broken} broken lines of '{path}', {len(records)} are left.")
-    if not len(records):
-        raise UserError(f"{_called(path)} has no good line; see: earthmind data check {path}")
-    return records
+def _stays(path: str | Path) -> bool:
+    """Whether it can be read again, unlike a pipe."""
+    return Path(path).is_file() or Path(path).is_dir()
 
 
-def sound(path: str | Path, *, dataset: str = "", split: str = "") -> Sequence[Record] | Packed:
-    """The records of a file, or of a data set in a directory; UserError names the first broken line or missing file."""
-
-    def records() -> Iterator[Record]:
-        for line in read_any(path, dataset, split):
-            if line.record is None:
-                raise UserError(f"{line.where}{line.problems[0]}")
-            yield line.record
-
-    held = _held(path, records())
-    if not len(held):
-        raise UserError(f"{_called(path)} has no records.")
-    require_files(held)
-    return held
-
-
-def _held(path: str | Path, records: Iterator[Record]) -> Sequence[Record] | Packed:
-    return Packed(records) if Path(path).is_dir() else list(records)
-
-
-def _called(path: str | Path) -> str:
+def called(path: str | Path) -> str:
+    """What messages call a record file or data set."""
     return f"The data set '{path}'" if Path(path).is_dir() else f"The record file '{path}'"
-
-
-def require_files(records: Iterable[Record] | Packed) -> None:
-    """UserError naming the first image that is not there."""
-    for record in records:
-        for name in SENSORS:
-            for path in record.paths(name):
-                if not path.is_file():
-                    raise UserError(f"{record.where}: field '{name}': there is no file '{path}'.")

@@ -23,20 +23,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from earthmind_jax import __version__
 from earthmind_jax.checkpoint import fingerprint
 from earthmind_jax.data.buckets import Buckets
-from earthmind_jax.data.collate import stack
 from earthmind_jax.data.encode import encode_sample
-from earthmind_jax.data.layout import measure
 from earthmind_jax.data.masks import encode_rle
 from earthmind_jax.data.read import Images, decode_regions
 from earthmind_jax.data.records import SENSORS, Sample, Turn
 from earthmind_jax.data.tokenizer import SEG
 from earthmind_jax.errors import UserError
-from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.batch_scene import Scene, beside, joined, pyramids_of, see
+from earthmind_jax.infer.batch_scene import Scene
 from earthmind_jax.infer.batch_single import Single, read_images, single
-from earthmind_jax.infer.engine import bucket
+from earthmind_jax.infer.batch_together import together
 from earthmind_jax.infer.journal import Journal, opened
-from earthmind_jax.infer.marks import gather
 from earthmind_jax.infer.pointing import paste
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.requests import QUESTIONS, Request
@@ -219,7 +215,7 @@ class _Work:
     def _together(self, items: Sequence[tuple[Request, Scene, Sample]]) -> None:
         """Answer one batch and write it down."""
         same = [item for item in items if not self._alone(*item)]
-        answers = self._same(same) if same else ()
+        answers = self._shared([(scene, sample) for _, scene, sample in same]) if same else ()
         lines = [self._line(item[0], Single(answer)) for item, answer in zip(same, answers, strict=True)]
         lines += self._singly([item for item in items if self._alone(*item)])
         self._write(lines, "answers")
@@ -242,45 +238,9 @@ class _Work:
                 self._failed([request], error)
         return lines
 
-    def _same(self, items: Sequence[tuple[Request, Scene, Sample]]) -> list[Answer]:
-        model, engine = self.model, self.model.engine
-        rows = bucket(len(items), tuple(2**i for i in range(20)))
-        filled = [items[i % len(items)] for i in range(min(rows, max(self.batch_size, len(items))))]
-        words = (model.config, QUESTIONS, engine.tokenizer, self.buckets)
-        sensors = model.sensors or SENSORS
-        examples = []
-        for _, scene, sample in filled:
-            if scene.images is None:
-                examples.append(encode_sample(sample, *words, sensors=sensors))
-                continue
-            if scene.batch is None:
-                see(model, scene, self.buckets)
-                self.counts["encoded"] += 1
-            prompt = measure(sample, *words, sensors=sensors).prompt
-            examples.append(replace(scene.example, prompt=prompt))
-        batch = stack(examples, model.config, QUESTIONS, self.buckets, sensors=())
-        scenes = [scene for _, scene, _ in filled]
-        seen = None
-        if scenes[0].images is not None:
-            names = ("optical_valid", "sar_valid", "ground_optical_valid", "ground_sar_valid")
-            images = {name: joined([getattr(scene.batch, name) for scene in scenes]) for name in names}
-            batch = batch.replace(**images)
-            seen = tuple(joined([scene.seen[i] for scene in scenes]) for i in range(2))
-        fused = engine.encode(batch, seen)
-        made = engine.generate(batch, fused, max_new=self.max_new)
-        pyramids = None
-        if made.seg_states.shape[1] and model.config.grounding is not None and fused is not None:
-            pyramids = beside([pyramids_of(model, scene) for scene in scenes])
-        answers = []
-        found = replies(engine, batch, fused, made, [1] * len(items), pyramids=pyramids)
-        for (_, scene, sample), reply in zip(items, found, strict=True):
-            turn = sample.turns[-1]
-            if scene.images is None:
-                answers.append(Answer(turn.question, reply.text, model=model.name))
-            else:
-                before = sum(len(earlier.regions) for earlier in sample.turns[:-1])
-                marks, _ = gather(turn.regions or None, None, scene.images, before)
-                answers.append(replace(model.answer(scene.images, turn, reply, self.max_new), marks=marks))
+    def _shared(self, items: Sequence[tuple[Scene, Sample]]) -> list[Answer]:
+        answers, encoded = together(self.model, items, self.buckets, self.batch_size, self.max_new)
+        self.counts["encoded"] += encoded
         return answers
 
     def _place(self, request: Request) -> Path | None:

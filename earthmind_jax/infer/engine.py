@@ -18,7 +18,7 @@ from jax import Array
 
 from earthmind_jax.config import EarthMindConfig
 from earthmind_jax.data.pointed import padded
-from earthmind_jax.data.prompts import get_template
+from earthmind_jax.data.templates import get_template
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.infer import compiled
 from earthmind_jax.infer.compiled import Decoding, Pyramids, Seen

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from earthmind_jax.config import RunConfig, SourceConfig
-from earthmind_jax.data.check import sound, usable
 from earthmind_jax.data.pipeline import generator, simulated
 from earthmind_jax.data.sources import Mixture, Source
+from earthmind_jax.data.usable import sound, usable
 
 
 def read_source(

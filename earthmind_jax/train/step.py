@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from earthmind_jax.config import RunConfig
 from earthmind_jax.distributed.sharding import batch_sharding, batch_shards, put_batch, replicated, step_rules
 from earthmind_jax.models import api, earthmind
-from earthmind_jax.ops import losses, resize
+from earthmind_jax.ops import losses, point_rend, resize
 from earthmind_jax.train.by_source import PREFIX, SAMPLES, of_masks, of_samples
 from earthmind_jax.train.marks import pointing
 from earthmind_jax.train.state import TrainState, make_optimiser, state_shardings
@@ -152,8 +152,8 @@ def mask_losses(
     target = masks.reshape(-1, *size).astype(jnp.float32)
     if weights.points:
         uncertain = jax.lax.stop_gradient(logits)
-        coords = losses.sample_points(key, uncertain, weights.points, weights.oversample, weights.importance)
-        logits, target = losses.point_sample(logits, coords), losses.point_sample(target, coords)
+        coords = point_rend.sample_points(key, uncertain, weights.points, weights.oversample, weights.importance)
+        logits, target = point_rend.point_sample(logits, coords), point_rend.point_sample(target, coords)
     else:
         logits, target = logits.reshape(len(logits), -1), target.reshape(len(target), -1)
     each = {

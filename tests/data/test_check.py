@@ -12,9 +12,10 @@ import support
 from PIL import Image
 
 from earthmind_jax.config import DataConfig
-from earthmind_jax.data.check import check_records, line_problems, require_files, usable
+from earthmind_jax.data.check import check_records, line_problems
 from earthmind_jax.data.records import read_jsonl, read_lines
 from earthmind_jax.data.simulate import make_questions, make_scene, write_scene
+from earthmind_jax.data.usable import require_files, usable
 from earthmind_jax.errors import UserError
 
 CFG = dataclasses.replace(support.model(), sensors=dataclasses.replace(support.model().sensors, max_tiles=4))
@@ -208,6 +209,25 @@ def test_the_command(folder, capsys):
     assert code == 2
     code, _, err = support.run(capsys, "data", "check", folder / "absent.jsonl")
     assert (code, len(err.strip().splitlines())) == (2, 1)
+
+
+def test_repeated_ids_are_told(folder, capsys):
+    first, second, *_ = GOOD
+    path = write(folder, first, "", second, "{", {**first, "id": "1"}, {**second, "id": 7}, {**first, "id": 1})
+    report = check_records(path, CFG, DATA)
+    assert (report.broken, report.counts["lines"], report.counts["repeated"]) == (1, 6, 2)
+    assert report.repeated == tuple(
+        f"{path} line {number}: the id '1' is that of {path} line 1 already." for number in (5, 7)
+    )
+    write(folder, *({**first, "id": number % 1000} for number in range(1050)))
+    code, out, err = support.run(capsys, "data", "check", path)
+    assert code == 0, err  # a run learns from both
+    assert [line for line in out.splitlines() if " already." in line or "more" in line] == [
+        *(f"{path} line {1001 + n}: the id '{n}' is that of {path} line {1 + n} already." for n in range(20)),
+        "... and 30 more (--json shows all)",
+    ]
+    code, out, _ = support.run(capsys, "data", "check", path, "--json")
+    assert (json.loads(out)["repeated"], len(json.loads(out)["repeated ids"])) == (50, 50)
 
 
 def test_half_a_character_is_told(folder):

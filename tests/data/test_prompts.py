@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from earthmind_jax.data import prompts, tiles
+from earthmind_jax.data import prompts, templates, tiles
 from earthmind_jax.data.tokenizer import Tokenizer, train_bpe
 from earthmind_jax.errors import UserError
 
@@ -108,19 +108,19 @@ def test_published_strings(bpe):
 def test_templates():
     chatml = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
     for name, stops in (("qwen_chat", ("<|im_end|>", "<|endoftext|>")), ("internlm2-chat", ("<|im_end|>",))):
-        template = prompts.get_template(name)
+        template = templates.get_template(name)
         assert (template.instruction, template.suffix, template.stop_words) == (chatml, "<|im_end|>", stops)
         assert template.around("train") == template.around("hf")
         assert (template.separator, template.system) == ("\n", "<|im_start|>system\n{system}<|im_end|>\n")
-    phi3 = prompts.get_template("phi3-chat")
+    phi3 = templates.get_template("phi3-chat")
     assert phi3.around() == ("<|user|>\n", "<|end|>\n<|assistant|>\n")
     assert phi3.around("train") == ("<|user|>\n", "<|end|><|assistant|>\n")
     assert (phi3.suffix, phi3.separator, phi3.stop_words) == ("<|end|>", "\n", ("<|end|>",))
     assert phi3.system == "<|system|>\n{system}<|end|>\n"
-    vicuna = prompts.get_template("vicuna")
+    vicuna = templates.get_template("vicuna")
     assert (vicuna.around(), vicuna.suffix, vicuna.separator) == (("USER: ", " ASSISTANT:"), "", "\n")
     with pytest.raises(UserError, match="Did you mean 'qwen_chat'"):
-        prompts.get_template("qwen_chatt")
+        templates.get_template("qwen_chatt")
     assert len(prompts.SEGMENTATION_QUESTIONS) == 16
     assert len(prompts.SEGMENTATION_ANSWERS) == 5
 
@@ -138,13 +138,13 @@ def test_templates_of_base_internvl(bpe):
         ("internvl2_5", chatml, new, "<|im_end|>\n"),
     ):
         turns = [("What is this?", "A lake."), ("Is it deep?", None)]
-        prompt = prompts.build(turns, bpe, prompts.INTERNVL[published], visual=[range(4)])
+        prompt = prompts.build(turns, bpe, templates.INTERNVL[published], visual=[range(4)])
         assert text_of(prompt, bpe) == (
             f"{system}{message}{end}{user}<img>{CONTEXT * 4}</img>\nWhat is this?{end}{assistant}A lake.{end}"
             f"{user}Is it deep?{end}{assistant}"
         )
         assert bpe.decode(prompt.tokens[prompt.question]) == "What is this?Is it deep?"
-        assert prompts.get_template(prompts.INTERNVL[published]).stop_words == (end.strip(),)
+        assert templates.get_template(templates.INTERNVL[published]).stop_words == (end.strip(),)
 
 
 def test_conversation_masks(bpe):
@@ -179,7 +179,7 @@ def test_separator_is_not_supervised(bpe):
 
 
 def test_expanding_runs_equals_encoding_them(bpe):
-    for template in prompts.TEMPLATES:
+    for template in templates.TEMPLATES:
         prompt = prompts.build([("Where?", None)], bpe, template, visual=[range(300)], regions=[range(7)])
         assert prompt.tokens.tolist() == bpe.encode(text_of(prompt, bpe))
 

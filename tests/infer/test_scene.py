@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +16,10 @@ from earthmind_jax import checkpoint
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
-from earthmind_jax.errors import UserError, WorkError
-from earthmind_jax.geo.scene import strips
-from earthmind_jax.infer.ahead import ahead
-from earthmind_jax.infer.scene import OVERLAP, to_percent, window_note
+from earthmind_jax.errors import UserError
+from earthmind_jax.infer.scene import window_note
 from earthmind_jax.infer.scene_ask import ask_large, view_side
 from earthmind_jax.infer.scene_read import SceneReader
-from earthmind_jax.infer.scene_store import PLACE, Store
-from earthmind_jax.infer.windows import Blend, Lattice, windows
 
 
 @pytest.fixture(scope="module")
@@ -51,89 +41,6 @@ def whole(pair, folder):
 def read(path):
     with rasterio.open(path) as dataset:
         return dataset.read(1)
-
-
-def test_a_canvas_that_moves_gives_the_mean_of_the_whole():
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        shape, side, overlap = tuple(rng.integers(9, 60, 2)), int(rng.integers(4, 12)), float(rng.uniform(0, 0.8))
-        places = list(windows(shape, side, overlap))
-        values = [rng.random((*(s.stop - s.start for s in place), 2), np.float32) for place in places]
-        still, moving = Blend(shape, 2), Blend((min(side, shape[0]), shape[1]), 2)
-        done = []
-        for place, value in zip(places, values, strict=True):
-            if place[0].start > moving.top:
-                done.append(moving.finish(place[0].start))
-            still.add(place, value)
-            moving.add(place, value)
-        done.append(moving.finish(shape[0]))
-        np.testing.assert_array_equal(np.concatenate(done), still.mean())
-
-
-def test_percent_is_above_fifty_exactly_where_the_mask_is():
-    probability = np.random.default_rng(0).random((200, 50, 1), np.float32)
-    probability[:, :20] = 0.5 + (probability[:, :20] - 0.5) * 1e-3
-    probability[0, 0] = 0.5
-    valid = np.random.default_rng(1).random((200, 50)) > 0.2
-    percent = to_percent(probability, valid)
-    np.testing.assert_array_equal((percent > 50)[valid], (probability > 0.5)[valid])
-    assert (percent[~valid] == 255).all()
-    assert np.abs(percent[valid] / 100 - probability[valid]).max() < 0.0101
-
-
-def test_things_made_ahead_keep_their_order_and_their_error():
-    def items():
-        yield from range(20)
-        raise UserError("the end of the world")
-
-    made = ahead(items(), 3)
-    assert [next(made) for _ in range(20)] == list(range(20))
-    with pytest.raises(UserError, match="the end of the world"):
-        next(made)
-    closed = []
-
-    def endless():
-        try:
-            while True:
-                yield 1
-        finally:
-            closed.append(True)
-
-    running = ahead(endless(), 2)
-    assert next(running) == 1
-    running.close()
-    assert closed == [True]
-
-
-def test_every_pixel_is_read_once_and_as_a_whole_would_be(pair, tmp_path):
-    sensors = scenes.model().config.sensors
-    with rasterio.open(pair["optical"]) as dataset:
-        profile, data = dataset.profile, dataset.read()
-        names, tags = dataset.descriptions, dataset.tags()
-    profile |= {"blockxsize": 16, "blockysize": 16}
-    tiled = tmp_path / "tiled.tif"
-    with rasterio.open(tiled, "w", **profile) as dataset:
-        dataset.write(data)
-        dataset.descriptions = names
-        dataset.update_tags(**tags)
-    for path in (tiled, pair["optical"]):
-        seen = np.zeros(data.shape[1:], int)
-        for strip in strips(path):
-            for window in strip:
-                seen[window.toslices()] += 1
-        assert (seen == 1).all()
-    reader = SceneReader({"optical": tiled, "sar": pair["sar"]}, sensors)
-    reader._strips = [[type(w)(w.col_off, top, w.width, min(23, 101 - top)) for w in reader._strips[0]]
-                      for top in range(0, 101, 23)]  # fmt: skip
-    reader._tops = [strip[0].row_off for strip in reader._strips]
-    images = load_images(pair, sensors)
-    for rows in reader.rows((top, min(top + 40, 101)) for top in (0, 11, 37, 90)):
-        for name in ("optical", "sar"):
-            frames, valid = sensor_frames(*images.pictures[name], name, sensors)
-            cut = slice(rows.top, rows.bottom)
-            np.testing.assert_array_equal(rows.frames[name][1], valid[cut])
-            assert np.abs(rows.frames[name][0].astype(int) - frames[:, cut]).max() <= 1
-    assert any("offset -1000" in note for note in reader.notes)
 
 
 def test_the_same_as_in_memory(pair, whole):
@@ -221,151 +128,6 @@ def test_windows_without_data_are_left_out_and_stay_nodata(pair, tmp_path):
     np.testing.assert_array_equal(read(made.out / "mask_1.tif") == 255, (data == 0).any(0))
     assert made.answer["scene"]["empty windows"] > 0
     assert made.answer["masks"][0]["fusion"]["optical"] == pytest.approx(1)
-
-
-@pytest.fixture(scope="module")
-def dense(pair, folder):
-    """One uninterrupted run in which four windows share a pixel of a column."""
-    return scenes.draw(pair, folder / "dense", weights=True, overlap=0.75)
-
-
-@pytest.mark.parametrize(("kind", "overlap", "stop"), [("whole", OVERLAP, 1), ("whole", OVERLAP, 2),
-                                                       ("whole", OVERLAP, 4), ("dense", 0.75, 5)])  # fmt: skip
-def test_broken_off_and_continued(kind, overlap, stop, pair, tmp_path, request):
-    """After any row of windows; a half-written last line is as if it were not there."""
-    whole = request.getfixturevalue(kind)
-    out, rows = tmp_path / "out", []
-
-    def report(*facts):
-        rows.append(facts)
-        if len(rows) == stop:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        scenes.draw(pair, out, weights=True, overlap=overlap, report=report)
-    assert not (out / "answer.json").exists()
-    with open(out / PLACE / "rows.jsonl", "a") as log:
-        log.write('{"row": 99, "pix')
-    rows.clear()
-    scenes.draw(pair, out, weights=True, overlap=overlap, report=lambda *facts: rows.append(facts))
-    lattice = Lattice.of((101, 150), 32, overlap, 8)
-    kept = lattice.next_top(stop - 2) if stop > 1 else 0  # the last rows may have been on their way to the disk
-    assert len(rows) <= len(lattice.rows) - lattice.first_row(kept)
-    assert scenes.contents(out) == scenes.contents(whole.out)
-
-
-def test_broken_off_while_the_maps_are_written(pair, whole, tmp_path, monkeypatch):
-    def fail(self):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "remove", fail)
-        with pytest.raises(KeyboardInterrupt):
-            scenes.draw(pair, tmp_path / "out", weights=True)
-    (tmp_path / "out" / "answer.json").unlink()
-    assert scenes.draw(pair, tmp_path / "out", weights=True).seconds["maps"] > 0
-    assert scenes.contents(tmp_path / "out") == scenes.contents(whole.out)
-
-
-def start(folder, out):
-    """The same run in a process of its own, which waits for a line after each row of windows."""
-    root = Path(scenes.__file__).parents[1]
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    }
-    program = [sys.executable, scenes.__file__, str(folder), str(out)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(program, **pipes, text=True, env=env)
-
-
-def until(child, line):
-    """Let it go on until it says ``line``; whether it did."""
-    for said in child.stdout:
-        if said.strip() == line:
-            return True
-        child.stdin.write("\n")
-        child.stdin.flush()
-    return False
-
-
-@pytest.mark.slow
-def test_killed_by_the_system_and_continued(folder, whole, tmp_path):
-    out = tmp_path / "out"
-    for line, number in (("windows 18", signal.SIGKILL), ("windows 9", signal.SIGTERM)):  # windows of one start
-        with start(folder, out) as child:
-            assert until(child, line)
-            child.send_signal(number)
-            assert "finished" not in child.stdout.read()
-            assert child.wait(timeout=60) == -number
-        assert (out / PLACE).is_dir()
-    with start(folder, out) as child:
-        assert until(child, "finished")
-        assert child.wait(timeout=120) == 0
-    assert scenes.contents(out) == scenes.contents(whole.out)
-
-
-def test_a_finished_run_is_not_repeated_and_another_is_refused(pair, whole):
-    before = scenes.contents(whole.out)
-    again = scenes.draw(pair, whole.out, weights=True)
-    assert again.answer == whole.answer
-    with pytest.raises(UserError, match="another targets and questions"):
-        scenes.draw(pair, whole.out, weights=True, targets=("ship", "lake"))
-    with pytest.raises(UserError, match="another overlap"):
-        scenes.draw(pair, whole.out, weights=True, overlap=0.25)
-    with pytest.raises(UserError, match="another window"):
-        scenes.draw(pair, whole.out, weights=True, window=64)
-    assert scenes.contents(whole.out) == before
-
-
-def test_other_results_are_not_overwritten(pair, tmp_path):
-    scenes.model().segment("lake", **pair).save(tmp_path)
-    before = scenes.contents(tmp_path)
-    with pytest.raises(UserError, match="holds other results"):
-        scenes.draw(pair, tmp_path, targets=("lake",))
-    assert scenes.contents(tmp_path) == before
-
-
-def test_two_runs_in_one_directory(pair, tmp_path):
-    def report(*facts):
-        with pytest.raises(UserError, match="in use by another run"):
-            scenes.draw(pair, tmp_path / "out", targets=("lake",))
-
-    scenes.draw(pair, tmp_path / "out", targets=("lake",), report=report)
-
-
-def test_a_block_that_breaks_on_the_way_keeps_what_is_finished(tmp_path):
-    """The file's last rows become unreadable after the run has begun."""
-    pair = scenes.write(tmp_path, "bad", (2200, 32))
-    path = pair["optical"]
-    with rasterio.open(path) as dataset:
-        place = [int(dataset.get_tag_item(f"BLOCK_{what}_0_4", "TIFF", bidx=4)) for what in ("OFFSET", "SIZE")]
-
-    def report(*facts):
-        with open(path, "r+b") as file:
-            file.seek(place[0])
-            file.write(b"\xff" * place[1])
-
-    out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"bad_s2\.tif is damaged or cut short"):
-        scenes.draw(pair, out, targets=("lake",), overlap=0.0, report=report)
-    assert 400 < json.loads((out / PLACE / "rows.jsonl").read_text().splitlines()[-1])["pixels"] < 2048
-    assert sorted(p.name for p in out.iterdir()) == [PLACE]
-
-
-def test_a_full_disk_keeps_what_is_finished(pair, whole, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, limits[1]))
-    try:
-        with pytest.raises(WorkError, match=r"picture_optical\.raw: File too large"):
-            scenes.draw(pair, tmp_path / "out", weights=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert json.loads((tmp_path / "out" / PLACE / "rows.jsonl").read_text().splitlines()[-1])["pixels"] > 0
-    scenes.draw(pair, tmp_path / "out", weights=True)
-    assert scenes.contents(tmp_path / "out") == scenes.contents(whole.out)
 
 
 @pytest.mark.parametrize(

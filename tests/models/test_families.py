@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from earthmind_jax.config import LmConfig
-from earthmind_jax.data import prompts
+from earthmind_jax.data import templates
 from earthmind_jax.errors import UserError
 from earthmind_jax.models.decoder import Decoder
 from earthmind_jax.models.families import FAMILIES, find, from_hf
@@ -180,7 +180,7 @@ def test_records_are_complete(name):
     family = FAMILIES[name]
     assert family.name == name
     assert family.architectures
-    assert prompts.get_template(family.template).name == family.template
+    assert templates.get_template(family.template).name == family.template
     assert all(isinstance(preset, LmConfig) and preset.family == name for preset in family.presets.values())
     tokens = jnp.zeros((1, 4), jnp.int32)
     decoder = Decoder(family.tiny)

@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from earthmind_jax.ops import losses, resize
+from earthmind_jax.ops import losses, point_rend, resize
 
 torch = pytest.importorskip("torch")
 
@@ -30,22 +30,22 @@ def same(got, want):
 def test_recorded_points(recorded):
     inputs, outputs, config = recorded
     kept = int(config["importance_sample_ratio"] * config["num_points"])
-    coords = losses.select_points(inputs["pred_masks"], inputs["rand_oversampled"], inputs["rand_extra"], kept)
+    coords = point_rend.select_points(inputs["pred_masks"], inputs["rand_oversampled"], inputs["rand_extra"], kept)
     assert coords.shape == outputs["point_coords"].shape
     np.testing.assert_array_equal(coords, outputs["point_coords"])
-    same(losses.point_sample(inputs["pred_masks"], coords), outputs["sampled_pred"])
-    same(losses.point_sample(inputs["gt_masks"], coords), outputs["sampled_gt"])
+    same(point_rend.point_sample(inputs["pred_masks"], coords), outputs["sampled_pred"])
+    same(point_rend.point_sample(inputs["gt_masks"], coords), outputs["sampled_gt"])
 
 
 def test_recorded_mask_losses_and_gradients(recorded):
     inputs, outputs, config = recorded
     coords = outputs["point_coords"]
-    targets = losses.point_sample(inputs["gt_masks"], coords)
+    targets = point_rend.point_sample(inputs["gt_masks"], coords)
     weight = {"mask": config["loss_mask"]["loss_weight"], "dice": config["loss_dice"]["loss_weight"]}
     for name, function in (("mask", losses.mask_bce), ("dice", losses.mask_dice)):
 
         def loss(masks, function=function, name=name, **options):
-            return weight[name] * function(losses.point_sample(masks, coords), targets, **options)
+            return weight[name] * function(point_rend.point_sample(masks, coords), targets, **options)
 
         value, gradient = jax.value_and_grad(loss)(inputs["pred_masks"])
         same(value, outputs[f"loss_{name}"])
@@ -243,39 +243,6 @@ def test_attention_target_is_the_adaptive_maximum():
     want = pooled / (pooled.sum(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(losses.attention_target(jnp.asarray(mask), (8, 12)), want, rtol=1e-6)
     assert resize.adaptive_max(jnp.asarray(mask)[..., None], (8, 12)).dtype == jnp.bool_
-
-
-@pytest.mark.parametrize("size", [(32, 32), (5, 9)])
-def test_point_sample(size):
-    rng = np.random.default_rng(5)
-    maps = rng.standard_normal((3, *size)).astype(np.float32)
-    coords = (rng.random((3, 200, 2)) * 1.4 - 0.2).astype(np.float32)  # also outside of the map
-    leaf = torch.tensor(maps, requires_grad=True)
-    want = torch.nn.functional.grid_sample(
-        leaf[:, None], torch.tensor(2 * coords - 1)[:, None], mode="bilinear", align_corners=False
-    )[:, 0, 0]
-    want.square().sum().backward()
-    np.testing.assert_allclose(losses.point_sample(maps, coords), want.detach().numpy(), rtol=1e-5, atol=2e-5)
-    gradient = jax.grad(lambda x: jnp.square(losses.point_sample(x, coords)).sum())(maps)
-    np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-4)
-
-
-def test_sample_points():
-    """Points lie in the unit square, and most of them where the logits are near zero."""
-    logits = jnp.broadcast_to(jnp.linspace(-10, 10, 64)[None, None, :], (2, 64, 64))
-    coords = losses.sample_points(jax.random.key(0), logits, 1000, 3.0, 0.75)
-    assert coords.shape == (2, 1000, 2)
-    assert float(coords.min()) >= 0
-    assert float(coords.max()) < 1
-    near = np.abs(losses.point_sample(logits, coords)) < 3.0
-    assert near[:, :750].mean() > 0.95
-    assert 0.15 < near[:, 750:].mean() < 0.45
-    assert not np.array_equal(coords[0], coords[1])
-    gradient = jax.grad(lambda x: losses.sample_points(jax.random.key(0), x, 10).sum())(logits)
-    np.testing.assert_array_equal(gradient, 0)
-    for bad in ({"oversample": 0.5}, {"importance": 1.5}, {"points": 0}):
-        with pytest.raises(ValueError, match="Point sampling"):
-            losses.sample_points(jax.random.key(0), logits, **{"points": 10, **bad})
 
 
 def test_contrast_is_the_cross_entropy_of_the_choice():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.verify.recorded.case import Case, Report
-from earthmind_jax.ops import losses, resize
+from earthmind_jax.ops import losses, point_rend, resize
 
 IGNORE = -100  # label of a token that is not predicted
 
@@ -29,23 +29,25 @@ def _masks(case: Case) -> dict[str, jax.Array]:
     config, x = case.config, case.inputs
     pred, target = jnp.asarray(x["pred_masks"]), jnp.asarray(x["gt_masks"], jnp.float32)
     kept = int(config["importance_sample_ratio"] * config["num_points"])
-    coords = losses.select_points(pred, x["rand_oversampled"], x["rand_extra"], kept)
-    points = losses.point_sample(target, coords)
+    coords = point_rend.select_points(pred, x["rand_oversampled"], x["rand_extra"], kept)
+    points = point_rend.point_sample(target, coords)
 
     def bce(pred: jax.Array, eps: float = 1e-4) -> jax.Array:
-        return config["loss_mask"]["loss_weight"] * losses.mask_bce(losses.point_sample(pred, coords), points, eps=eps)
+        return config["loss_mask"]["loss_weight"] * losses.mask_bce(
+            point_rend.point_sample(pred, coords), points, eps=eps
+        )
 
     def dice(pred: jax.Array, **options: float) -> jax.Array:
         options = {"smooth": config["loss_dice"]["eps"], **options}
         return config["loss_dice"]["loss_weight"] * losses.mask_dice(
-            losses.point_sample(pred, coords), points, **options
+            point_rend.point_sample(pred, coords), points, **options
         )
 
     flat, flat_target = pred.reshape(len(pred), -1), target.reshape(len(pred), -1)
     weights = config["loss_mask"]["loss_weight"], config["loss_dice"]["loss_weight"]
     return {
         "point_coords": coords,
-        "sampled_pred": losses.point_sample(pred, coords),
+        "sampled_pred": point_rend.point_sample(pred, coords),
         "sampled_gt": points,
         "loss_mask": bce(pred),
         "loss_dice": dice(pred),

@@ -22,7 +22,7 @@ class Family:
       from_hf: published ``config.json`` (of the language model) -> :class:`LmConfig`; a :class:`UserError` for anything
         that our decoder would compute differently.
       presets: the published sizes by name.
-      template: name (in ``data.prompts.TEMPLATES``) of the chat template of EarthMind and Sa2VA models on this family.
+      template: name (in ``data.templates``) of the chat template of EarthMind and Sa2VA models on this family.
       tiny: a toy of the same structure, for tests and demonstrations.
     """
 
