@@ -46,6 +46,15 @@ def run(capsys: Any, *arguments: object) -> tuple[int, str, str]:
     return code, out.out, out.err
 
 
+def refused(capsys: Any, *arguments: object, says: str) -> None:
+    """The command line refuses the arguments, in one line with these words."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2, err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1, err
+    assert says.lower() in err.lower(), err
+
+
 ALL = (Group(pattern=".*", learning_rate=1.0),)
 
 

@@ -10,19 +10,15 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import malformed_files
+import malformed_images
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
-from malformed_rasters import (
-    BROKEN,
-    ODD,
-    PLACE,
-    control_points_only,
-    rational_polynomials_only,
-    reflectance,
-    tif,
-)
+from malformed_images import control_points_only, rational_polynomials_only
+from odd_rasters import ODD
+from small_rasters import PLACE, reflectance, tif
 from support import model, params, run, tokenizer
 
 from earthmind_jax.config import SensorConfig
@@ -31,6 +27,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.raster import read_raster
 from earthmind_jax.infer.predictor import EarthMind
 
+BROKEN = malformed_files.BROKEN | malformed_images.BROKEN
 SECONDS = 30.0  # of a busy machine; alone it is two at most
 UNPLACED = {"no_crs", "identity_transform"}  # good for words only
 NO_PLACE = {"png_with_alpha", "animated"}  # pictures

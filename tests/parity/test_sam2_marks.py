@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 import shapely
-from test_sam2 import CONFIG, FEATURES, MASKS, QUICK, close, convert, encode, last
-from transformers_sam2 import draw_weights, head_options, published_names, vision_config
+from sam2_weights import FEATURES, MASKS, QUICK, close, convert, encode, last
+from transformers_sam2 import CONFIG, draw_weights, head_options, published_names, vision_config
 
 from earthmind_jax.config import Precision
 from earthmind_jax.data.pointed import CERTAIN, padded, visual_prompts

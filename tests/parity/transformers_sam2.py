@@ -9,6 +9,10 @@ import numpy as np
 
 from earthmind_jax.config import GroundingConfig
 
+CONFIG = GroundingConfig(
+    image_size=128, embed_dim=12, heads=2, stages=(1, 2, 3, 2), global_blocks=(4,), windows=(8, 4, 6, 3),
+    pos_grid=(6, 5), width=32, decoder_heads=4, decoder_mlp=48, iou_hidden=24,
+)  # fmt: skip
 RENAMES = (
     (r"vision_encoder\.backbone\.patch_embed\.projection", "image_encoder.trunk.patch_embed.proj"),
     (r"vision_encoder\.backbone\.", "image_encoder.trunk."),
