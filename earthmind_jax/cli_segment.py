@@ -224,12 +224,12 @@ def _duration(seconds: float) -> str:
 
 def large(optical: Path | None, sar: Path | None) -> bool:
     """Whether the image that masks are drawn on is a raster too large for the small road."""
-    from earthmind_jax.data.read import RASTERS
+    from earthmind_jax.data.read import is_raster
     from earthmind_jax.geo.raster import open_raster
     from earthmind_jax.infer.view import WHOLE
 
     path = optical if optical is not None else sar
-    if path is None or path.suffix.lower() not in RASTERS:
+    if path is None or not is_raster(path):
         return False
     with open_raster(path) as dataset:
         return dataset.height * dataset.width > WHOLE

@@ -165,7 +165,7 @@ def _check_image(image: Image, name: str, sensors: SensorConfig) -> None:
         from earthmind_jax.data import imagery
 
         for path in image.paths:  # those of bands that this model does not use, too
-            if not path.is_file():
+            if not path.exists():
                 raise UserError(f"there is no file '{path}'.")
         imagery.check(image, name, sensors)
         return
@@ -293,5 +293,5 @@ def require_files(records: Iterable[Record] | Packed) -> None:
     for record in records:
         for name in SENSORS:
             for path in record.paths(name):
-                if not path.is_file():
+                if not path.exists():
                     raise UserError(f"{record.where}: field '{name}': there is no file '{path}'.")

@@ -68,10 +68,17 @@ def picture_header(path: str) -> Header:
     return read_header(path)
 
 
+def is_raster(path: str | Path) -> bool:
+    """Whether an image is read as a raster or a product, and not as a picture without a place: by its name and kind."""
+    from earthmind_jax.geo.products import is_product
+
+    return Path(path).suffix.lower() in RASTERS or is_product(path)
+
+
 def read_header(path: str | Path) -> Header:
     """What the header of an image file tells."""
     file = Path(path)
-    if file.suffix.lower() in RASTERS:
+    if is_raster(file):
         from earthmind_jax.geo.raster import is_finished_picture, open_raster
 
         with open_raster(file) as dataset:

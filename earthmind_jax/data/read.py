@@ -13,6 +13,7 @@ from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.headers import (
     RASTERS,
     image_header,
+    is_raster,
     picture_header,
     picture_sizes,
     read_header,
@@ -34,6 +35,7 @@ __all__ = [
     "decode_regions",
     "described_images",
     "image_header",
+    "is_raster",
     "load_images",
     "load_record",
     "picture_header",

@@ -85,6 +85,7 @@ def name_bands(
     told: Sequence[str] | None = None,
     colours: Sequence[str] = (),
     gsd: float | None = None,
+    why: str = "as told",
 ) -> tuple[tuple[str, ...], str | None, list[str]]:
     """Names the bands of one file: (names, sensor or None, notes that give the reason).
 
@@ -92,6 +93,7 @@ def name_bands(
       sensor: what the caller knows; it settles common names ("red" -> B04) and layouts that cannot be guessed.
       told: the names as the caller knows them, in the file's order.
       colours: colour interpretation of the bands ("red"), which names bands that have no other name.
+      why: what tells the sensor.
       gsd: metres; very high resolution tells colour images from satellites' reflectance.
     """
     if told is not None:
@@ -115,7 +117,7 @@ def name_bands(
         _require_landsat_8_9(names, " ".join((PurePath(path).name.upper(), *map(str, tags.values()))), path)
     if all(names):
         named = tuple(str(name) for name in names)
-        guess, reason = (sensor, "as told") if sensor else _sensor_of_names(named, dtype, path, tags, gsd)
+        guess, reason = (sensor, why) if sensor else _sensor_of_names(named, dtype, path, tags, gsd)
         notes = [f"bands named by {by}: {' '.join(named)}"]
         return named, guess, notes + ([f"sensor {guess}: {reason}"] if guess else [])
     return _by_layout(names, dtype, sensor)

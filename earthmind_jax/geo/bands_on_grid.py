@@ -15,6 +15,8 @@ from rasterio.windows import Window
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bands import select
 from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.opening import file_stamp
+from earthmind_jax.geo.products import Product
 from earthmind_jax.geo.sample import SAMPLE_SIDE, SceneSample, file_sample, sample_of
 
 FILL = {"reflectance": 0.0, "dB": -50.0, "display": 0.0}  # finite stand-in at invalid pixels of calibrated rasters
@@ -35,6 +37,7 @@ class Raster:
       sensor: an entry of ``radiometry.SENSORS``, or None.
       decided: what calibration found out, by name ("offset", "scale", "unit").
       window, scene_shape, scene_bands: the part read, and the size and bands of the whole file.
+      product: what the file is part of or made of, where it came as a product.
       scene_indexes, quality: where these bands, and one that tells validity (position, name), stand in the file.
     """
 
@@ -62,6 +65,7 @@ class Raster:
     stored: tuple[str, ...] = ()
     decided: dict[str, Any] = field(default_factory=dict)
     gcps: bool = False
+    product: Product | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -91,26 +95,27 @@ class Raster:
     def scene_sample(self) -> SceneSample:
         """The whole scene, decimated: what scene-level decisions rest on, the same for every window of a file and for
         every choice of bands."""
-        if self.unit == "raw" and self.scene_indexes and os.path.exists(self.path):
-            stat = os.stat(self.path)
-            stamp = stat.st_mtime_ns, stat.st_size
+        stamp = file_stamp(self.path) if self.unit == "raw" and self.scene_indexes else None
+        if stamp is not None:
             return file_sample(self.path, self.scene_indexes, self.scene_bands, self.quality, stamp)
         step_y, step_x = (max(1, side // SAMPLE_SIDE) for side in self.shape)
         data, valid = self.data[:, ::step_y, ::step_x], self.valid[::step_y, ::step_x]
         return sample_of(np.asarray(data, np.float32), np.broadcast_to(valid, data.shape), self.stored or self.bands)
 
-    def scene_positions(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """For each row and each column of this raster the nearest one in a sample of ``shape`` of the whole scene."""
+    def scene_centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the centres of this raster's rows and columns lie in the scene, in its pixels from its outer corner."""
         scene = self.scene_shape or self.shape
         window = self.window or Window(0, 0, scene[1], scene[0])
-        found = []
-        for offset, length, count, whole, size in (
-            (window.row_off, window.height, self.shape[0], scene[0], shape[0]),
-            (window.col_off, window.width, self.shape[1], scene[1], shape[1]),
-        ):
-            centres = offset + (np.arange(count) + 0.5) * length / count
-            found.append(np.clip((centres * size / whole).astype(int), 0, size - 1))
-        return found[0], found[1]
+        rows = window.row_off + (np.arange(self.shape[0]) + 0.5) * window.height / self.shape[0]
+        columns = window.col_off + (np.arange(self.shape[1]) + 0.5) * window.width / self.shape[1]
+        return rows, columns
+
+    def scene_positions(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """For each row and each column of this raster the nearest one in a sample of ``shape`` of the whole scene."""
+        whole = self.scene_shape or self.shape
+        found = zip(self.scene_centres(), shape, whole, strict=True)
+        rows, columns = (np.clip((c * size / side).astype(int), 0, size - 1) for c, size, side in found)
+        return rows, columns
 
     def calibrated(
         self,

@@ -23,6 +23,7 @@ from earthmind_jax.geo.contents import Contents, Wanted, contents, data_bands
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.opening import open_raster, read_masks, read_values, require_room
+from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.quality import quality_note, quality_valid
 
 __all__ = [
@@ -75,6 +76,9 @@ def read_raster(
         transform = dataset.transform
         if window is not None:
             transform = window_transform(window, transform)
+        product = product_in(dataset)
+        if product is not None:
+            notes.append(product.files_note((*stored, scene.quality[1]) if scene.quality else stored))
         gcps = bool(dataset.gcps[0])
         if gcps and dataset.crs is None:
             notes.append("only ground control points tell where it lies: terrain-correct it before making maps")
@@ -101,6 +105,7 @@ def read_raster(
             quality=scene.quality,
             stored=tuple(stored),
             gcps=gcps,
+            product=product,
         )
     if window is None and not labels and not raster.valid.any():
         raise nothing_valid(raster)

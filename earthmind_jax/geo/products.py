@@ -1,0 +1,176 @@
+"""Products as they are downloaded: folders, zip and tar files of band files and metadata, each read as one raster.
+
+What a product is follows from its metadata or, without any, from the names of its band files; a module for each family
+(``product_sentinel2`` and so on) tells its bands, and :func:`earthmind_jax.geo.product_vrt.assemble` makes one raster
+of them. Everything else reads it as it reads a GeoTIFF.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from rasterio.env import ensure_env
+from rasterio.io import DatasetReader
+
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.product_files import ARCHIVES, Files, files_of
+from earthmind_jax.geo.product_vrt import BandFile
+
+CHECKPOINT = "config.json"
+PICTURES = (".png", ".jpg", ".jpeg")
+_METADATA = re.compile(r"(?i)MTD_MSIL\w+\.xml|S2\w_\w+_MTD_SAF\w+\.xml|manifest\.safe|.*_MTL\.(txt|json|xml)")
+_CONTAINER = re.compile(r"(?i)\.(SAFE|zip|tar)$")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Product:
+    """One image as it was downloaded.
+
+    Attributes:
+      path: as it was given.
+      title: what it is, in words.
+      bands: of the raster, in its order.
+      xml: the virtual raster.
+      sensor: an entry of ``radiometry.SENSORS``, and the ``reason``; None where it is not known.
+      notes: what there is to say of it.
+      calibration: polarisation -> table of what makes its numbers backscatter (``sar_calibration``).
+    """
+
+    path: str
+    title: str
+    bands: tuple[BandFile, ...]
+    xml: str
+    sensor: str | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    def files_note(self, names: Sequence[str]) -> str:
+        """Which files the bands of these names are read from."""
+        used = dict.fromkeys(os.path.basename(band.shown) for band in self.bands if band.name in names)
+        return f"read from {' '.join(used)}"
+
+
+class ProductReader(DatasetReader):
+    """A product's bands as one open raster, which goes by the product's own name."""
+
+    product: Product
+
+    @property
+    def name(self) -> str:
+        return self.product.path
+
+
+def product_in(dataset: DatasetReader) -> Product | None:
+    """The product that an open raster was made of; None of a raster file."""
+    return dataset.product if isinstance(dataset, ProductReader) else None
+
+
+@ensure_env
+def open_product(product: Product) -> ProductReader:
+    """Opens it as one raster; rasterio's errors where GDAL cannot."""
+    reader = ProductReader(product.xml)
+    reader.product = product
+    return reader
+
+
+def is_product(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is read as a product, if at all, and not as a raster file: by its kind and name alone."""
+    name = os.fspath(path)
+    if name.startswith("/vsi"):
+        return False
+    try:
+        mode = os.stat(name).st_mode
+    except (OSError, ValueError):
+        return False
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        return False
+    lower = name.lower()
+    if lower.endswith(PICTURES):
+        from earthmind_jax.geo.product_picture import has_place
+
+        return has_place(name)
+    return lower.endswith(ARCHIVES) or _METADATA.fullmatch(os.path.basename(name)) is not None
+
+
+def product_of(path: str | os.PathLike[str]) -> Product | None:
+    """The product that a path names: its folder, its archive, or its metadata file; None for a raster file.
+
+    Raises:
+      UserError: a folder or archive that holds no product that is known here, several, or a broken one.
+    """
+    name = os.fspath(path)
+    return _found(name, _stamp(name)) if is_product(name) else None
+
+
+def _stamp(name: str) -> tuple[int, int]:
+    status = os.stat(name)
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _found(name: str, stamp: tuple[int, int]) -> Product:
+    if name.lower().endswith(PICTURES):
+        from earthmind_jax.geo.product_picture import find
+
+        return find(name)
+    from earthmind_jax.geo import product_bands, product_landsat, product_sentinel1, product_sentinel2
+
+    files, granule = _files(name)
+    finders: list[Callable[..., Product | None]] = [
+        product_sentinel2.find,
+        product_sentinel1.find,
+        product_landsat.find,
+        product_bands.find,
+    ]
+    for find in finders:
+        product = find(files, name, granule)
+        if product is not None:
+            return product
+    raise UserError(_nothing(name, files))
+
+
+def _files(name: str) -> tuple[Files, str]:
+    """(the files of the product that a path names or lies in, the name of the granule that it is or lies in)."""
+    parts = os.path.abspath(name).split(os.sep)
+    if "GRANULE" in parts[:-1] and not os.path.isfile(name):
+        at = len(parts) - 1 - parts[::-1].index("GRANULE")
+        return files_of(os.sep.join(parts[:at])), parts[at + 1]
+    if os.path.isfile(name) and not name.lower().endswith(ARCHIVES):
+        return files_of(os.path.dirname(name) or "."), ""
+    if os.path.isfile(os.path.join(name, CHECKPOINT)):
+        raise UserError(f"{name} is a checkpoint directory, not an image; name it with --checkpoint.")
+    files = files_of(name)
+    if not files.names:
+        what = "an empty archive" if files.archive else "a directory that is empty"
+        raise UserError(f"{name} is {what}; give one raster file, such as a GeoTIFF, or the folder of a product.")
+    tops = sorted({first for first, _, rest in (name.partition("/") for name in files.names) if rest})
+    inside = [top for top in tops if top.upper().endswith(".SAFE")]
+    if len(inside) > 1:
+        raise UserError(f"{name} holds {len(inside)} products ({', '.join(inside[:3])}); name one of them.")
+    if inside or (len(tops) == 1 and not files.top()):
+        return files.below(f"{(inside or tops)[0]}/"), ""
+    return files, ""
+
+
+def _nothing(name: str, files: Files) -> str:
+    kind = "an archive" if files.archive else "a directory"
+    shown = ", ".join(files.names[:3]) + (", ..." if len(files.names) > 3 else "")
+    return (
+        f"{name} is {kind} without a product that is known here (Sentinel-1 GRD or Sentinel-2 SAFE, Landsat Collection "
+        f"2) or files named after their bands (B02.tif, VV.tif); it holds {shown}; give one raster file, such as a "
+        "GeoTIFF."
+    )
+
+
+def plain_name(path: str) -> str:
+    """The product's name without .SAFE, .zip or .tar."""
+    return _CONTAINER.sub("", os.path.basename(path.rstrip("/")))
