@@ -16,7 +16,24 @@ from earthmind_jax.data.images import Image as Described
 from earthmind_jax.data.records import SENSORS, Record
 from earthmind_jax.errors import UserError
 
-RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".dat", ".bin", ".bsq", ".bil", ".bip", ".ntf", ".nitf", ".nc")
+RASTERS = (
+    ".tif",
+    ".tiff",
+    ".vrt",
+    ".jp2",
+    ".img",
+    ".dat",
+    ".bin",
+    ".bsq",
+    ".bil",
+    ".bip",
+    ".ntf",
+    ".nitf",
+    ".nc",
+    ".h5",
+    ".hdf5",
+    ".he5",
+)
 RASTER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ")
 
 
@@ -70,9 +87,10 @@ def picture_header(path: str) -> Header:
 
 def is_raster(path: str | Path) -> bool:
     """Whether an image is read as a raster or a product, and not as a picture without a place: by its name and kind."""
+    from earthmind_jax.geo.product_variables import split
     from earthmind_jax.geo.products import is_product
 
-    return Path(path).suffix.lower() in RASTERS or is_product(path)
+    return Path(path).suffix.lower() in RASTERS or is_product(path) or split(str(path)) is not None
 
 
 def read_header(path: str | Path) -> Header:

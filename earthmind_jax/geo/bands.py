@@ -108,7 +108,7 @@ def name_bands(
         common = [aliases.get((text or "").strip().lower()) for text in descriptions]
         names = [alias or name for alias, name in zip(common, names, strict=True)]
     by = "the caller" if told is not None else "the file"
-    if not any(names) and dtype != "uint8" and tuple(colours[:3]) == ("red", "green", "blue") and len(names) <= 4:
+    if not any(names) and _are_colours(colours, dtype):
         names, by = list("RGBN"[: len(names)]), "their colour interpretation (a fourth is near infrared)"
     twice = sorted({str(name) for name in names if name is not None and names.count(name) > 1})
     if twice and (told is not None or all(names)):
@@ -121,6 +121,14 @@ def name_bands(
         notes = [f"bands named by {by}: {' '.join(named)}"]
         return named, guess, notes + ([f"sensor {guess}: {reason}"] if guess else [])
     return _by_layout(names, dtype, sensor)
+
+
+def _are_colours(colours: Sequence[str], dtype: str) -> bool:
+    """Whether nameless bands are red, green, blue and perhaps near infrared by their colour interpretation; three of 8
+    bits are a rendering."""
+    if tuple(colours[:3]) != ("red", "green", "blue"):
+        return False
+    return len(colours) <= 4 if dtype != "uint8" else len(colours) == 4 and colours[3] in ("undefined", "nir")
 
 
 def _require_landsat_8_9(names: Sequence[str | None], texts: str, path: str) -> None:

@@ -18,7 +18,7 @@ from earthmind_jax.geo.quality import QUALITY_BANDS
 from earthmind_jax.geo.radiometry import SENSORS
 
 MEASURED = {band for sensor in SENSORS.values() for band in sensor.bands}
-BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
+BAND_NAME_TAGS = ("netcdf_varname", "bandname", "band_name", "name", "common_name", "polarization", "polarisation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.geo.product_variables import split as variable_of
 from earthmind_jax.geo.products import Product, open_product, product_of
 
 LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
@@ -40,13 +41,13 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
       WorkError: it does not fit into memory.
     """
     name = os.fspath(path)
-    product = product_of(name)
+    product, inside = product_of(name), variable_of(name)
     if product is None and not name.startswith("/vsi"):
-        require_file(name)
+        require_file(inside[0] if inside else name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(name) if product is None else open_product(product)
+            dataset = open_product(product) if product else rasterio.open(inside[1] if inside else name)
     except (RasterioError, OSError, ValueError, UnicodeError) as error:
         raise UserError(f"{name} cannot be opened as a raster; is it a GeoTIFF, PNG or JPEG, and complete?") from error
     with dataset:
@@ -104,8 +105,9 @@ def read_masks(dataset: rasterio.DatasetReader, indexes: list[int], data: Sequen
 
 def file_stamp(path: str) -> tuple[int, int] | None:
     """(time, size) of the file that a raster is read from, by which a change of it is seen; None of what is no file."""
+    inside = variable_of(path)
     try:
-        status = os.stat(path)
+        status = os.stat(inside[0] if inside else path)
     except (OSError, ValueError):
         return None
     return status.st_mtime_ns, status.st_size

@@ -44,7 +44,7 @@ def read_overview(
         sample = file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, file_stamp(dataset.name))
         notes = list(scene.notes)
         if product is not None:
-            notes.append(product.files_note([band.name for band in product.bands]))
+            notes += product.files_note([band.name for band in product.bands if band.name])
     height, width = sample.valid.shape
     raster = Raster(
         data=sample.values,

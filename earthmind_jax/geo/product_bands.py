@@ -51,7 +51,7 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
             )
         if rival is None or _size(name) < _size(rival):
             chosen[band] = name
-    sensor, reason = _sensor(chosen)
+    sensor, reason = known_sensor(chosen)
     bands = [
         BandFile(name=band, file=files.gdal(name), shown=files.shown(name), nodata=_nodata(band))
         for band, name in sorted(chosen.items(), key=lambda item: _order(item[0]))
@@ -91,7 +91,7 @@ def _size(name: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def _sensor(names: Iterable[str]) -> tuple[str | None, str]:
+def known_sensor(names: Iterable[str]) -> tuple[str | None, str]:
     """(sensor, why) of common names; None where the bands' own names tell, or nothing does."""
     common = {name for name in names if name in _COMMON}
     for only, sensor in ((_LANDSAT_ONLY, "landsat_l2"), (_SENTINEL2_ONLY, "s2_l2a")):

@@ -109,7 +109,7 @@ def _header(band: BandFile, single: bool) -> _Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(band.file, driver=DRIVERS[os.path.splitext(band.file)[1].lower()])
+            dataset = rasterio.open(band.file, driver=DRIVERS.get(os.path.splitext(band.file)[1].lower()))
     except (RasterioError, OSError, ValueError, UnicodeError) as error:
         raise UserError(
             f"{band.shown} cannot be opened as a GeoTIFF or JPEG 2000 file; is it complete? Copy it again."

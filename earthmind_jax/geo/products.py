@@ -24,6 +24,7 @@ from earthmind_jax.geo.product_vrt import BandFile
 
 CHECKPOINT = "config.json"
 PICTURES = (".png", ".jpg", ".jpeg")
+VARIABLES = (".nc", ".h5", ".hdf5", ".he5")
 _METADATA = re.compile(r"(?i)MTD_MSIL\w+\.xml|S2\w_\w+_MTD_SAF\w+\.xml|manifest\.safe|.*_MTL\.(txt|json|xml)")
 _CONTAINER = re.compile(r"(?i)\.(SAFE|zip|tar)$")
 
@@ -51,10 +52,10 @@ class Product:
     notes: tuple[str, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
-    def files_note(self, names: Sequence[str]) -> str:
-        """Which files the bands of these names are read from."""
+    def files_note(self, names: Sequence[str]) -> list[str]:
+        """Which files the bands of these names are read from; nothing of one that is a single file itself."""
         used = dict.fromkeys(os.path.basename(band.shown) for band in self.bands if band.name in names)
-        return f"read from {' '.join(used)}"
+        return [f"read from {' '.join(used)}"] if used else []
 
 
 class ProductReader(DatasetReader):
@@ -85,6 +86,7 @@ def is_product(path: str | os.PathLike[str]) -> bool:
     name = os.fspath(path)
     if name.startswith("/vsi"):
         return False
+    lower = name.lower()
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError):
@@ -93,7 +95,6 @@ def is_product(path: str | os.PathLike[str]) -> bool:
         return True
     if not stat.S_ISREG(mode):
         return False
-    lower = name.lower()
     if lower.endswith(PICTURES):
         from earthmind_jax.geo.product_picture import has_place
 
@@ -108,7 +109,9 @@ def product_of(path: str | os.PathLike[str]) -> Product | None:
       UserError: a folder or archive that holds no product that is known here, several, or a broken one.
     """
     name = os.fspath(path)
-    return _found(name, _stamp(name)) if is_product(name) else None
+    if is_product(name) or (name.lower().endswith(VARIABLES) and os.path.isfile(name)):
+        return _found(name, _stamp(name))
+    return None
 
 
 def _stamp(name: str) -> tuple[int, int]:
@@ -117,11 +120,15 @@ def _stamp(name: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _found(name: str, stamp: tuple[int, int]) -> Product:
+def _found(name: str, stamp: tuple[int, int]) -> Product | None:
     if name.lower().endswith(PICTURES):
         from earthmind_jax.geo.product_picture import find
 
         return find(name)
+    if name.lower().endswith(VARIABLES):
+        from earthmind_jax.geo import product_variables
+
+        return product_variables.find(name)
     from earthmind_jax.geo import product_bands, product_landsat, product_sentinel1, product_sentinel2
 
     files, granule = _files(name)

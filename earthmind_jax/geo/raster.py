@@ -78,7 +78,7 @@ def read_raster(
             transform = window_transform(window, transform)
         product = product_in(dataset)
         if product is not None:
-            notes.append(product.files_note((*stored, scene.quality[1]) if scene.quality else stored))
+            notes += product.files_note((*stored, scene.quality[1]) if scene.quality else stored)
         gcps = bool(dataset.gcps[0])
         if gcps and dataset.crs is None:
             notes.append("only ground control points tell where it lies: terrain-correct it before making maps")
