@@ -20,10 +20,10 @@ _BAND = re.compile(
 # Of Element 84's Earth Search and Microsoft's Planetary Computer: the STAC common names.
 _COMMON = {
     "coastal", "blue", "green", "red", "rededge", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09", "cirrus",
-    "swir16", "swir22", "swir1", "swir2", "pan", "lwir11", "lwir12", "scl", "qa_pixel",
+    "swir16", "swir22", "swir1", "swir2", "pan", "lwir11", "lwir12",
 }  # fmt: skip
-_LANDSAT_ONLY = {"qa_pixel", "lwir11", "lwir12"}
-_SENTINEL2_ONLY = {"scl", "rededge", "rededge1", "rededge2", "rededge3", "nir09"}
+_LANDSAT_ONLY = {"QA_PIXEL", "lwir11", "lwir12"}
+_SENTINEL2_ONLY = {"SCL", "rededge", "rededge1", "rededge2", "rededge3", "nir09"}
 _OTHER = re.compile(r"(?i)(^|[_.-])(TCI|AOT|WVP|visual|thumbnail|preview|overview|CLD|SNW|QA|atran|cdist|drad|emis|"
                     r"emsd|trad|urad|qa_\w+|SR_QA\w*|ST_\w+|aot|wvp)([_.-]\d\dm)?$")  # fmt: skip
 
@@ -51,6 +51,12 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
             )
         if rival is None or _size(name) < _size(rival):
             chosen[band] = name
+    numbered = sorted(name for band, name in chosen.items() if re.fullmatch(r"B\w+", band))
+    if "QA_PIXEL" in chosen and numbered:
+        raise UserError(
+            f"{files.path} has a QA_PIXEL file, so {numbered[0]} is Landsat's and its level is not known; keep the "
+            "names that USGS gives (..._SR_B4.TIF; of Level-1 with the MTL file beside)."
+        )
     sensor, reason = known_sensor(chosen)
     bands = [
         BandFile(name=band, file=files.gdal(name), shown=files.shown(name), nodata=_nodata(band))
@@ -93,7 +99,7 @@ def _size(name: str) -> int:
 
 def known_sensor(names: Iterable[str]) -> tuple[str | None, str]:
     """(sensor, why) of common names; None where the bands' own names tell, or nothing does."""
-    common = {name for name in names if name in _COMMON}
+    common = {name for name in names if name in _COMMON | {"SCL", "QA_PIXEL"}}
     for only, sensor in ((_LANDSAT_ONLY, "landsat_l2"), (_SENTINEL2_ONLY, "s2_l2a")):
         if common & only:
             return sensor, f"its file {sorted(common & only)[0]} is named as in that sensor's collections"
@@ -103,9 +109,9 @@ def known_sensor(names: Iterable[str]) -> tuple[str | None, str]:
 
 
 def _nodata(band: str) -> float | None:
-    return 1.0 if band.upper() == "QA_PIXEL" else 0.0 if band.upper() == "SCL" else None
+    return {"QA_PIXEL": 1.0, "SCL": 0.0}.get(band)
 
 
 def _order(band: str) -> tuple[bool, str]:
     """Measurements first; B8A in its place."""
-    return band.upper() in ("SCL", "QA_PIXEL"), band.replace("B8A", "B08A")
+    return band in ("SCL", "QA_PIXEL"), band.replace("B8A", "B08A")

@@ -7,6 +7,7 @@ of them. Everything else reads it as it reads a GeoTIFF.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
@@ -22,6 +23,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.product_files import ARCHIVES, Files, files_of
 from earthmind_jax.geo.product_vrt import BandFile
 
+MOST_LOOKED_AT = 256
 CHECKPOINT = "config.json"
 PICTURES = (".png", ".jpg", ".jpeg")
 VARIABLES = (".nc", ".h5", ".hdf5", ".he5")
@@ -114,13 +116,17 @@ def product_of(path: str | os.PathLike[str]) -> Product | None:
     return None
 
 
-def _stamp(name: str) -> tuple[int, int]:
-    status = os.stat(name)
-    return status.st_mtime_ns, status.st_size
+def _stamp(name: str) -> tuple[int, ...]:
+    """By which a change is seen: times and sizes of a file or folder, and of what lies at its top."""
+    changed = [os.stat(name)]
+    if os.path.isdir(name):
+        with os.scandir(name) as entries:
+            changed += [entry.stat() for entry in itertools.islice(entries, MOST_LOOKED_AT) if entry.is_dir()]
+    return tuple(number for status in changed for number in (status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=64)
-def _found(name: str, stamp: tuple[int, int]) -> Product | None:
+def _found(name: str, stamp: tuple[int, ...]) -> Product | None:
     if name.lower().endswith(PICTURES):
         from earthmind_jax.geo.product_picture import find
 
@@ -170,10 +176,11 @@ def _files(name: str) -> tuple[Files, str]:
 
 def _nothing(name: str, files: Files) -> str:
     kind = "an archive" if files.archive else "a directory"
+    how = "unpack it and give" if files.archive else "give"
     shown = ", ".join(files.names[:3]) + (", ..." if len(files.names) > 3 else "")
     return (
         f"{name} is {kind} without a product that is known here (Sentinel-1 GRD or Sentinel-2 SAFE, Landsat Collection "
-        f"2) or files named after their bands (B02.tif, VV.tif); it holds {shown}; give one raster file, such as a "
+        f"2) or files named after their bands (B02.tif, VV.tif); it holds {shown}; {how} one raster file, such as a "
         "GeoTIFF."
     )
 

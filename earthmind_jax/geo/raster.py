@@ -69,8 +69,8 @@ def read_raster(
         full = Window(0, 0, dataset.width, dataset.height)
         data, valid = _read(dataset, indexes, window or full, None if native or labels else "float32", scene.indexes)
         if scene.quality is not None and not labels and not set(stored) & set(scene.others):
-            codes, inside = _read(dataset, [scene.quality[0]], window or full, "float32")
-            clear = quality_valid(scene.quality[1], codes[0], dataset.name) | ~inside
+            codes, _ = _read(dataset, [scene.quality[0]], window or full, "float32")
+            clear = quality_valid(scene.quality[1], codes[0], dataset.name)
             notes.append(quality_note(scene.quality[1], clear))
             valid &= clear
         transform = dataset.transform
