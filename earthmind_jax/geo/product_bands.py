@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.product_files import Files
@@ -22,6 +23,8 @@ _COMMON = {
     "coastal", "blue", "green", "red", "rededge", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09", "cirrus",
     "swir16", "swir22", "swir1", "swir2", "pan", "lwir11", "lwir12",
 }  # fmt: skip
+_COLOURS = {name: i for i, names in enumerate((("red", "B04", "SR_B4"), ("green", "B03", "SR_B3"),
+            ("blue", "B02", "SR_B2"))) for name in names}  # fmt: skip
 _LANDSAT_ONLY = {"QA_PIXEL", "lwir11", "lwir12"}
 _SENTINEL2_ONLY = {"SCL", "rededge", "rededge1", "rededge2", "rededge3", "nir09"}
 _OTHER = re.compile(r"(?i)(^|[_.-])(TCI|AOT|WVP|visual|thumbnail|preview|overview|CLD|SNW|QA|atran|cdist|drad|emis|"
@@ -60,7 +63,7 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
     sensor, reason = known_sensor(chosen)
     bands = [
         BandFile(name=band, file=files.gdal(name), shown=files.shown(name), nodata=_nodata(band))
-        for band, name in sorted(chosen.items(), key=lambda item: _order(item[0]))
+        for band, name in sorted(chosen.items(), key=lambda item: _order(item[0], len(chosen)))
     ]
     xml, notes = assemble(bands, None)
     left = [f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}: named after no band, left out"]
@@ -112,6 +115,8 @@ def _nodata(band: str) -> float | None:
     return {"QA_PIXEL": 1.0, "SCL": 0.0}.get(band)
 
 
-def _order(band: str) -> tuple[bool, str]:
-    """Measurements first; B8A in its place."""
+def _order(band: str, count: int) -> tuple[Any, ...]:
+    """Measurements first; B8A in its place; three colours as a picture has them."""
+    if count == 3 and band in _COLOURS:
+        return False, str(_COLOURS[band])
     return band in ("SCL", "QA_PIXEL"), band.replace("B8A", "B08A")

@@ -38,7 +38,7 @@ class Files:
 
     @property
     def name(self) -> str:
-        return (self.base.rstrip("/") or self.path.rstrip("/")).rpartition("/")[2]
+        return os.path.basename(self.base.rstrip("/") or os.path.abspath(self.path))
 
     @property
     def archive(self) -> bool:
@@ -99,7 +99,9 @@ def _folder(path: str) -> Iterator[str]:
         here = os.path.relpath(folder, path)
         parts = [] if here == "." else here.split(os.sep)
         inner[:] = sorted(name for name in inner if not name.startswith(".")) if len(parts) < DEEPEST else []
-        yield from ("/".join((*parts, name)) for name in names if not name.startswith("."))
+        # A pipe would be waited for without end.
+        kept = (name for name in names if not name.startswith(".") and os.path.isfile(os.path.join(folder, name)))
+        yield from ("/".join((*parts, name)) for name in kept)
 
 
 def _members(path: str) -> Iterator[str]:

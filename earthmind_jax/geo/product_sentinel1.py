@@ -17,7 +17,10 @@ from earthmind_jax.geo.safe_xml import parse_xml, texts
 from earthmind_jax.geo.sar_calibration import CalibrationTable, read_table
 
 POLARISATIONS = ("VV", "VH", "HH", "HV")
-_MEASUREMENT = re.compile(r"measurement/(s1\w-\w+-(\w+)-(vv|vh|hh|hv)-[^/]*)\.tiff?", re.IGNORECASE)
+# s1a-iw-grd-vv-20230601t052345-...-001.tiff, s1a-...-001-cog.tiff; iw-vv.tiff in public clouds.
+_MEASUREMENT = re.compile(
+    r"measurement/((?:s1\w-)?[a-z]\w{1,2}-(?:(\w{3,4})-)?(vv|vh|hh|hv)(?:-[^/]*)?)\.tiff?", re.IGNORECASE
+)
 _CALIBRATION = "annotation/calibration/calibration-"
 
 
@@ -33,7 +36,7 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
         if match is None:
             continue
         stem, kind, polarisation = match.groups()
-        if kind.upper() != "GRD":
+        if (kind or "grd").upper() != "GRD":
             raise UserError(
                 f"{files.path} holds {name}: single-look complex or other raw data ({kind.upper()}); give the GRD "
                 "product of the same scene, or detected, calibrated backscatter."
@@ -72,7 +75,7 @@ def _calibration(files: Files, stem: str, image: str, polarisation: str) -> tupl
     """The document of an image's calibration, and its table."""
     listed = [name for name in files.names if name.startswith(_CALIBRATION) and name.endswith(".xml")]
     own = [name for name in listed if name == f"{_CALIBRATION}{stem}.xml"]
-    own = own or [name for name in listed if f"-{polarisation.lower()}-" in name.lower()]
+    own = own or [name for name in listed if re.search(rf"-{polarisation}[-.]", name, re.IGNORECASE)]
     if len(own) != 1:
         raise UserError(
             f"{files.path} has no calibration of {image} ({_CALIBRATION}{stem}.xml); download the product again, or "

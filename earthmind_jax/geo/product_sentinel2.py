@@ -24,6 +24,7 @@ _ROOTS = {"Level-1C_User_Product": "1C", "Level-2A_User_Product": "2A"}
 _IMAGE = re.compile(
     r"GRANULE/([^/]+)/IMG_DATA/(?:R(\d\d)m/)?[^/]*_(B\d\d|B8A|SCL)(?:_(\d\d)m)?\.(?:jp2|tif|tiff)", re.IGNORECASE
 )
+_OLD_CLASSES = re.compile(r"GRANULE/([^/]+)/IMG_DATA/(?:R(\d\d)m/)?S2\w_USER_(SCL)_L2A_[^/]*_(\d\d)m\.jp2")
 _TIMES = ("DATATAKE_SENSING_START", "PRODUCT_START_TIME")
 
 
@@ -71,7 +72,7 @@ def _images(files: Files, granule: str) -> dict[str, str]:
     """The file of each band at its finest pixels, in the order of the bands, SCL last."""
     found: dict[str, dict[str, tuple[int, str]]] = {}
     for name in files.names:
-        match = _IMAGE.fullmatch(name)
+        match = _IMAGE.fullmatch(name) or _OLD_CLASSES.fullmatch(name)
         if match is None:
             continue
         place, folder, band, suffix = match.groups()

@@ -5,6 +5,7 @@ Pixels of coarser bands are repeated, so that every number is one that was measu
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from earthmind_jax.errors import UserError
@@ -22,7 +24,9 @@ from earthmind_jax.errors import UserError
 # What a file's name says it is: of an archive that others made, nothing else is opened.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 NEAR = 1e-3  # pixels, to which edges are rounded
-LARGEST_BLOCK = 2048
+LARGEST_BLOCK = 2048  # rows and columns
+LARGEST_SOURCE_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
+CLASSES = ("SCL", "QA_PIXEL")
 _GDAL_TYPES = {
     "uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
     "float32": "Float32", "float64": "Float64",
@@ -121,6 +125,7 @@ def _header(band: BandFile, single: bool) -> _Header:
         if dataset.dtypes[i] not in _GDAL_TYPES:
             what = "complex numbers (single-look SAR?)" if "complex" in dataset.dtypes[i] else dataset.dtypes[i]
             raise UserError(f"{band.shown} holds {what}; give measurements such as uint16 or float32.")
+        _require_sound(dataset, band, i)
         points, crs = dataset.gcps
         return _Header(
             dataset.width,
@@ -135,6 +140,21 @@ def _header(band: BandFile, single: bool) -> _Header:
             (dataset.scales[i], dataset.offsets[i]),
             dataset.units[i] or "",
             dataset.tags(),
+        )
+
+
+def _require_sound(dataset: rasterio.DatasetReader, band: BandFile, i: int) -> None:
+    """UserError where the file's numbers are those of colours, its pixels have no size, or no memory holds a block."""
+    if dataset.colorinterp[i] == ColorInterp.palette and band.name not in CLASSES:
+        raise UserError(f"{band.shown} is a palette image, its values are colour numbers; give the measurement itself.")
+    six = dataset.transform[:6]
+    if not (all(map(math.isfinite, six)) and dataset.transform.determinant != 0):
+        raise UserError(f"{band.shown} has a transform that gives pixels no size; write its georeference anew.")
+    rows, columns = dataset.block_shapes[i]
+    if rows * columns * np.dtype(dataset.dtypes[i]).itemsize > LARGEST_SOURCE_BLOCK:
+        raise UserError(
+            f"{band.shown} is stored in blocks of {rows} x {columns} pixels, which no memory holds; rewrite it with "
+            "tiles (gdal_translate -co TILED=YES)."
         )
 
 

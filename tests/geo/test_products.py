@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import downloads
@@ -307,6 +310,23 @@ def test_a_fourth_channel_is_near_infrared_or_alpha(make_tif, alpha):
         assert (raw.bands, raw.sensor) == (("R", "G", "B"), "rgb8")
 
 
+def test_three_colours_in_a_folder_are_a_picture(tmp_path):
+    for i, name in enumerate(("red", "green", "blue")):
+        downloads.image(tmp_path / f"{name}.tif", np.full((12, 12), 40 * i + 20, "uint8"), 10)
+    picture = load_images({"optical": tmp_path}, SensorConfig()).pictures["optical"][0]
+    np.testing.assert_array_equal(picture[0, 0], (20, 60, 100))
+
+
+def test_sentinel1_as_public_clouds_name_it(shelf, tmp_path):
+    safe = downloads.moved(shelf["s1"][0], tmp_path / "S1A_IW_GRDH")
+    for file in [*safe.rglob("*.tiff"), *safe.rglob("calibration-*.xml")]:
+        head = "calibration-" if file.suffix == ".xml" else ""
+        file.rename(file.with_name(f"{head}iw-{'vv' if '-vv-' in file.name else 'vh'}{file.suffix}"))
+    raw = read_raster(safe)
+    assert raw.bands == ("VV", "VH")
+    assert sorted(raw.product.calibration) == ["VH", "VV"]
+
+
 # --- what is broken
 
 BROKEN = {}
@@ -425,6 +445,88 @@ def empty_mtl(scene: Path) -> None:
 def mtl_alone(scene: Path) -> None:
     for file in scene.glob("*.TIF"):
         file.unlink()
+
+
+@broken("s2", "is a palette image")
+def a_band_of_colours(safe: Path) -> None:
+    (file,) = safe.rglob("*_B04_10m.jp2")
+    file.unlink()
+    tif = downloads.image(file.with_suffix(".tif"), np.ones((72, 72), "uint8"), 10)
+    with rasterio.open(tif, "r+") as dataset:
+        dataset.write_colormap(1, {1: (255, 0, 0, 255)})
+
+
+@broken("s2", "is in EPSG:32633 but")
+def a_band_of_another_zone(safe: Path) -> None:
+    (file,) = safe.rglob("*_B11_20m.jp2")
+    downloads.image(file, np.ones((36, 36), "uint16"), 20, crs="EPSG:32633")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("empty", "is a directory that is empty"),
+        ("checkpoint", "is a checkpoint directory"),
+        ("data_set", "is a directory without a product that is known here"),
+        ("twice", "has two files of the band B02 (a_B02.tif, b_B02.tif)"),
+        ("quality", "has a QA_PIXEL file, so B04.tif is Landsat's"),
+        ("products", "holds 2 products (a.SAFE, b.SAFE)"),
+        ("channels", "B02.tif has 3 channels"),
+        ("apart", "are of different places"),
+        ("sizes", "without a georeference in both give one size"),
+        ("bomb.zip", "is packed to fill memory"),
+        ("leads_out.zip", "a name that leads out of it"),
+        ("cut.zip", "is no whole zip or tar file"),
+        ("packed.tar", "is packed as a whole"),
+        ("pictures.zip", "is an archive without a product that is known here"),
+    ],
+)
+def test_folders_and_archives_of_other_things(tmp_path, name, says):
+    path, a = tmp_path / name, downloads.numbers(1, 12)
+    if not path.suffix:
+        path.mkdir()
+    band = partial(downloads.image, values=a, size=10)
+    if name == "checkpoint":
+        (path / "config.json").write_text("{}")
+    elif name == "data_set":
+        band(path / "train" / "forest_1.tif")
+        band(path / "labels.tif")
+    elif name == "twice":
+        band(path / "a_B02.tif")
+        band(path / "b_B02.tif")
+    elif name == "quality":
+        band(path / "B04.tif")
+        band(path / "QA_PIXEL.tif")
+    elif name == "products":
+        band(path / "a.SAFE" / "x.tif")
+        band(path / "b.SAFE" / "x.tif")
+    elif name == "channels":
+        with rasterio.open(path / "B02.tif", "w", driver="GTiff", count=3, height=9, width=9, dtype="uint8") as file:
+            file.write(np.ones((3, 9, 9), "uint8"))
+    elif name == "apart":
+        band(path / "B02.tif")
+        downloads.image(path / "B03.tif", a, 10)
+        with rasterio.open(path / "B03.tif", "r+") as file:
+            file.transform = from_origin(0, 0, 10, 10)
+    elif name == "sizes":
+        downloads.image(path / "B02.tif", a, 10, crs=None)
+        downloads.image(path / "B03.tif", a[:9], 10, crs=None)
+    elif name == "packed.tar":
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(band(tmp_path / "x" / "B02.tif"), "B02.tif")
+    elif name != "empty":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            if name == "bomb.zip":
+                with archive.open("B02.tif", "w") as file:
+                    for _ in range(70):
+                        file.write(bytes(1 << 20))
+            archive.writestr("../B02.tif" if name == "leads_out.zip" else "a.png", "x" * 999)
+        if name == "cut.zip":
+            path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError) as error:
+        load_images({"optical": path}, SensorConfig())
+    assert says in str(error.value)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("name", BROKEN)
