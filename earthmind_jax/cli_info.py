@@ -29,7 +29,7 @@ def info(
     Example: earthmind info s2.tif s1.tif demo/checkpoint
 
     Args:
-        files: rasters, and a checkpoint directory.
+        files: rasters or products as downloaded (.SAFE, zip, tar, a folder of band files), and a checkpoint directory.
         told: what the files do not say themselves.
         as_json: print JSON.
     """

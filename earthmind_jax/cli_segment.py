@@ -59,8 +59,9 @@ def segment(
     Args:
         targets: what to draw, e.g. "water"; all of them in one go. None where something is pointed at.
         checkpoint: checkpoint directory.
-        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
-        sar: Sentinel-1 GeoTIFF (VV, VH).
+        optical: GeoTIFF of Sentinel-2 or another sensor (see info), a product as downloaded (.SAFE folder or zip,
+            Landsat folder or tar, folder of band files), or an 8-bit picture.
+        sar: Sentinel-1 GeoTIFF (VV, VH), or a GRD product as downloaded (.SAFE folder or zip).
         out: directory for the results.
         window: side of windows in pixels, a multiple of the model's own.
         overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).

@@ -7,13 +7,14 @@ baseline, the quantification and the offset of each band; the images are JPEG 20
 
 from __future__ import annotations
 
+import os
 import re
 from xml.etree.ElementTree import Element
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.product_files import Files
 from earthmind_jax.geo.product_vrt import BandFile, assemble
-from earthmind_jax.geo.products import Product
+from earthmind_jax.geo.products import Product, plain_name
 from earthmind_jax.geo.safe_xml import local_name, parse_xml, texts
 
 # In the order of the metadata's band identifiers.
@@ -56,7 +57,10 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
     level = _ROOTS[local_name(root)]
     images = _images(files, granule)
     bands = [BandFile(name=b, file=files.gdal(f), shown=files.shown(f), nodata=0.0) for b, f in images.items()]
-    xml, notes = assemble(bands, _tags(root, list(images)))
+    tags = _tags(root, list(images))
+    xml, notes = assemble(bands, tags)
+    if plain_name(tags.get("PRODUCT_URI", "")) not in os.path.abspath(path):
+        notes = (f"the product calls itself {tags['PRODUCT_URI']}", *notes)
     return Product(
         path=path,
         title=f"Sentinel-2 Level-{level} product",
