@@ -207,7 +207,7 @@ def _sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[s
             return _SCALE_WORDS[unit.lower()], f"band unit {unit}"
     if raster.descriptions and all(re.search(r"(?i)(^|[^a-z])db($|[^a-z])", text) for text in raster.descriptions):
         return "dB", f"band name {raster.descriptions[0]}"
-    named = _RTC_NAME.search(PurePath(raster.path).name)
+    named = _RTC_NAME.search(f"{PurePath(raster.path).name} {raster.tags.get('PRODUCT_URI', '')}")
     if named:
         return _RTC_SCALE[named.group(1)], f"the product name says so ({named.group().strip('_')})"
     return _detect_sar_scale(sample, raster.path or raster.name)

@@ -13,6 +13,7 @@ from earthmind_jax.geo.product_files import Files
 from earthmind_jax.geo.product_vrt import BandFile, assemble
 from earthmind_jax.geo.products import Product
 
+POLARISATIONS = {"VV", "VH", "HH", "HV"}
 ENDINGS = (".tif", ".tiff", ".jp2")
 _SIZE = re.compile(r"[_.-]?(\d\d)m$", re.IGNORECASE)
 _BAND = re.compile(
@@ -42,7 +43,7 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
     if not named:
         return None
     others = [name for name in rasters if name not in named and not _OTHER.search(name.rpartition(".")[0])]
-    if len(named) == 1 and others:
+    if others and len(named) == 1 and not set(named.values()) & POLARISATIONS:
         return None
     chosen: dict[str, str] = {}
     for name, band in named.items():

@@ -59,7 +59,7 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
         notes.append("the product's QA_PIXEL tells cloud, shadow and fill, which are invalid")
     return Product(
         path=path,
-        title=f"Landsat 8/9 Collection 2 Level-{level.group(1)} scene",
+        title=f"Landsat 8/9 Collection {int(scene[-5:-3])} Level-{level.group(1)} scene",
         bands=tuple(bands),
         xml=xml,
         sensor=f"landsat_l{level.group(1)}",

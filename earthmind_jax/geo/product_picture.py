@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 
 import rasterio
 from affine import Affine
@@ -36,11 +37,10 @@ def find(name: str) -> Product:
     """
     with _opened(name) as dataset:
         crs, transform = dataset.crs, dataset.transform
-        bands = [
-            BandFile(name="", file=os.path.abspath(name), shown=name, index=i)
-            for i, colour in enumerate(dataset.colorinterp, 1)
-            if colour != ColorInterp.alpha
-        ]
+        file = partial(BandFile, name="", file=os.path.abspath(name), shown=name)
+        bands = [file(index=i) for i, kind in enumerate(dataset.colorinterp, 1) if kind != ColorInterp.alpha]
+        if ColorInterp.palette in dataset.colorinterp:
+            bands = [file(colour=colour) for colour in (1, 2, 3)]
     prj = _beside(os.path.splitext(name)[0], ".prj")
     note = "placed by the .aux.xml beside it"
     if crs is None:
@@ -54,13 +54,9 @@ def _placed_by_gdal(name: str) -> bool:
     try:
         with _opened(name) as dataset:
             placed = dataset.crs is not None or _beside(os.path.splitext(name)[0], ".prj") is not None
-            return placed and dataset.transform != Affine.identity() and _is_plain(dataset)
+            return placed and dataset.transform != Affine.identity()
     except UserError:
         return False
-
-
-def _is_plain(dataset: rasterio.DatasetReader) -> bool:
-    return ColorInterp.palette not in dataset.colorinterp
 
 
 def _opened(name: str) -> rasterio.DatasetReader:

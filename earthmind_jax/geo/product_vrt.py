@@ -26,6 +26,7 @@ DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PN
 NEAR = 1e-3  # pixels, to which edges are rounded
 LARGEST_BLOCK = 2048  # rows and columns
 LARGEST_SOURCE_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
+COLOURS = ("", "red", "green", "blue")
 CLASSES = ("SCL", "QA_PIXEL")
 _GDAL_TYPES = {
     "uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
@@ -36,13 +37,15 @@ _GDAL_TYPES = {
 @dataclass(frozen=True, kw_only=True)
 class BandFile:
     """One band: its ``name``, what GDAL opens its file by, the ``index`` of the band in it, what messages call the
-    file, and the number without a measurement where the file does not tell it."""
+    file, the number without a measurement where the file does not tell it, and of a palette image which of the colours
+    (1 red, 2 green, 3 blue) it is."""
 
     name: str
     file: str
     shown: str
     index: int = 1
     nodata: float | None = None
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _header(band: BandFile, single: bool) -> _Header:
             dataset.block_shapes[i],
             dataset.nodatavals[i],
             (tuple(points), crs) if points and dataset.crs is None else (),
-            dataset.colorinterp[i].name,
+            COLOURS[band.colour] or dataset.colorinterp[i].name,
             (dataset.scales[i], dataset.offsets[i]),
             dataset.units[i] or "",
             dataset.tags(),
@@ -145,7 +148,7 @@ def _header(band: BandFile, single: bool) -> _Header:
 
 def _require_sound(dataset: rasterio.DatasetReader, band: BandFile, i: int) -> None:
     """UserError where the file's numbers are those of colours, its pixels have no size, or no memory holds a block."""
-    if dataset.colorinterp[i] == ColorInterp.palette and band.name not in CLASSES:
+    if dataset.colorinterp[i] == ColorInterp.palette and band.name not in CLASSES and not band.colour:
         raise UserError(f"{band.shown} is a palette image, its values are colour numbers; give the measurement itself.")
     six = dataset.transform[:6]
     if not (all(map(math.isfinite, six)) and dataset.transform.determinant != 0):
@@ -214,7 +217,7 @@ def _add_band(
         SubElement(made, "Scale").text, SubElement(made, "Offset").text = map(repr, header.scaling)
     if header.unit:
         SubElement(made, "UnitType").text = header.unit
-    source = SubElement(made, "SimpleSource")
+    source = SubElement(made, "ComplexSource" if band.colour else "SimpleSource")
     SubElement(source, "SourceFilename", relativeToVRT="0").text = band.file
     SubElement(source, "SourceBand").text = str(band.index)
     SubElement(
@@ -230,6 +233,8 @@ def _add_band(
     for tag, values in (("SrcRect", whole), ("DstRect", rectangle)):
         names = zip(("xOff", "yOff", "xSize", "ySize"), values, strict=True)
         SubElement(source, tag, {name: repr(value) for name, value in names})
+    if band.colour:
+        SubElement(source, "ColorTableComponent").text = str(band.colour)
 
 
 def _add_gcps(root: Element, points: tuple, crs: CRS | None) -> None:

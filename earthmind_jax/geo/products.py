@@ -156,7 +156,9 @@ def _files(name: str) -> tuple[Files, str]:
     parts = os.path.abspath(name).split(os.sep)
     if "GRANULE" in parts[:-1] and not os.path.isfile(name):
         at = len(parts) - 1 - parts[::-1].index("GRANULE")
-        return files_of(os.sep.join(parts[:at])), parts[at + 1]
+        whole = os.sep.join(parts[:at]) or os.sep
+        if any(map(_METADATA.fullmatch, os.listdir(whole))):
+            return files_of(whole), parts[at + 1]
     if os.path.isfile(name) and not name.lower().endswith(ARCHIVES):
         return files_of(os.path.dirname(name) or "."), ""
     if os.path.isfile(os.path.join(name, CHECKPOINT)):
@@ -165,13 +167,14 @@ def _files(name: str) -> tuple[Files, str]:
     if not files.names:
         what = "an empty archive" if files.archive else "a directory that is empty"
         raise UserError(f"{name} is {what}; give one raster file, such as a GeoTIFF, or the folder of a product.")
-    tops = sorted({first for first, _, rest in (name.partition("/") for name in files.names) if rest})
-    inside = [top for top in tops if top.upper().endswith(".SAFE")]
-    if len(inside) > 1:
-        raise UserError(f"{name} holds {len(inside)} products ({', '.join(inside[:3])}); name one of them.")
-    if inside or (len(tops) == 1 and not files.top()):
-        return files.below(f"{(inside or tops)[0]}/"), ""
-    return files, ""
+    while True:
+        folders = sorted({first for first, _, rest in (name.partition("/") for name in files.names) if rest})
+        inside = [folder for folder in folders if folder.upper().endswith(".SAFE")]
+        if len(inside) > 1:
+            raise UserError(f"{name} holds {len(inside)} products ({', '.join(inside[:3])}); name one of them.")
+        if not inside and not (len(folders) == 1 and not files.top()):
+            return files, ""
+        files = files.below(f"{(inside or folders)[0]}/")
 
 
 def _nothing(name: str, files: Files) -> str:
