@@ -215,12 +215,13 @@ def zipped(safe: Path, to: Path | None = None, packed: bool = True) -> Path:
     return path
 
 
-def tarred(folder: Path) -> Path:
-    """The files of a folder as USGS packs them: a tar file without compression, nothing but files in it."""
+def tarred(folder: Path, before: str = "") -> Path:
+    """The files of a folder as USGS packs them: a tar file without compression, nothing but files in it; ``before``
+    stands before each name."""
     path = folder.parent / f"{folder.name}.tar"
     with tarfile.open(path, "w") as archive:
         for file in sorted(folder.iterdir()):
-            archive.add(file, file.name)
+            archive.add(file, before + file.name)
     return path
 
 

@@ -181,7 +181,7 @@ def _channel_of_other_sar(path: str, dtype: str, tags: Mapping[str, str]) -> str
 def _sensor_of_names(
     names: tuple[str, ...], dtype: str, path: str, tags: Mapping[str, str], gsd: float | None
 ) -> tuple[str | None, str]:
-    file = PurePath(path).name
+    file = f"{PurePath(path).name} {tags.get('PRODUCT_URI', '')}"
     present = {name for name in names if not auxiliary(name)}
     if dtype == "uint8" and len(names) == 3 and (present == {"R", "G", "B"} or present <= set(SENSORS["s2_l1c"].bands)):
         return "rgb8", "three 8-bit bands are a rendering, not a measurement"

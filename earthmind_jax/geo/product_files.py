@@ -8,8 +8,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import IO
 
 from earthmind_jax.errors import UserError
 
@@ -18,7 +19,7 @@ MOST_FILES = 20_000  # of one product; those of ESA and USGS have some hundred
 DEEPEST = 6  # folders, in which a product's files lie
 LARGEST_TEXT = 1 << 26  # bytes of a metadata file
 MOST_RATIO = 200  # bytes out of one byte in: images and metadata reach 20
-SMALL = 1 << 26  # bytes; below them a ratio tells nothing
+SMALL = 1 << 26  # bytes; below them a ratio tells nothing, and inflating costs nothing
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError)
 
 
@@ -30,11 +31,13 @@ class Files:
       path: the folder or archive as it was given; ``name`` is its own.
       names: of the files, with ``/`` between folders, from ``base`` on.
       base: folder within the archive or below the path ("" or ending in ``/``).
+      packed: some of them have to be inflated from their start to be read anywhere.
     """
 
     path: str
     names: tuple[str, ...]
     base: str = ""
+    packed: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +91,14 @@ def files_of(path: str) -> Files:
     names = tuple(itertools.islice(found, MOST_FILES + 1))
     if len(names) > MOST_FILES:
         raise UserError(f"{path} holds more than {MOST_FILES} files, which no product does; name the one to read.")
-    return Files(path=path, names=tuple(sorted(names)))
+    return Files(path=path, names=tuple(sorted(names)), packed=_is_packed(path))
+
+
+def _is_packed(path: str) -> bool:
+    if os.path.isdir(path) or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(info.compress_type != zipfile.ZIP_STORED and info.file_size > SMALL for info in archive.infolist())
 
 
 def _folder(path: str) -> Iterator[str]:
@@ -143,10 +153,19 @@ def _require_honest(path: str, info: zipfile.ZipInfo) -> None:
         )
 
 
-def _opened(path: str, name: str):
-    """An open binary file."""
+@contextmanager
+def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
     if os.path.isdir(path):
-        return Path(path, name).open("rb")
-    if zipfile.is_zipfile(path):
-        return zipfile.ZipFile(path).open(name)
-    return tarfile.open(path, "r:").extractfile(name)
+        with open(os.path.join(path, name), "rb") as file:
+            yield file
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            spelt = name if name in packed.namelist() else f"./{name}"
+            with packed.open(spelt) as file:
+                yield file
+    else:
+        with tarfile.open(path, "r:") as archive:
+            spelt = name if name in archive.getnames() else f"./{name}"
+            file = archive.extractfile(spelt)
+            assert file is not None  # only regular files are listed
+            yield file

@@ -139,7 +139,8 @@ def test_landsat(shelf, tmp_path):
     for level, tar in (("l2", True), ("l1", False)):
         scene, stored = shelf[level]
         mtl = next(scene.glob("*_MTL.txt"))
-        for path in (scene, downloads.tarred(scene) if tar else downloads.zipped(scene, tmp_path / "s.zip"), mtl):
+        packed = downloads.tarred(scene, "./") if tar else downloads.zipped(scene, tmp_path / "s.zip")
+        for path in (scene, packed, mtl):
             red, hot = ("SR_B4", "ST_B10") if level == "l2" else ("TOA_B4", "BT_B10")
             made = calibrate(read_raster(path, (red, hot)))
             factor, term = (2.75e-5, -0.2) if level == "l2" else (2e-5 / np.sin(np.radians(60)),) * 2
@@ -319,6 +320,20 @@ def test_a_fourth_channel_is_near_infrared_or_alpha(make_tif, alpha):
         assert (raw.bands, raw.sensor) == (("R", "G", "B", "N"), "vhr")
     else:
         assert (raw.bands, raw.sensor) == (("R", "G", "B"), "rgb8")
+
+
+def test_landsat_in_other_names_is_not_taken_for_sentinel2(tmp_path):
+    """Its B05 is near infrared, Sentinel-2's a red edge; told whose it is, the file's own scale holds."""
+    for i in (2, 3, 4, 5):
+        path = tmp_path / "scene" / f"HLS.L30.T32TQM.2023152T101601.v2.0.B{i:02d}.tif"
+        with rasterio.open(downloads.image(path, downloads.numbers(i, 12, 200), 30), "r+") as file:
+            file.scales = (0.0001,)
+    raw = read_raster(tmp_path / "scene")
+    assert raw.sensor is None
+    with pytest.raises(UserError, match="from no known sensor"):
+        load_images({"optical": tmp_path / "scene"}, SensorConfig())
+    told = calibrate(read_raster(tmp_path / "scene", ("SR_B5",), sensor="landsat_l2"))
+    np.testing.assert_allclose(told.data[0], downloads.numbers(5, 12, 200) * 1e-4, atol=1e-6)
 
 
 def test_three_colours_in_a_folder_are_a_picture(tmp_path):
