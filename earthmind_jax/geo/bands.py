@@ -151,11 +151,13 @@ def _as_told(told: Sequence[str], count: int, path: str) -> list[str]:
 
 def _canonical_of(text: str | None, sensor: str | None) -> str | None:
     """:func:`canonical`, with a bare Landsat number (B4, SR's or Level-1's) under Landsat's own name."""
-    number = re.fullmatch(r"(?:.*_)?B(\d{1,2})", (text or "").strip().upper())
-    if number and sensor == "landsat_l2" and not re.search(r"(SR|ST)_B\d+$", str(text).upper()):
-        return f"{'ST' if number.group(1) == '10' else 'SR'}_B{number.group(1)}"
-    if number and sensor == "landsat_l1" and not re.search(r"(TOA|BT)_B\d+$", str(text).upper()):
-        return f"{'BT' if number.group(1) in ('10', '11') else 'TOA'}_B{number.group(1)}"
+    upper = (text or "").strip().upper()
+    found = re.fullmatch(r"(?:.*_)?B0?(\d{1,2})", upper)
+    number = found.group(1) if found else ""
+    if number and sensor == "landsat_l2" and not re.search(r"(SR|ST)_B\d+$", upper):
+        return f"{'ST' if number == '10' else 'SR'}_B{number}"
+    if number and sensor == "landsat_l1" and not re.search(r"(TOA|BT)_B\d+$", upper):
+        return f"{'BT' if number in ('10', '11') else 'TOA'}_B{number}"
     return canonical(text)
 
 
