@@ -24,11 +24,12 @@ from earthmind_jax.geo.product_files import ARCHIVES, Files, files_of
 from earthmind_jax.geo.product_vrt import BandFile
 
 MOST_LOOKED_AT = 256
+PARTS = ("GRANULE", "measurement", "annotation")  # folders of a product, which are none themselves
 PACKED = "read inside a packed zip file: unpacked it reads several times as fast"
 CHECKPOINT = "config.json"
 PICTURES = (".png", ".jpg", ".jpeg")
 VARIABLES = (".nc", ".h5", ".hdf5", ".he5")
-_METADATA = re.compile(r"(?i)MTD_MSIL\w+\.xml|S2\w_\w+_MTD_SAF\w+\.xml|manifest\.safe|.*_MTL\.(txt|json|xml)")
+_METADATA = re.compile(r"(?i)MTD_(MSIL\w+|TL)\.xml|S2\w_\w+_MTD_(SAF)?L\w+\.xml|manifest\.safe|.*_MTL\.(txt|json|xml)")
 _CONTAINER = re.compile(r"(?i)\.(SAFE|zip|tar)$")
 
 
@@ -156,14 +157,16 @@ def _found(name: str, stamp: tuple[int, ...]) -> Product | None:
 
 def _files(name: str) -> tuple[Files, str]:
     """(the files of the product that a path names or lies in, the name of the granule that it is or lies in)."""
-    parts = os.path.abspath(name).split(os.sep)
-    if "GRANULE" in parts[:-1] and not os.path.isfile(name):
+    archive = name.lower().endswith(ARCHIVES) and os.path.isfile(name)
+    folder = os.path.dirname(name) or "." if os.path.isfile(name) and not archive else name
+    parts = os.path.abspath(folder).split(os.sep)
+    if "GRANULE" in parts[:-1]:
         at = len(parts) - 1 - parts[::-1].index("GRANULE")
         whole = os.sep.join(parts[:at]) or os.sep
         if any(map(_METADATA.fullmatch, os.listdir(whole))):
             return files_of(whole), parts[at + 1]
-    if os.path.isfile(name) and not name.lower().endswith(ARCHIVES):
-        return files_of(os.path.dirname(name) or "."), ""
+    if folder != name:
+        return files_of(folder), ""
     if os.path.isfile(os.path.join(name, CHECKPOINT)):
         raise UserError(f"{name} is a checkpoint directory, not an image; name it with --checkpoint.")
     files = files_of(name)
@@ -175,7 +178,8 @@ def _files(name: str) -> tuple[Files, str]:
         inside = [folder for folder in folders if folder.upper().endswith(".SAFE")]
         if len(inside) > 1:
             raise UserError(f"{name} holds {len(inside)} products ({', '.join(inside[:3])}); name one of them.")
-        if not inside and not (len(folders) == 1 and not files.top()):
+        wrapped = len(folders) == 1 and not files.top() and folders[0] not in PARTS
+        if not inside and not wrapped:
             return files, ""
         files = files.below(f"{(inside or folders)[0]}/")
 

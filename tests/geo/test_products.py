@@ -25,6 +25,7 @@ from earthmind_jax.geo.control import map_grid, place_of
 from earthmind_jax.geo.product_bands import band_of
 from earthmind_jax.geo.radiometry import calibrate
 from earthmind_jax.geo.raster import open_raster, read_raster
+from earthmind_jax.geo.stac import stac_item
 from earthmind_jax.infer.scene_read import SceneReader
 
 
@@ -52,7 +53,8 @@ def test_sentinel2_level_2a(shelf, tmp_path):
     wanted = {band: np.kron(values, np.ones((n, n))) for band, values in stored.items()
               for n in (downloads.SIDE // len(values),)}  # fmt: skip
     granule = next((safe / "GRANULE").iterdir())
-    for path in (*forms(safe, tmp_path), granule, granule / "IMG_DATA" / "R20m"):
+    (granule / "MTD_TL.xml").write_text("<n1:Level-2A_Tile_ID/>")
+    for path in (*forms(safe, tmp_path), granule, granule / "IMG_DATA" / "R20m", granule / "MTD_TL.xml"):
         raw = read_raster(path, ("B04", "B8A", "B11", "B01"))
         assert raw.sensor == "s2_l2a"
         assert raw.transform == from_origin(downloads.WEST, downloads.NORTH, 10, 10)
@@ -250,6 +252,22 @@ def test_every_road_reads_a_product_as_its_stack(shelf, tmp_path):
     for sensor in ("optical", "sar"):
         for one, two in zip(strips[0].frames[sensor], strips[1].frames[sensor], strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_provenance_names_the_product_and_its_files(shelf, tmp_path):
+    safe, radar = shelf["s2"][0], shelf["s1"][0]
+    inputs = {"optical": downloads.zipped(safe, tmp_path / safe.with_suffix(".zip").name), "sar": radar}
+    pair = load_pair(inputs["optical"], radar, optical_bands=("B04",), sar_bands=("VV",))
+    item = stac_item("water", pair.grid, {}, tmp_path, software={}, inputs=inputs, notes=pair.notes)
+    assert [Path(link["href"]).name for link in item["links"]] == [inputs["optical"].name, radar.name]
+    assert [link.get("type") for link in item["links"]] == ["application/zip", None]
+    assert item["properties"]["sar:product_type"] == "GRD"
+    assert item["properties"]["start_datetime"] == "2023-06-01T05:23:45Z"
+    assert item["properties"]["end_datetime"] == "2023-06-01T10:16:01Z"
+    lineage = item["properties"]["processing:lineage"]
+    for part in (str(inputs["optical"]), "_B04_10m.jp2", "_SCL_20m.jp2", str(radar), "-grd-vv-"):
+        assert part in lineage
+    assert "_B03_10m.jp2" not in lineage
 
 
 def test_variables_of_netcdf_and_hdf5(tmp_path):

@@ -40,6 +40,7 @@ def broken(of: str, says: str):
 @broken("s2", "no metadata (MTD_MSIL2A.xml or MTD_MSIL1C.xml)")
 def no_metadata(safe: Path) -> None:
     (safe / "MTD_MSIL2A.xml").unlink()
+    (safe / "manifest.safe").unlink()
 
 
 @broken("s2", "is not XML that can be read")
