@@ -113,9 +113,12 @@ def product_of(path: str | os.PathLike[str]) -> Product | None:
       UserError: a folder or archive that holds no product that is known here, several, or a broken one.
     """
     name = os.fspath(path)
-    if is_product(name) or (name.lower().endswith(VARIABLES) and os.path.isfile(name)):
+    if not is_product(name) and not (name.lower().endswith(VARIABLES) and os.path.isfile(name)):
+        return None
+    try:
         return _found(name, _stamp(name))
-    return None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror or error}); check its permissions.") from error
 
 
 def _stamp(name: str) -> tuple[int, ...]:
