@@ -103,14 +103,18 @@ def read_masks(dataset: rasterio.DatasetReader, indexes: list[int], data: Sequen
     return dataset.read_masks(indexes, **options) > 0
 
 
-def file_stamp(path: str) -> tuple[int, int] | None:
-    """(time, size) of the file that a raster is read from, by which a change of it is seen; None of what is no file."""
-    inside = variable_of(path)
-    try:
-        status = os.stat(inside[0] if inside else path)
-    except (OSError, ValueError):
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """(last change, bytes) of what a raster or product is read from, by which a change of it is seen; None of what is
+    no file."""
+    name = os.fspath(path)
+    inside = variable_of(name)
+    name = inside[0] if inside else name
+    if not os.path.exists(name):
         return None
-    return status.st_mtime_ns, status.st_size
+    product = product_of(name)
+    files = {name, *(band.shown for band in product.bands)} if product is not None else {name}
+    found = [os.stat(file) for file in files if os.path.exists(file)]
+    return max(status.st_mtime_ns for status in found), sum(status.st_size for status in found)
 
 
 def require_file(name: str) -> None:

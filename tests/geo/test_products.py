@@ -22,6 +22,7 @@ from earthmind_jax.data.read import load_images, read_header
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import load_pair
 from earthmind_jax.geo.control import map_grid, place_of
+from earthmind_jax.geo.opening import file_stamp
 from earthmind_jax.geo.product_bands import band_of
 from earthmind_jax.geo.radiometry import calibrate
 from earthmind_jax.geo.raster import open_raster, read_raster
@@ -352,6 +353,17 @@ def test_landsat_in_other_names_is_not_taken_for_sentinel2(tmp_path):
         load_images({"optical": tmp_path / "scene"}, SensorConfig())
     told = calibrate(read_raster(tmp_path / "scene", ("SR_B5",), sensor="landsat_l2"))
     np.testing.assert_allclose(told.data[0], downloads.numbers(5, 12, 200) * 1e-4, atol=1e-6)
+
+
+def test_a_change_inside_a_product_is_seen(tmp_path):
+    """By the sample that decisions rest on, and by a scene that is to be continued."""
+    for name, value in (("B02", 2000), ("B03", 3000)):
+        downloads.image(tmp_path / "x" / f"{name}.tif", np.full((12, 12), value, "uint16"), 10)
+    before, sample = file_stamp(tmp_path / "x"), read_raster(tmp_path / "x").scene_sample()
+    assert sample.band("B03")[0] == 3000
+    downloads.image(tmp_path / "x" / "B03.tif", np.full((12, 12), 500, "uint16"), 10)
+    assert file_stamp(tmp_path / "x") != before
+    assert read_raster(tmp_path / "x").scene_sample().band("B03")[0] == 500
 
 
 def test_three_colours_in_a_folder_are_a_picture(tmp_path):
