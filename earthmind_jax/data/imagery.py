@@ -23,6 +23,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, check_header
 from earthmind_jax.geo.bands import canonical, name_bands
 from earthmind_jax.geo.counterparts import choose
+from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
 from earthmind_jax.geo.raster import Raster, open_raster, peek_bands, peek_sensor, read_raster
 
@@ -156,6 +157,7 @@ def _read_file(image: Image) -> Raster:
             scene_shape=(dataset.height, dataset.width),
             scene_bands=names,
             gcps=bool(dataset.gcps[0]),
+            product=product_in(dataset),
         )
     return _without(raster, image)
 
