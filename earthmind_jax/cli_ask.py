@@ -51,8 +51,10 @@ def ask(
     Args:
         question: in plain words; "Please segment the water in this image." draws a mask.
         checkpoint: checkpoint directory.
-        optical: Sentinel-2 GeoTIFF, or an 8-bit picture; of a time series one for each date.
-        sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid; as many as optical, or one.
+        optical: Sentinel-2 GeoTIFF, a product as downloaded (.SAFE folder or zip, Landsat folder or tar, folder of
+            band files), or an 8-bit picture; of a time series one for each date.
+        sar: Sentinel-1 GeoTIFF (VV, VH), or a GRD product as downloaded; brought onto the optical grid; as many as
+            optical, or one.
         out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON; with batch the JSONL file of answers.
         explain: HTML page that says what each sensor said alone, where each counted, and how it was made.
         batch: JSONL file, a question a line: {"id": ..., "question": ..., "optical": ..., "sar": ..., "region": ...},
@@ -123,8 +125,10 @@ def chat(
 
     Args:
         checkpoint: checkpoint directory.
-        optical: Sentinel-2 GeoTIFF, or an 8-bit picture; of a time series one for each date.
-        sar: Sentinel-1 GeoTIFF (VV, VH); brought onto the optical grid; as many as optical, or one.
+        optical: Sentinel-2 GeoTIFF, a product as downloaded (.SAFE folder or zip, Landsat folder or tar, folder of
+            band files), or an 8-bit picture; of a time series one for each date.
+        sar: Sentinel-1 GeoTIFF (VV, VH), or a GRD product as downloaded; brought onto the optical grid; as many as
+            optical, or one.
         max_new: longest answer, tokens.
         temperature: 0 is greedy.
         told: what the files do not say themselves.

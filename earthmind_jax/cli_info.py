@@ -29,13 +29,15 @@ def info(
     Example: earthmind info s2.tif s1.tif demo/checkpoint
 
     Args:
-        files: rasters, and a checkpoint directory.
+        files: rasters or products as downloaded (.SAFE, zip, tar, a folder of band files), and a checkpoint directory.
         told: what the files do not say themselves.
         as_json: print JSON.
     """
+    from earthmind_jax.geo.products import CHECKPOINT
+
     if not files:
         raise UserError("Name one or two rasters, or a checkpoint directory.")
-    folders = [file for file in files if file.is_dir() and file.suffix.upper() != ".SAFE"]
+    folders = [file for file in files if (file / CHECKPOINT).is_file()]
     if len(folders) > 1:
         raise UserError(f"Name one checkpoint directory, not {len(folders)} ({' '.join(map(str, folders))}).")
     facts = [_checkpoint_facts(file) for file in folders]

@@ -59,8 +59,9 @@ def segment(
     Args:
         targets: what to draw, e.g. "water"; all of them in one go. None where something is pointed at.
         checkpoint: checkpoint directory.
-        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
-        sar: Sentinel-1 GeoTIFF (VV, VH).
+        optical: GeoTIFF of Sentinel-2 or another sensor (see info), a product as downloaded (.SAFE folder or zip,
+            Landsat folder or tar, folder of band files), or an 8-bit picture.
+        sar: Sentinel-1 GeoTIFF (VV, VH), or a GRD product as downloaded (.SAFE folder or zip).
         out: directory for the results.
         window: side of windows in pixels, a multiple of the model's own.
         overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).
@@ -224,12 +225,12 @@ def _duration(seconds: float) -> str:
 
 def large(optical: Path | None, sar: Path | None) -> bool:
     """Whether the image that masks are drawn on is a raster too large for the small road."""
-    from earthmind_jax.data.read import RASTERS
+    from earthmind_jax.data.read import is_raster
     from earthmind_jax.geo.raster import open_raster
     from earthmind_jax.infer.view import WHOLE
 
     path = optical if optical is not None else sar
-    if path is None or path.suffix.lower() not in RASTERS:
+    if path is None or not is_raster(path):
         return False
     with open_raster(path) as dataset:
         return dataset.height * dataset.width > WHOLE

@@ -177,7 +177,7 @@ def _check_image(image: Image, name: str, sensors: SensorConfig) -> None:
         from earthmind_jax.data import imagery
 
         for path in image.paths:  # those of bands that this model does not use, too
-            if not path.is_file():
+            if not path.exists():
                 raise UserError(f"there is no file '{path}'.")
         imagery.check(image, name, sensors)
         return

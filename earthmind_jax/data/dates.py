@@ -12,7 +12,7 @@ import numpy as np
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.model_bands import model_bands
-from earthmind_jax.data.read import RASTERS, Images, load_images, picture_header
+from earthmind_jax.data.read import Images, is_raster, load_images, picture_header
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
 
@@ -86,7 +86,7 @@ def _onto(first: Images, sources: Mapping[str, Any], sensors: SensorConfig, told
 
 
 def _is_raster(source: Any, name: str) -> bool:
-    if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
+    if not isinstance(source, str | Path) or not is_raster(source):
         return False
     return picture_header(str(source)).is_raster(name)
 
@@ -101,7 +101,7 @@ def _day(source: Any) -> str:
     """The day of acquisition (tags, product name), else any date in the file's name; empty where there is none."""
     if not isinstance(source, str | Path):
         return ""
-    if Path(source).suffix.lower() in RASTERS:
+    if is_raster(source):
         from earthmind_jax.geo.acquired import acquisition_time
         from earthmind_jax.geo.raster import open_raster
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,14 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data import arrays
+from earthmind_jax.data.band_files import file_header, finest, stacked
 from earthmind_jax.data.images import Image
 from earthmind_jax.data.model_bands import model_bands
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, check_header
 from earthmind_jax.geo.bands import canonical, name_bands
 from earthmind_jax.geo.counterparts import choose
-from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
 from earthmind_jax.geo.raster import Raster, open_raster, peek_bands, peek_sensor, read_raster
 
@@ -51,11 +51,8 @@ def header(image: Image, kind: str, sensors: SensorConfig) -> Header:
         finished = image.unit == "display" or image.stretch is not None
         return Header(arrays.shape(image), finished, not finished)
     chosen = _chosen(image, kind, wanted_bands(kind, sensors)) if image.files else {"": image.paths[0]}
-    parts = [_file_header(path, single=bool(image.files)) for path in chosen.values()]
-    grid, dtype = parts[0]
-    for other, _ in parts[1:]:
-        grid = _finer(grid, other)
-    finished = _finished(image, dtype)
+    parts = [file_header(path, single=bool(image.files)) for path in chosen.values()]
+    grid, finished = finest(grid for grid, _ in parts), _finished(image, parts[0][1])
     placed = grid.crs is not None and not grid.transform.almost_equals(Affine.identity())
     return Header(grid.shape, finished, placed or not finished)
 
@@ -160,6 +157,7 @@ def _read_file(image: Image) -> Raster:
             scene_shape=(dataset.height, dataset.width),
             scene_bands=names,
             gcps=bool(dataset.gcps[0]),
+            product=product_in(dataset),
         )
     return _without(raster, image)
 
@@ -172,7 +170,7 @@ def _read_bands(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
     """
     parts = []
     for band, path in _chosen(image, kind, wanted).items():
-        _file_header(path, single=True)
+        file_header(path, single=True)
         part = _without(read_raster(path), image)
         # One scene of several files: what is judged by the whole of it is judged by all that is read.
         part = replace(part, bands=(band,), stored=(band,), scene_bands=(band,), scene_indexes=(), sensor=None)
@@ -181,37 +179,8 @@ def _read_bands(image: Image, kind: str, wanted: tuple[str, ...]) -> Raster:
         elif part.dtype != "uint8" and not part.dtype.startswith("float"):
             part = replace(part, valid=part.valid & (part.data[0] != 0))  # a fill value must not bleed into others
         parts.append(part)
-    grid = parts[0].grid
-    for part in parts[1:]:
-        grid = _finer(grid, part.grid)
-    parts = [_onto(part, grid, kind) for part in parts]
-    names = tuple(part.bands[0] for part in parts)
-    stack = replace(
-        parts[0],
-        data=np.concatenate([part.data for part in parts]),
-        valid=np.logical_and.reduce([part.valid for part in parts]),
-        bands=names,
-        stored=names,
-        scene_bands=names,
-        scales=tuple(scale for part in parts for scale in part.scales),
-        offsets=tuple(offset for part in parts for offset in part.offsets),
-        units=tuple(unit for part in parts for unit in part.units),
-        descriptions=tuple(text for part in parts for text in part.descriptions),
-        scene_shape=grid.shape,
-        window=None,
-    )
-    if not stack.valid.any():
-        raise UserError(f"{image.name} and the files of its other bands have no pixel that is valid in all of them.")
+    stack = stacked(parts, kind, image.name)
     return stack if kind == "sar" else _calibrated(stack, image, kind)
-
-
-def _onto(part: Raster, grid: Grid, kind: str) -> Raster:
-    if part.grid.matches(grid):
-        return part
-    if not part.georeferenced or grid.crs is None:
-        here, there = (" x ".join(map(str, shape)) for shape in (part.shape, grid.shape))
-        raise UserError(f"{part.path} has {here} pixels but {grid.name} {there}; without a georeference give one size.")
-    return align(part, grid, "sar_linear" if kind == "sar" else "reflectance").raster
 
 
 def _calibrated(raster: Raster, image: Image, kind: str) -> Raster:
@@ -289,19 +258,3 @@ def _shown(image: Image, names: Sequence[str]) -> list[int]:
 def _count(image: Image, count: int) -> None:
     if image.bands is not None and len(image.bands) != count:
         raise UserError(f"{image.name} has {count} channels but 'bands' names {len(image.bands)}; null skips one.")
-
-
-@lru_cache(maxsize=2**16)
-def _file_header(path: Path, single: bool) -> tuple[Grid, str]:
-    """Grid and dtype of a file; UserError where it is to be the file of a ``single`` band and is not."""
-    with open_raster(path) as dataset:
-        if single and dataset.count != 1:
-            raise UserError(f"{path} has {dataset.count} channels, but the file of a band has one.")
-        return Grid(dataset.transform, dataset.crs, dataset.height, dataset.width, dataset.name), dataset.dtypes[0]
-
-
-def _finer(first: Grid, second: Grid) -> Grid:
-    """The grid with the smaller pixels, the first of two that are alike; without a map the one with more of them."""
-    if first.crs is None or second.crs is None:
-        return second if np.prod(second.shape) > np.prod(first.shape) else first
-    return second if (second.gsd or np.inf) < (first.gsd or np.inf) * 0.999 else first

@@ -1,7 +1,8 @@
 """How a record names an image: a path, or an object that also tells what the file does not.
 
 =========================================  ==========================================================================
-``"x.tif"``                                a picture or a raster, taken for what its header and values say
+``"x.tif"``                                a picture, a raster or a product as it is downloaded (``"S2A_....SAFE"``),
+                                           taken for what its header, metadata and values say
 ``{"file": "x.tif", ...}``                 the same, with more told; ``bands``: a list of the names of its channels,
                                            null for a channel that is not used
 ``{"bands": {"B02": "b2.tif", ...}, ...}`` one single-channel file for each band; those that are used are brought onto

@@ -66,5 +66,5 @@ def require_files(records: Iterable[Record] | Packed) -> None:
     for record in records:
         for name in SENSORS:
             for path in record.paths(name):
-                if not path.is_file():
+                if not path.exists():
                     raise UserError(f"{record.where}: field '{name}': there is no file '{path}'.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.reflectance import file_scaling
 from earthmind_jax.geo.regions import label_regions
 from earthmind_jax.geo.sample import SceneSample
-from earthmind_jax.geo.sar_calibration import amplitude_of_one
+from earthmind_jax.geo.sar_calibration import SceneCalibration, amplitude_of_one
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
@@ -70,11 +70,12 @@ def to_db(
         notes.append(f"numbers x {own[0]:g} {own[1]:+g} (band scale and offset of the file)")
     scale, reason = _sar_scale(raster, sample, scale)
     notes.append(f"SAR scale {scale}: {reason}")
-    one = 1.0
+    one: float | SceneCalibration = 1.0
     if scale == "dn":
         one, note = _one(raster, sample, calibration, nominal)
         notes.append(note)
-    db, physical = _decibels(data, scale, one)
+    amplitude = one.at(*raster.scene_centres()) if isinstance(one, SceneCalibration) else one
+    db, physical = _decibels(data, scale, amplitude)
     if scale == "dB" and raster.dtype.startswith("float"):
         physical &= (raster.data != 0).any(0)  # nothing measured is 0 dB to the last digit in every band: a fill value
     dropped = int((raster.valid & ~physical).sum())
@@ -112,7 +113,7 @@ def _scaled(sample: SceneSample, factor: float, term: float) -> SceneSample:
     return SceneSample(values.astype(np.float32), sample.valid, sample.bands)
 
 
-def _near_edge(raster: Raster, sample: SceneSample, scale: str | None, one: float, floor_db: float) -> np.ndarray:
+def _near_edge(raster: Raster, sample: SceneSample, scale: str | None, one: Any, floor_db: float) -> np.ndarray:
     """bool [H W]: where a faint pixel is border noise. Decided on the decimated scene, so that it is the same in every
     window; one sample pixel more, since the decimation may step over a thin rim."""
     chosen = tuple(sample.bands.index(name) for name in raster.stored or raster.bands)
@@ -123,28 +124,30 @@ def _near_edge(raster: Raster, sample: SceneSample, scale: str | None, one: floa
 
 @lru_cache(maxsize=16)
 def _edge_of_scene(
-    sample: SceneSample, bands: tuple[int, ...], scale: str | None, one: float, floor_db: float
+    sample: SceneSample, bands: tuple[int, ...], scale: str | None, one: Any, floor_db: float
 ) -> np.ndarray:
     values = sample.values[list(bands)]
     if scale is None:
         nothing = (values == 0).all(0)
     else:
-        db, physical = _decibels(values, scale, one)
+        amplitude = one.decimated(*sample.valid.shape) if isinstance(one, SceneCalibration) else one
+        db, physical = _decibels(values, scale, amplitude)
         nothing = ~physical | (np.where(physical, db, 0) < floor_db).any(0)
     grown = np.pad(_from_edge(nothing | ~sample.valid), 1, constant_values=True)
     height, width = sample.valid.shape
     return np.logical_or.reduce([grown[r : r + height, c : c + width] for r in range(3) for c in range(3)])
 
 
-def _decibels(data: np.ndarray, scale: str, one: float) -> tuple[np.ndarray, np.ndarray]:
-    """(dB [C H W], bool [H W] where every band is one that a radar can measure)."""
+def _decibels(data: np.ndarray, scale: str, one: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(dB [C H W], bool [H W] where every band is one that a radar can measure); ``one`` is the amplitude of 0 dB, a
+    number or [C H W]."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if scale == "dB":
             db = data
         elif scale == "linear":
             db = 10 * np.log10(data)
         else:
-            db = 20 * np.log10(np.where(data >= 0, data, np.nan) / np.float32(one))
+            db = 20 * np.log10(np.where(data >= 0, data, np.nan) / np.asarray(one, np.float32))
         return db, (np.isfinite(db) & (db > FAINTEST_DB) & (db < BRIGHTEST_DB)).all(0)
 
 
@@ -159,12 +162,19 @@ def _as_picture(raster: Raster) -> Raster:
     return raster.calibrated(data, raster.valid & ~wedge, "display", notes)
 
 
-def _one(raster: Raster, sample: SceneSample, told: float | None, nominal: float | None) -> tuple[float, str]:
+def _one(
+    raster: Raster, sample: SceneSample, told: float | None, nominal: float | None
+) -> tuple[float | SceneCalibration, str]:
     """(amplitude of 0 dB, why)."""
     if told is not None:
         if not (np.isfinite(told) and told > 0):
             raise UserError(f"The calibration is the amplitude of 0 dB, a number above zero, not {told}.")
         return told, f"0 dB at DN {told:g}, as told"
+    tables = raster.product.calibration if raster.product is not None else {}
+    names = raster.stored or raster.bands
+    if tables and set(names) <= set(tables):
+        calibration = SceneCalibration(tuple(tables[name] for name in names), raster.scene_shape or raster.shape)
+        return calibration, str(calibration)
     found = amplitude_of_one(raster.tags)
     if found is not None:
         return found[0], f"0 dB at DN {found[0]:g}: {found[1]}"
@@ -197,7 +207,7 @@ def _sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[s
             return _SCALE_WORDS[unit.lower()], f"band unit {unit}"
     if raster.descriptions and all(re.search(r"(?i)(^|[^a-z])db($|[^a-z])", text) for text in raster.descriptions):
         return "dB", f"band name {raster.descriptions[0]}"
-    named = _RTC_NAME.search(PurePath(raster.path).name)
+    named = _RTC_NAME.search(f"{PurePath(raster.path).name} {raster.tags.get('PRODUCT_URI', '')}")
     if named:
         return _RTC_SCALE[named.group(1)], f"the product name says so ({named.group().strip('_')})"
     return _detect_sar_scale(sample, raster.path or raster.name)

@@ -85,6 +85,7 @@ def name_bands(
     told: Sequence[str] | None = None,
     colours: Sequence[str] = (),
     gsd: float | None = None,
+    why: str = "as told",
 ) -> tuple[tuple[str, ...], str | None, list[str]]:
     """Names the bands of one file: (names, sensor or None, notes that give the reason).
 
@@ -92,6 +93,7 @@ def name_bands(
       sensor: what the caller knows; it settles common names ("red" -> B04) and layouts that cannot be guessed.
       told: the names as the caller knows them, in the file's order.
       colours: colour interpretation of the bands ("red"), which names bands that have no other name.
+      why: what tells the sensor.
       gsd: metres; very high resolution tells colour images from satellites' reflectance.
     """
     if told is not None:
@@ -106,7 +108,7 @@ def name_bands(
         common = [aliases.get((text or "").strip().lower()) for text in descriptions]
         names = [alias or name for alias, name in zip(common, names, strict=True)]
     by = "the caller" if told is not None else "the file"
-    if not any(names) and dtype != "uint8" and tuple(colours[:3]) == ("red", "green", "blue") and len(names) <= 4:
+    if not any(names) and _are_colours(colours, dtype):
         names, by = list("RGBN"[: len(names)]), "their colour interpretation (a fourth is near infrared)"
     twice = sorted({str(name) for name in names if name is not None and names.count(name) > 1})
     if twice and (told is not None or all(names)):
@@ -115,10 +117,18 @@ def name_bands(
         _require_landsat_8_9(names, " ".join((PurePath(path).name.upper(), *map(str, tags.values()))), path)
     if all(names):
         named = tuple(str(name) for name in names)
-        guess, reason = (sensor, "as told") if sensor else _sensor_of_names(named, dtype, path, tags, gsd)
+        guess, reason = (sensor, why) if sensor else _sensor_of_names(named, dtype, path, tags, gsd)
         notes = [f"bands named by {by}: {' '.join(named)}"]
         return named, guess, notes + ([f"sensor {guess}: {reason}"] if guess else [])
     return _by_layout(names, dtype, sensor)
+
+
+def _are_colours(colours: Sequence[str], dtype: str) -> bool:
+    """Whether nameless bands are red, green, blue and perhaps near infrared by their colour interpretation; three of 8
+    bits are a rendering."""
+    if tuple(colours[:3]) != ("red", "green", "blue"):
+        return False
+    return len(colours) <= 4 if dtype != "uint8" else len(colours) == 4 and colours[3] in ("undefined", "nir")
 
 
 def _require_landsat_8_9(names: Sequence[str | None], texts: str, path: str) -> None:
@@ -141,11 +151,13 @@ def _as_told(told: Sequence[str], count: int, path: str) -> list[str]:
 
 def _canonical_of(text: str | None, sensor: str | None) -> str | None:
     """:func:`canonical`, with a bare Landsat number (B4, SR's or Level-1's) under Landsat's own name."""
-    number = re.fullmatch(r"(?:.*_)?B(\d{1,2})", (text or "").strip().upper())
-    if number and sensor == "landsat_l2" and not re.search(r"(SR|ST)_B\d+$", str(text).upper()):
-        return f"{'ST' if number.group(1) == '10' else 'SR'}_B{number.group(1)}"
-    if number and sensor == "landsat_l1" and not re.search(r"(TOA|BT)_B\d+$", str(text).upper()):
-        return f"{'BT' if number.group(1) in ('10', '11') else 'TOA'}_B{number.group(1)}"
+    upper = (text or "").strip().upper()
+    found = re.fullmatch(r"(?:.*_)?B0?(\d{1,2})", upper)
+    number = found.group(1) if found else ""
+    if number and sensor == "landsat_l2" and not re.search(r"(SR|ST)_B\d+$", upper):
+        return f"{'ST' if number == '10' else 'SR'}_B{number}"
+    if number and sensor == "landsat_l1" and not re.search(r"(TOA|BT)_B\d+$", upper):
+        return f"{'BT' if number in ('10', '11') else 'TOA'}_B{number}"
     return canonical(text)
 
 
@@ -171,7 +183,7 @@ def _channel_of_other_sar(path: str, dtype: str, tags: Mapping[str, str]) -> str
 def _sensor_of_names(
     names: tuple[str, ...], dtype: str, path: str, tags: Mapping[str, str], gsd: float | None
 ) -> tuple[str | None, str]:
-    file = PurePath(path).name
+    file = f"{PurePath(path).name} {tags.get('PRODUCT_URI', '')}"
     present = {name for name in names if not auxiliary(name)}
     if dtype == "uint8" and len(names) == 3 and (present == {"R", "G", "B"} or present <= set(SENSORS["s2_l1c"].bands)):
         return "rgb8", "three 8-bit bands are a rendering, not a measurement"

@@ -13,11 +13,12 @@ from rasterio.errors import CRSError
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bands import auxiliary, canonical, name_bands
 from earthmind_jax.geo.grid import ground_sample_distance
+from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.quality import QUALITY_BANDS
 from earthmind_jax.geo.radiometry import SENSORS
 
 MEASURED = {band for sensor in SENSORS.values() for band in sensor.bands}
-BAND_NAME_TAGS = ("bandname", "band_name", "name", "common_name", "polarization", "polarisation")
+BAND_NAME_TAGS = ("netcdf_varname", "bandname", "band_name", "name", "common_name", "polarization", "polarisation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,9 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
       UserError: no image bands, a name given twice, or a number of names that is not that of the bands.
     """
     keep = data_bands(dataset, told)
+    product, why = product_in(dataset), "as told"
+    if sensor is None and product is not None:
+        sensor, why = product.sensor, product.reason
     texts = []
     for i in keep:
         tags = {key.lower(): value for key, value in dataset.tags(i).items()}
@@ -76,7 +80,10 @@ def contents(dataset: rasterio.DatasetReader, sensor: str | None, told: Sequence
         told=told,
         colours=[dataset.colorinterp[i - 1].name for i in keep],
         gsd=_gsd(dataset),
+        why=why,
     )
+    if product is not None:
+        notes = [f"{product.title} {product.path}", *notes, *product.notes]
     if sensor is not None and told is None and names[0] == "band_1":
         _require_layout(dataset, sensor, len(names))
     data = [i for i, name in enumerate(names) if not auxiliary(name)] or list(range(len(names)))

@@ -7,16 +7,16 @@ books.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.mtl import numbers, read_mtl
 from earthmind_jax.geo.reflectance import POSSIBLE, file_scaling, is_reflectance
 from earthmind_jax.geo.sample import LARGEST, percentiles, sample_between
 from earthmind_jax.geo.stretch import HIGH_PERCENT, LOW_PERCENT, between
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SURFACE_SCALE, SURFACE_OFFSET = 0.0000275, -0.2
 KELVIN_SCALE, KELVIN_OFFSET = 0.00341802, 149.0
+SOURCE_TAG = "METADATA_FILE"  # of a product: where its coefficients are from
 DARKEST_MEDIAN = -0.1  # surface reflectance: a scene darker than this does not hold Collection 2 numbers
 _PRODUCT = re.compile(r"L[COT]0[89]_L[12][A-Z]{2}_\d{6}_\d{8}_\d{8}_\d{2}_[A-Z0-9]{2}")
 
@@ -159,9 +160,9 @@ def _metadata(raster: Raster, told: str | os.PathLike[str] | None) -> tuple[dict
     if told is not None:
         return read_mtl(told), f"{Path(told).name} (as told)"
     tags = {key.upper().rpartition(":")[2]: value for key, value in raster.tags.items()}
-    facts = dict(_numbers(tags.items()))
+    facts = dict(numbers(tags.items()))
     if "SUN_ELEVATION" in facts or any(key.startswith("K1_CONSTANT") for key in facts):
-        return facts, "the file's tags"
+        return facts, raster.tags.get(SOURCE_TAG, "the file's tags")
     beside = _beside(Path(raster.path)) if raster.path else None
     return (read_mtl(beside), f"{beside.name} beside the file") if beside else (facts, "the file's tags")
 
@@ -176,52 +177,3 @@ def _beside(path: Path) -> Path | None:
         return None  # an MTL of another scene would be worse than none
     lone = sorted(path.parent.glob("*_MTL.txt")) if path.parent.is_dir() else []
     return lone[0] if len(lone) == 1 else None
-
-
-def read_mtl(path: str | os.PathLike[str]) -> dict[str, float]:
-    """The numbers of a Landsat MTL file (``.txt`` or ``.json``) by key. A Level-2 file repeats keys for its own
-    products; those of Level-1 are kept.
-
-    Raises:
-      UserError: it cannot be read, or holds no coefficients.
-    """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-        pairs = _json_pairs(json.loads(text)) if file.suffix.lower() == ".json" else _text_pairs(text)
-        facts: dict[str, float] = {}
-        for group, key, value in pairs:
-            for name, number in _numbers([(key, value)]):
-                if name not in facts or group.startswith("LEVEL1"):
-                    facts[name] = number
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as a Landsat MTL file ({error}).") from error
-    if "SUN_ELEVATION" not in facts:
-        raise UserError(f"{file} is no Landsat MTL file: it does not tell SUN_ELEVATION.")
-    return facts
-
-
-def _text_pairs(text: str) -> Iterator[tuple[str, str, str]]:
-    group = ""
-    for line in text.splitlines():
-        key, _, value = (part.strip() for part in line.partition("="))
-        if key == "GROUP":
-            group = value
-        elif value:
-            yield group, key, value
-
-
-def _json_pairs(node: Any, group: str = "") -> Iterator[tuple[str, str, Any]]:
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if isinstance(value, dict):
-            yield from _json_pairs(value, key)
-        else:
-            yield group, key, value
-
-
-def _numbers(pairs: Any) -> Iterator[tuple[str, float]]:
-    for key, value in pairs:
-        try:
-            yield str(key).upper(), float(str(value).strip().strip('"'))
-        except ValueError:
-            continue

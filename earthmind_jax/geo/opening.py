@@ -22,6 +22,8 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.geo.product_variables import split as variable_of
+from earthmind_jax.geo.products import Product, open_product, product_of
 
 LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
 LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
@@ -31,19 +33,21 @@ ARCHIVES = {b"PK\x03\x04": "zip archive", b"\x1f\x8b": "gzip file", b"7z\xbc\xaf
 
 @contextlib.contextmanager
 def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[rasterio.DatasetReader]:
-    """Opens a raster and turns what can be wrong with a file into one sentence each.
+    """Opens a raster, or a product as one (see :mod:`earthmind_jax.geo.products`), and turns what can be wrong with a
+    file into one sentence each.
 
     Raises:
       UserError: no such file, no raster, no bands, complex or palette values, a damaged file or transform.
       WorkError: it does not fit into memory.
     """
     name = os.fspath(path)
-    if not name.startswith("/vsi"):
-        require_file(name)
+    product, inside = product_of(name), variable_of(name)
+    if product is None and not name.startswith("/vsi"):
+        require_file(inside[0] if inside else name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(name)
+            dataset = open_product(product) if product else rasterio.open(inside[1] if inside else name)
     except (RasterioError, OSError, ValueError, UnicodeError) as error:
         raise UserError(f"{name} cannot be opened as a raster; is it a GeoTIFF, PNG or JPEG, and complete?") from error
     with dataset:
@@ -51,6 +55,8 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
         try:
             yield dataset
         except (RasterioError, OSError) as error:
+            if product is not None:
+                raise UserError(_damaged(product, error)) from error
             if dataset.driver == "VRT":
                 raise UserError(
                     f"{name} is a virtual raster, and a file that it is made of is missing or damaged; give that file "
@@ -97,6 +103,20 @@ def read_masks(dataset: rasterio.DatasetReader, indexes: list[int], data: Sequen
     return dataset.read_masks(indexes, **options) > 0
 
 
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """(last change, bytes) of what a raster or product is read from, by which a change of it is seen; None of what is
+    no file."""
+    name = os.fspath(path)
+    inside = variable_of(name)
+    name = inside[0] if inside else name
+    if not os.path.exists(name):
+        return None
+    product = product_of(name)
+    files = {name, *(band.shown for band in product.bands)} if product is not None else {name}
+    found = [os.stat(file) for file in files if os.path.exists(file)]
+    return max(status.st_mtime_ns for status in found), sum(status.st_size for status in found)
+
+
 def require_file(name: str) -> None:
     """UserError unless ``name`` is a readable file that opening will not wait for."""
     if ADDRESS.match(name):
@@ -106,11 +126,6 @@ def require_file(name: str) -> None:
     except (OSError, ValueError) as error:
         what = "is a link to a file that is not there" if os.path.islink(name) else "does not exist"
         raise UserError(f"{name or 'The empty path'} {what}; check the path.") from error
-    if stat.S_ISDIR(mode) and name.rstrip("/").upper().endswith(".SAFE"):
-        raise UserError(
-            f"{name} is the folder of a product; make one raster of its bands (gdalbuildvrt -separate -resolution "
-            "highest s2.vrt, then the band files), and name them in that order with --bands."
-        )
     if stat.S_ISDIR(mode):
         raise UserError(f"{name} is a directory; give one raster file, such as a GeoTIFF.")
     if not stat.S_ISREG(mode):
@@ -125,6 +140,14 @@ def require_file(name: str) -> None:
     for magic, kind in ARCHIVES.items():
         if start.startswith(magic):
             raise UserError(f"{name} is a {kind}, not a raster; unpack it first.")
+
+
+def _damaged(product: Product, error: BaseException) -> str:
+    """The sentence for a product whose pixels cannot be read; GDAL's own words name the file."""
+    words = f"{error} {error.__cause__}"
+    broken = [band.shown for band in product.bands if os.path.basename(band.shown) in words]
+    which = broken[0] if broken else f"one of the files of {product.path}"
+    return f"{which} is damaged or cut short, its pixels cannot be read; copy or download it again."
 
 
 def _require_image(dataset: rasterio.DatasetReader, name: str, labels: bool) -> None:

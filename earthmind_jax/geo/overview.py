@@ -9,7 +9,8 @@ from typing import Any
 from affine import Affine
 
 from earthmind_jax.geo.contents import contents
-from earthmind_jax.geo.opening import open_raster
+from earthmind_jax.geo.opening import file_stamp, open_raster
+from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.raster import Raster, nothing_valid
 from earthmind_jax.geo.sample import file_sample
 
@@ -25,7 +26,7 @@ def read_overview(
     with open_raster(path, labels) as dataset:
         scene = contents(dataset, sensor, names)
         size = dataset.height, dataset.width
-        stat = os.stat(path) if os.path.exists(path) else None
+        product = product_in(dataset)
         facts: dict[str, Any] = {
             "crs": dataset.crs,
             "dtype": dataset.dtypes[scene.indexes[0] - 1],
@@ -33,14 +34,17 @@ def read_overview(
             "nodata": dataset.nodatavals[scene.indexes[0] - 1],
             "gcps": bool(dataset.gcps[0]),
             "path": dataset.name,
+            "product": product,
         }
         for field_name in ("descriptions", "units"):
             facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] or "" for i in scene.indexes)
         for field_name in ("scales", "offsets"):
             facts[field_name] = tuple(getattr(dataset, field_name)[i - 1] for i in scene.indexes)
         transform = dataset.transform
-        stamp = (stat.st_mtime_ns, stat.st_size) if stat else None
-        sample = file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, stamp)
+        sample = file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, file_stamp(dataset.name))
+        notes = list(scene.notes)
+        if product is not None:
+            notes += product.files_note([band.name for band in product.bands if band.name])
     height, width = sample.valid.shape
     raster = Raster(
         data=sample.values,
@@ -53,7 +57,7 @@ def read_overview(
         scene_shape=size,
         quality=scene.quality,
         sensor=scene.sensor,
-        notes=list(scene.notes),
+        notes=notes,
         **facts,
     )
     if not raster.valid.any():

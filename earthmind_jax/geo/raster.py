@@ -7,9 +7,7 @@ grid.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import rasterio
@@ -20,12 +18,13 @@ from rasterio.windows import transform as window_transform
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bands import select
+from earthmind_jax.geo.bands_on_grid import FILL, Raster
 from earthmind_jax.geo.contents import Contents, Wanted, contents, data_bands
 from earthmind_jax.geo.counterparts import choose
-from earthmind_jax.geo.grid import Grid, require_map
+from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.opening import open_raster, read_masks, read_values, require_room
+from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.quality import quality_note, quality_valid
-from earthmind_jax.geo.sample import SAMPLE_SIDE, SceneSample, file_sample, sample_of
 
 __all__ = [
     "FILL",
@@ -37,116 +36,6 @@ __all__ = [
     "read_raster",
     "require_georeference",
 ]
-
-FILL = {"reflectance": 0.0, "dB": -50.0, "display": 0.0}  # finite stand-in at invalid pixels of calibrated rasters
-
-
-@dataclass(frozen=True, eq=False)
-class Raster:
-    """Bands on one grid.
-
-    Attributes:
-      data: [C H W], float32 unless read as ``native`` or ``labels``; where invalid, calibrated ones hold a finite fill.
-      valid: bool [H W], true where every band holds a measurement.
-      transform, crs: pixel corner -> map; ``crs`` is None for a plain picture.
-      bands: C names; ``stored`` are those of the file, where a band stands for another sensor's.
-      dtype, tags, nodata: as stored in the file.
-      notes: what was guessed or decided, and why.
-      unit: "raw", "reflectance", "dB" or "display" (8-bit rendering, 0..255).
-      sensor: an entry of ``radiometry.SENSORS``, or None.
-      decided: what calibration found out, by name ("offset", "scale", "unit").
-      window, scene_shape, scene_bands: the part read, and the size and bands of the whole file.
-      scene_indexes, quality: where these bands, and one that tells validity (position, name), stand in the file.
-    """
-
-    data: np.ndarray
-    valid: np.ndarray
-    transform: Affine
-    crs: CRS | None
-    bands: tuple[str, ...]
-    dtype: str = "float32"
-    tags: dict[str, str] = field(default_factory=dict)
-    nodata: float | None = None
-    notes: list[str] = field(default_factory=list)
-    unit: str = "raw"
-    sensor: str | None = None
-    path: str = ""
-    descriptions: tuple[str, ...] = ()
-    units: tuple[str, ...] = ()
-    scales: tuple[float, ...] = ()
-    offsets: tuple[float, ...] = ()
-    window: Window | None = None
-    scene_shape: tuple[int, int] | None = None
-    scene_bands: tuple[str, ...] = ()
-    scene_indexes: tuple[int, ...] = ()
-    quality: tuple[int, str] | None = None
-    stored: tuple[str, ...] = ()
-    decided: dict[str, Any] = field(default_factory=dict)
-    gcps: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.data.shape[-2], self.data.shape[-1]
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.path) or "the image"
-
-    @property
-    def georeferenced(self) -> bool:
-        return self.crs is not None and not self.transform.almost_equals(Affine.identity())
-
-    @property
-    def gsd(self) -> float | None:
-        """Ground sample distance in metres at the image centre, whatever the CRS; None without a georeference."""
-        return self.grid.gsd if self.georeferenced else None
-
-    @property
-    def grid(self) -> Grid:
-        return Grid(self.transform, self.crs, *self.shape, name=self.path or self.name)
-
-    def band(self, name: str) -> np.ndarray:
-        """One band [H W] by name."""
-        return self.data[select([name], self.bands, self.name)[0]]
-
-    def scene_sample(self) -> SceneSample:
-        """The whole scene, decimated: what scene-level decisions rest on, the same for every window of a file and for
-        every choice of bands."""
-        if self.unit == "raw" and self.scene_indexes and os.path.exists(self.path):
-            stat = os.stat(self.path)
-            stamp = stat.st_mtime_ns, stat.st_size
-            return file_sample(self.path, self.scene_indexes, self.scene_bands, self.quality, stamp)
-        step_y, step_x = (max(1, side // SAMPLE_SIDE) for side in self.shape)
-        data, valid = self.data[:, ::step_y, ::step_x], self.valid[::step_y, ::step_x]
-        return sample_of(np.asarray(data, np.float32), np.broadcast_to(valid, data.shape), self.stored or self.bands)
-
-    def scene_positions(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """For each row and each column of this raster the nearest one in a sample of ``shape`` of the whole scene."""
-        scene = self.scene_shape or self.shape
-        window = self.window or Window(0, 0, scene[1], scene[0])
-        found = []
-        for offset, length, count, whole, size in (
-            (window.row_off, window.height, self.shape[0], scene[0], shape[0]),
-            (window.col_off, window.width, self.shape[1], scene[1], shape[1]),
-        ):
-            centres = offset + (np.arange(count) + 0.5) * length / count
-            found.append(np.clip((centres * size / whole).astype(int), 0, size - 1))
-        return found[0], found[1]
-
-    def calibrated(
-        self,
-        data: np.ndarray,
-        valid: np.ndarray,
-        unit: str,
-        notes: Sequence[str],
-        decided: Mapping[str, Any] | None = None,
-    ) -> Raster:
-        """This raster with its values in a physical unit; UserError where no valid pixel of the scene is left."""
-        if self.window is None and not valid.any():
-            raise UserError(f"{self.path or self.name} has no valid pixel left ({'; '.join(notes)}).")
-        data = np.where(valid, data, np.float32(FILL[unit])).astype(np.float32, copy=False)
-        decided = {**self.decided, **(decided or {})}
-        return replace(self, data=data, valid=valid, unit=unit, notes=[*self.notes, *notes], decided=decided)
 
 
 def read_raster(
@@ -180,13 +69,16 @@ def read_raster(
         full = Window(0, 0, dataset.width, dataset.height)
         data, valid = _read(dataset, indexes, window or full, None if native or labels else "float32", scene.indexes)
         if scene.quality is not None and not labels and not set(stored) & set(scene.others):
-            codes, inside = _read(dataset, [scene.quality[0]], window or full, "float32")
-            clear = quality_valid(scene.quality[1], codes[0], dataset.name) | ~inside
+            codes, _ = _read(dataset, [scene.quality[0]], window or full, "float32")
+            clear = quality_valid(scene.quality[1], codes[0], dataset.name)
             notes.append(quality_note(scene.quality[1], clear))
             valid &= clear
         transform = dataset.transform
         if window is not None:
             transform = window_transform(window, transform)
+        product = product_in(dataset)
+        if product is not None:
+            notes += product.files_note((*stored, scene.quality[1]) if scene.quality else stored)
         gcps = bool(dataset.gcps[0])
         if gcps and dataset.crs is None:
             notes.append("only ground control points tell where it lies: terrain-correct it before making maps")
@@ -213,6 +105,7 @@ def read_raster(
             quality=scene.quality,
             stored=tuple(stored),
             gcps=gcps,
+            product=product,
         )
     if window is None and not labels and not raster.valid.any():
         raise nothing_valid(raster)

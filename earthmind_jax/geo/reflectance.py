@@ -67,8 +67,9 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
         offset, reason = scaled[1]
     else:
         offset, reason = decide_offset(raster, sample)
-    notes = [f"reflectance = (DN {offset:+.0f}) {quantity_note}; offset {offset:+.0f}: {reason}"]
-    data = (digital + np.float32(offset)) * np.float32(scale)
+    shown = "/".join(f"{number:+.0f}" for number in np.atleast_1d(offset))
+    notes = [f"reflectance = (DN {shown}) {quantity_note}; offset {shown}: {reason}"]
+    data = (digital + np.asarray(offset, np.float32).reshape(-1, 1, 1)) * np.float32(scale)
     empty = (digital == 0).any(0) & raster.valid
     if raster.dtype == "uint16":
         empty |= (digital == SATURATED).any(0) & raster.valid
@@ -101,8 +102,9 @@ def _require_numbers(raster: Raster, sample: SceneSample, scaled: Any) -> None:
         )
 
 
-def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[float, str]:
-    """(offset to add to the DN, reason): an explicit tag, else the processing baseline, else the darkest pixels."""
+def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[float | list[float], str]:
+    """(offset to add to the DN, or one for each band where they differ, reason): an explicit tag, else the processing
+    baseline, else the darkest pixels."""
     seen, sure, dark = _darkest(sample or raster.scene_sample())
     tags = _plain(raster.tags)
     if _HARMONIZED.search(" ".join((PurePath(raster.path).name, *tags.values()))):
@@ -111,6 +113,10 @@ def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[fl
         return 0.0, "a patch of BigEarthNet v2, made from a product without it"
     if any(key.endswith("BOA_OFFSET_APPLIED") and value.lower() in ("true", "1", "yes") for key, value in tags.items()):
         return 0.0, "the tags say that it is already applied"
+    each = [_own_offset(tags, band) for band in raster.stored or raster.bands]
+    told = [number for number in each if number is not None]
+    if told and len(told) == len(each):
+        return told[0] if len(set(told)) == 1 else told, "the tags of each band"
     for key, value in tags.items():
         if key.startswith(("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET")):
             told = _number(value)
@@ -124,6 +130,12 @@ def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[fl
             return 0.0, f"baseline {baseline:05.2f} adds it, but {dark}: it has been applied before"
         return told, f"processing baseline {baseline:05.2f}"
     return seen, dark + ("" if sure else "; not certain, give the offset if you know it")
+
+
+def _own_offset(tags: Mapping[str, str], band: str) -> float | None:
+    """The offset that tags tell of one band."""
+    found = (tags[key] for key in (f"BOA_ADD_OFFSET_{band}", f"RADIO_ADD_OFFSET_{band}") if key in tags)
+    return next(map(_number, found), None)
 
 
 def detect_offset(values: np.ndarray, bands: tuple[str, ...]) -> tuple[float, bool, str]:

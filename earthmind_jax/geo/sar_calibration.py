@@ -1,11 +1,18 @@
-"""The calibration factor of a detected SAR product, where its tags tell one."""
+"""What makes a detected SAR product's numbers backscatter: a factor in its tags, or the table that comes with it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from earthmind_jax.errors import UserError
+from earthmind_jax.geo.safe_xml import local_name
 
 # power = factor x DN squared: TerraSAR-X calFactor, ICEYE calibration_factor
 _POWER_FACTORS = ("calibration_factor", "calfactor", "calibration_constant")
@@ -40,3 +47,79 @@ def _pairs(tags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _pairs(value)
         else:
             yield key, value
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationTable:
+    """The amplitude whose power is 1, at some pixels of an image: sigma0 = DN^2 / A^2, A bilinear between them
+    (Sentinel-1 Product Specification, calibration annotation).
+
+    Attributes:
+      lines, pixels: [n] and [m] rows and columns, counted from 0 at the centre of the first; increasing.
+      amplitude: [n m], above zero.
+    """
+
+    lines: np.ndarray
+    pixels: np.ndarray
+    amplitude: np.ndarray
+
+    def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """float32 [h w] at rows [h] and columns [w]; beyond the table its nearest value."""
+        across = np.stack([np.interp(columns, self.pixels, line) for line in self.amplitude])
+        place = np.interp(rows, self.lines, np.arange(len(self.lines)))
+        low = np.clip(place.astype(int), 0, max(0, len(self.lines) - 2))
+        high = np.minimum(low + 1, len(self.lines) - 1)
+        share = (place - low)[:, None]
+        return ((1 - share) * across[low] + share * across[high]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SceneCalibration:
+    """The tables of some bands of one scene of ``shape`` (rows, columns)."""
+
+    tables: tuple[CalibrationTable, ...]
+    shape: tuple[int, int]
+
+    def at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """float32 [C h w], the amplitude of 0 dB at rows and columns counted from the scene's outer corner."""
+        return np.stack([table.at(rows - 0.5, columns - 0.5) for table in self.tables])
+
+    def decimated(self, height: int, width: int) -> np.ndarray:
+        """float32 [C h w] of the whole scene in fewer pixels."""
+        steps = (np.arange(n) + 0.5 for n in (height, width))
+        return self.at(*(step * side / n for step, side, n in zip(steps, self.shape, (height, width), strict=True)))
+
+    def __str__(self) -> str:
+        rows, columns = self.tables[0].amplitude.shape
+        return f"sigma nought by the product's calibration table ({rows} x {columns} values); noise is not subtracted"
+
+
+def read_table(root: Element, name: str) -> CalibrationTable:
+    """The table of sigma nought in a Sentinel-1 calibration annotation; ``name`` is what messages call it.
+
+    Raises:
+      UserError: vectors that are missing, of different lengths, or no amplitudes.
+    """
+    rows = [_vector(element, name) for element in root.iter() if local_name(element) == "calibrationVector"]
+    if not rows:
+        raise UserError(f"{name} has no calibration vectors (sigmaNought); download the product again.")
+    rows.sort(key=lambda row: row[0])
+    lines = np.array([line for line, _, _ in rows])
+    if (np.diff(lines) <= 0).any():
+        raise UserError(f"{name} has two calibration vectors of one line; download the product again.")
+    pixels = max((pixel for _, pixel, _ in rows), key=len)
+    return CalibrationTable(lines, pixels, np.stack([np.interp(pixels, own, values) for _, own, values in rows]))
+
+
+def _vector(element: Element, name: str) -> tuple[float, np.ndarray, np.ndarray]:
+    """(line, pixels, sigmaNought) of one calibration vector."""
+    found = {local_name(child): child.text or "" for child in element}
+    try:
+        line = float(found["line"])
+        pixels, values = (np.array(found[key].split(), np.float64) for key in ("pixel", "sigmaNought"))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{name} has a calibration vector that cannot be read ({error}).") from error
+    good = pixels.size and pixels.shape == values.shape and (np.diff(pixels) > 0).all() and np.isfinite(values).all()
+    if not (good and (values > 0).all() and math.isfinite(line)):
+        raise UserError(f"{name} has a calibration vector whose pixels and values give no calibration.")
+    return line, pixels, values

@@ -100,12 +100,7 @@ def stac_item(
     }  # fmt: skip
     used = [name for name in EXTENSIONS if name != "sar" or radar]
     links = [
-        {
-            "rel": "derived_from",
-            "href": _link(file, directory),
-            "type": "image/tiff; application=geotiff",
-            "title": name,
-        }
+        {"rel": "derived_from", "href": _link(file, directory), **_media_type(file), "title": name}
         for name, file in (inputs or {}).items()
     ]
     return {
@@ -177,6 +172,7 @@ def _media_type(path: str | os.PathLike[str]) -> dict[str, str]:
     """Of an input, which need not be cloud-optimized."""
     suffix = PurePath(path).suffix.lower()
     known = {".tif": GEOTIFF, ".tiff": GEOTIFF, ".jp2": "image/jp2"} | {".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+    known |= {".png": "image/png", ".zip": "application/zip", ".tar": "application/x-tar", ".xml": "application/xml"}
     return {"type": known[suffix]} if suffix in known else {}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from earthmind_jax.data.read import RASTERS, Images
+from earthmind_jax.data.read import Images, is_raster
 from earthmind_jax.data.records import SENSORS
 from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
@@ -235,7 +235,7 @@ def clouds(optical: Any, images: Images | None, told: Told = NOTHING) -> tuple[n
     source = optical[0] if isinstance(optical, list | tuple) else optical
     if images is None or "optical" not in images.pictures:
         return None, "clouds are not asked for: there is no optical image"
-    if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
+    if not isinstance(source, str | Path) or not is_raster(source):
         return None, UNKNOWN_CLOUD
     from earthmind_jax.geo.contents import Wanted, contents
     from earthmind_jax.geo.control import Control, place_of

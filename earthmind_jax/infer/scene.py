@@ -19,6 +19,7 @@ from earthmind_jax import __version__
 from earthmind_jax.config import require, to_json
 from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.opening import file_stamp
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.scene_maps import SceneResult, write_maps
 from earthmind_jax.infer.scene_model import WindowModel
@@ -159,5 +160,5 @@ def _sampled(params: Params, most: int = 1024) -> int:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"path": str(path.absolute()), "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+    changed, size = file_stamp(path) or (0, 0)
+    return {"path": str(path.absolute()), "bytes": size, "changed": changed}

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
-from earthmind_jax.data.read import RASTERS, Images, load_images, picture_header
+from earthmind_jax.data.read import RASTERS, Images, is_raster, load_images, picture_header
 from earthmind_jax.data.records import SENSORS, Picture
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import MIN_OVERLAP
@@ -75,7 +75,7 @@ class SceneReader:
         if not self.sources:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
         for name, path in self.sources.items():
-            if path.suffix.lower() not in RASTERS:
+            if not is_raster(path):
                 raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
             if name == "sar" and not picture_header(str(path)).is_raster(name):
                 raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from earthmind_jax.config import SensorConfig
-from earthmind_jax.data.read import RASTERS, Images, picture_header
+from earthmind_jax.data.read import Images, is_raster, picture_header
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.told import Told
@@ -57,7 +57,7 @@ def part_reader(optical: Any, sar: Any, sensors: SensorConfig, told: Told) -> Sc
     """
     given = {name: _single(source) for name, source in (("optical", optical), ("sar", sar)) if source is not None}
     files = {name: Path(s) for name, s in given.items() if isinstance(s, str | Path)}
-    if not files or len(files) < len(given) or any(f.suffix.lower() not in RASTERS for f in files.values()):
+    if not files or len(files) < len(given) or not all(map(is_raster, files.values())):
         return None
     headers = {name: picture_header(str(path)) for name, path in files.items()}
     reference = next(iter(headers.values()))

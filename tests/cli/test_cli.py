@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import downloads
 import numpy as np
 import pytest
 import rasterio
@@ -27,6 +28,18 @@ def test_ask_about_a_pair(work: Path, capsys: pytest.CaptureFixture[str]) -> Non
     answer = json.loads(out)
     assert isinstance(answer["answer"], str)
     assert answer["fusion"]["optical"] + answer["fusion"]["sar"] == pytest.approx(1, abs=1e-3)
+
+
+def test_products_as_they_are_downloaded(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    safe, radar = downloads.sentinel2(tmp_path)[0], downloads.sentinel1(tmp_path)[0]
+    pair = ("--optical", downloads.zipped(safe), "--sar", radar, "--max-new", 4, "--json")
+    code, out, err = run(capsys, "ask", "Is there water?", "--checkpoint", work / "model", *pair)
+    assert code == 0, err
+    notes = " ".join(json.loads(out)["notes"])
+    for part in ("_B04_10m.jp2", "_SCL_20m.jp2", "offset -1000: tag BOA_ADD_OFFSET", "-grd-vv-", "calibration table"):
+        assert part in notes
+    (safe / "MTD_MSIL2A.xml").unlink()
+    refused(capsys, "ask", "x", "--checkpoint", work / "model", "--optical", safe, says="no metadata (MTD_MSIL2A.xml")
 
 
 def test_ask_for_the_reason(

@@ -221,20 +221,20 @@ def test_the_broken_are_many():
 
 @pytest.mark.parametrize("option", ["--optical", "--sar"])
 def test_what_is_no_file(tmp_path, capsys, option):
-    """Addresses, folders, products: each says what it is, whatever its ending."""
+    """Addresses and folders: each says what it is, whatever its ending."""
     safe = tmp_path / "S2A_MSIL2A_20230601T101601_N0509_R022_T32TNS_20230601T180000.SAFE"
     safe.mkdir()
     cases = {
         "https://example.com/x.tif": "is an address on the network",
         "s3://bucket/x.png": "is an address on the network",
-        str(safe): "is the folder of a product; make one raster of its bands",
+        str(safe): "is a directory that is empty",
         str(tmp_path): "is a directory",
     }
     for name, said in cases.items():
         code, _, error = run(capsys, "ask", "water?", option, name)
         assert code == 2, error
         assert said in error
-    assert "folder of a product" in run(capsys, "info", safe)[2]
+    assert "is a directory that is empty" in run(capsys, "info", safe)[2]
 
 
 @pytest.mark.parametrize("name", ["renamed.png", "renamed.jpg", "no_ending"])
