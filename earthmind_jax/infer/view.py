@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.dates import load_dates
 from earthmind_jax.data.read import RASTERS, Images, picture_header
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark
-from earthmind_jax.geo.told import Told
+from earthmind_jax.geo.told import NOTHING, Told
+from earthmind_jax.infer.marks import Marks, gather
+from earthmind_jax.infer.pointing import Zoom, closer_to, within, zoomed
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.scene_read import SceneReader
 
@@ -47,6 +50,57 @@ class View:
         """The answer with its masks at their place in the scene, and with what was pointed at."""
         masks = tuple(replace(mask, offset=self.offset) for mask in answer.masks)
         return replace(answer, masks=masks, marks=self.marks, offset=self.offset)
+
+
+def images_of(optical: Any, sar: Any, sensors: SensorConfig, told: Told = NOTHING) -> Images | None:
+    """The images of a request, one source or several dates of each sensor, read, calibrated and aligned; None without
+    any.
+
+    Raises:
+      UserError: a file cannot be used, or the images do not fit each other.
+    """
+    given = {name: source for name, source in (("optical", optical), ("sar", sar)) if source is not None}
+    told.require_files(given)
+    sources = {name: list(s) if isinstance(s, list | tuple) else [s] for name, s in given.items()}
+    for name, several in sources.items():
+        if not several:
+            raise UserError(f"The list of {name} images is empty; give at least one, or leave it out.")
+    return load_dates(sources, sensors, told) if sources else None
+
+
+def in_windows(images: Images, sensors: SensorConfig) -> bool:
+    """Whether masks of images are drawn window by window."""
+    return sensors.window > 0 and max(images.shape) > sensors.window
+
+
+def view_of(
+    images: Images,
+    sensors: SensorConfig,
+    region: np.ndarray | None = None,
+    marks: Marks | None = None,
+    window: Zoom | None = None,
+    closer: bool = False,
+    before: int = 0,
+) -> View:
+    """The part of a scene that is asked about, with what is pointed at on it.
+
+    Args:
+      region, marks, window: as of ``EarthMind.ask``.
+      closer: of an image larger than the model's own window the one around what is pointed at, unless one is named.
+      before: objects that were pointed at earlier.
+
+    Raises:
+      UserError: what is pointed at or named does not lie on the image, or no sensor has data there.
+    """
+    if region is not None and region.shape != images.shape:
+        raise UserError(f"The region has {region.shape} pixels (rows, columns) but the image has {images.shape}.")
+    placed, notes = gather(marks, region, images, before)
+    if window is None and not (closer and placed and in_windows(images, sensors)):
+        return seen(View(replace(images, notes=(*images.notes, *notes)), images, marks=placed))
+    part, said = zoomed(window, images) if window is not None else closer_to(placed, sensors.window)
+    crop = images.crop(part)
+    crop = replace(crop, notes=(*images.notes, *said, *notes))
+    return seen(View(crop, images, (part[0].start, part[1].start), within(placed, part)))
 
 
 def part_reader(optical: Any, sar: Any, sensors: SensorConfig, told: Told) -> SceneReader | None:
