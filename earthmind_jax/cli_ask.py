@@ -85,12 +85,11 @@ def ask(
     if steer and "marks" not in places:
         raise UserError("--steer is about what is pointed at: point at something, or leave it out.")
     one = [next(iter(images), None) for images in (optical, sar)]
-    if explain is not None and not places and large(*one):
-        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
+    single = not places and explain is None and max(len(optical), len(sar)) == 1
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    if large(*one) and not places and max(len(optical), len(sar)) == 1:
+    if single and large(*one):
         return ask_large(model, question, *one, out, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}
@@ -113,8 +112,8 @@ def chat(
     temperature: float = 0.0,
     told: Annotated[Told, TOLD] = NOTHING,
 ) -> None:
-    """Talk about an image, a question a line; features and cache are kept from turn to turn. Masks are drawn from what
-    is in view at one look: of a large image zoom in, or draw with segment, for sharper ones.
+    """Talk about an image of any size, a question a line; features and cache are kept from turn to turn. Masks are
+    drawn from what is in view at one look: of a large image zoom in, or draw with segment, for sharper ones.
 
     A line is a question, or one of: /zoom ROW COLUMN HEIGHT WIDTH (pixels of the whole image), /box WEST SOUTH EAST
     NORTH (degrees), /out (to what was in view before), /whole, /save DIR, /quit. Lines may be piped in.

@@ -32,8 +32,8 @@ def segment(
     targets: tuple[str, ...],
     /,
     checkpoint: Path = Path("demo/checkpoint"),
-    optical: Path | None = None,
-    sar: Path | None = None,
+    optical: tuple[Path, ...] = (),
+    sar: tuple[Path, ...] = (),
     out: Path = Path("segment"),
     window: int | None = None,
     overlap: float | None = None,
@@ -59,8 +59,9 @@ def segment(
     Args:
         targets: what to draw, e.g. "water"; all of them in one go. None where something is pointed at.
         checkpoint: checkpoint directory.
-        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture.
-        sar: Sentinel-1 GeoTIFF (VV, VH).
+        optical: GeoTIFF of Sentinel-2 or another sensor (see info), or an 8-bit picture; of a time series one for each
+            date, all of which get a mask on the grid of the first.
+        sar: Sentinel-1 GeoTIFF (VV, VH); as many as optical, or one.
         out: directory for the results.
         window: side of windows in pixels, a multiple of the model's own.
         overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).
@@ -79,34 +80,54 @@ def segment(
     places = pointing.options()
     if not targets and "marks" not in places:
         raise UserError("There is nothing to segment: name a target, such as water, or point at something.")
-    check_directory(out, optical, sar, truth)
+    check_directory(out, *optical, *sar, truth)
     check_page(explain)
+    one = [next(iter(images), None) for images in (optical, sar)]
     windowed = window is not None or overlap is not None or weights
-    scene = windowed or (not (places or explain or picture) and (len(targets) > 1 or large(optical, sar)))
+    several = max(len(optical), len(sar)) > 1
+    if several:
+        _check_dates(optical, sar, out, windowed, whole=not (places or explain))
+    alone = not (places or explain or picture or several)
+    scene = windowed or (alone and (len(targets) > 1 or large(*one)))
     if scene and (places or explain or picture):
         raise UserError("Windows belong to large scenes: leave out what points at places, --explain and --picture.")
     if len(targets) > 1 and explain is not None:
         raise UserError("A page is about one target; name one.")
-    if explain is not None and not places and large(optical, sar):
-        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
     labels = Truth.of(truth, truth_value, () if "marks" in places else targets)
     model = EarthMind.load(checkpoint)
     if scene:
-        _scene(model, targets, optical, sar, out, window, overlap, weights, labels, told, as_json)
+        _scene(model, targets, *one, out, window, overlap, weights, labels, told, as_json)
         return
     from earthmind_jax.cli_print import print_answer
 
     target = targets if len(targets) > 1 else "".join(targets)
-    given = {"optical": optical, "sar": sar, "told": told}
+    given = {"optical": optical or None, "sar": sar or None, "told": told}
     if explain is None:
         answer, page = model.segment(target, **given, **places), []
     else:
         reason = model.explain("".join(targets), **given, **places, segment=True, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
-    names = [mask.name or f"mask {i}" for i, mask in enumerate(answer.masks, 1)]
-    extra = {} if labels is None else {"iou": shown(names, labels.compare(answer.masks, _size(optical, sar)))}
+    names = [f"{mask.name or f'mask {i}'} {mask.date}".strip() for i, mask in enumerate(answer.masks, 1)]
+    extra = {} if labels is None else {"iou": shown(names, labels.compare(answer.masks, _size(*one)))}
     files = [*answer.save(out, maps=not picture), *page]
     print_answer(answer, files, as_json, extra)
+
+
+def _check_dates(optical: tuple[Path, ...], sar: tuple[Path, ...], out: Path, windowed: bool, whole: bool) -> None:
+    """UserError where several dates cannot be drawn in one go, which takes all of them in memory."""
+    from earthmind_jax.data.dates import count_dates
+    from earthmind_jax.data.read import MOST_PIXELS, picture_header
+
+    count = count_dates({name: given for name, given in (("optical", optical), ("sar", sar)) if given})
+    first = (*optical, *sar)[0]
+    rows, columns = picture_header(str(first)).shape
+    way = f"draw date by date, each into a directory of its own ({out / 'date_1'}), or name a part with --crop"
+    if windowed:
+        raise UserError(f"--window, --overlap and --weights are for scenes of one date, and there are {count}; {way}.")
+    if whole and rows * columns * count > MOST_PIXELS:
+        raise UserError(
+            f"{first} has {rows} x {columns} pixels, too many to hold {count} dates in memory at once; {way}."
+        )
 
 
 def _scene(
@@ -122,6 +143,7 @@ def _scene(
     told: Told,
     as_json: bool,
 ) -> None:
+    from earthmind_jax.cli_print import print_rest
     from earthmind_jax.infer.scene import OVERLAP, segment_scene, window_note, window_side
 
     share = OVERLAP if overlap is None else overlap
@@ -132,25 +154,20 @@ def _scene(
             model, targets, optical=optical, sar=sar, out=out, window=window, overlap=share, weights=weights,
             report=progress(), told=told,
         )  # fmt: skip
-    facts = {**result.answer, "files": [str(f) for f in result.files]}
+    facts: dict[str, Any] = {**result.answer, "files": [str(f) for f in result.files]}
     facts["seconds"] = {name: round(value, 2) for name, value in result.seconds.items()}
+    extra = {}
     if truth is not None:
         masks = [_drawn(out / f"mask_{i}.tif", name) for i, name in enumerate(targets, 1)]
-        facts["iou"] = shown(targets, truth.compare(masks, None))
+        extra = {"iou": shown(targets, truth.compare(masks, None))}
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json.dumps(facts | extra, indent=2, ensure_ascii=False))
         return
     for mask in facts["masks"]:
         shares = mask["fusion"]
         weighed = f"; weights: optical {shares['optical']:.2f}, SAR {shares['sar']:.2f}" if shares else ""
         print(f"{mask['target']}: {mask['share']:.1%} of the scene, score {mask['score']:.2f}{weighed}")
-    if truth is not None:
-        scores = facts["iou"] if isinstance(facts["iou"], dict) else {targets[0]: facts["iou"]}
-        print(f"iou: {', '.join(f'{name} {score}' for name, score in scores.items())}")
-    for note in facts["notes"]:
-        print(f"note: {note}")
-    for file in facts["files"]:
-        print(f"wrote {file}")
+    print_rest(extra, facts["notes"], result.files)
 
 
 def ask_large(

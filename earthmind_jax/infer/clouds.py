@@ -18,21 +18,22 @@ UNKNOWN_CLOUD = "clouds are not detected: the optical file has no scene classifi
 
 
 def clouds(optical: Any, images: Images | None, told: Told = NOTHING) -> tuple[np.ndarray | None, str]:
-    """Where the optical file's own classification, or the one that is told, says cloud or shadow, on the images'
-    grid."""
+    """Where the optical file's own classification, or the one that is told, says cloud or shadow, on the pixels of
+    ``images``; with what to say about it.
+
+    Of images without a place on the map these are all of the file's.
+    """
     source = optical[0] if isinstance(optical, list | tuple) else optical
     if images is None or "optical" not in images.pictures:
         return None, "clouds are not asked for: there is no optical image"
     if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
         return None, UNKNOWN_CLOUD
     from earthmind_jax.geo.contents import Wanted, contents
-    from earthmind_jax.geo.control import Control, place_of
     from earthmind_jax.geo.onto import align
     from earthmind_jax.geo.raster import open_raster, read_raster
 
     with open_raster(source) as dataset:
         found = contents(dataset, told.sensor, told.bands or None)
-        controlled = isinstance(place_of(dataset, **told.ground()), Control)
     if told.scl is not None and images.crs is not None:
         name = quality_of(found.sensor)
         classes = align(told.scl, grid_of(images), "label", min_overlap=0).raster
@@ -41,8 +42,8 @@ def clouds(optical: Any, images: Images | None, told: Told = NOTHING) -> tuple[n
         return None, UNKNOWN_CLOUD
     name = found.quality[1]
     band = Wanted(bands=(name,), names=told.bands or None)
-    if controlled and images.crs is not None:  # the image was brought onto a map grid, and so are its classes
-        classes = align(source, grid_of(images), "label", bands=band, min_overlap=0).raster.data[0]
+    if images.crs is not None:
+        classes = align(source, grid_of(images), "label", bands=band, min_overlap=0, **told.ground()).raster.data[0]
     else:
         classes = read_raster(source, band, labels=True, native=True).data[0]
         if classes.shape != images.shape:

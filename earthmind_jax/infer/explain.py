@@ -32,7 +32,7 @@ class Explanation:
     """An answer and its reason.
 
     Attributes:
-      answer: of all the sensors that there are, the same as :meth:`EarthMind.ask` gives.
+      answer: of all the sensors that there are, the same as :meth:`EarthMind.ask` gives of what fits into memory.
       alone: of each sensor by itself, where there are two, on the same grid.
       valid: of each sensor where it has data, bool [H W].
       cloud: bool [H W], None where the files do not tell; ``cloud_note`` says which.
@@ -110,6 +110,9 @@ def explain(
 ) -> Explanation:
     """Ask with the reason; of a pair each sensor is asked alone, too, about the same part of the scene.
 
+    The whole of a raster with more than 4 million pixels is seen with fewer (:mod:`earthmind_jax.infer.overview`), and
+    the masks are those of that look.
+
     Args:
       segment: ``question`` names what to draw (:meth:`EarthMind.segment`), or nothing where something is pointed at.
       max_new: 256, of a target 32.
@@ -130,7 +133,7 @@ def explain(
     if not named:
         raise UserError("The question is empty; ask something.")
     steer = options.pop("steer", False)
-    view = model.part(optical, sar, told, closer=not segment, **options)
+    view = model.part(optical, sar, told, closer=not segment, reduced=True, light=True, **options)
     reading = time.perf_counter() - began
     turn, prompts = (None, None) if segment else model.about(question, view, steer)
     images = None if view is None else view.images
@@ -156,8 +159,9 @@ def explain(
         times[name] = engine.times
     first = next(iter(views))
     times[first].steps = {"read": reading, **times[first].steps}
-    cloud, note = clouds(optical, None if view is None else view.scene, told)
-    if cloud is not None and view is not None:
+    placed = images is not None and images.crs is not None
+    cloud, note = clouds(optical, images if placed or view is None else view.scene, told)
+    if cloud is not None and view is not None and not placed:
         cloud = cloud[view.window]
     valid = {} if images is None else {name: images.only(name).valid for name in sensors}
     answer = answers.pop(first)

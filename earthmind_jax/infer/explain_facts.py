@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from earthmind_jax.data.read import Images
+from earthmind_jax.infer.overview import sentence
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind
@@ -28,7 +29,9 @@ def facts_of(model: EarthMind, images: Images | None, command: str, optical: Any
     facts["fusion"] = f"{fusion.mode}, masks from {fusion.grounding}"
     facts |= {name: files(given) for name, given in (("optical", optical), ("sar", sar)) if given is not None}
     if images is not None:
-        facts["size"] = f"{images.shape[1]} x {images.shape[0]} pixels"
+        height, width = (round(n * scale) for n, scale in zip(images.shape, images.scale, strict=True))
+        facts["size"] = f"{width} x {height} pixels"
+        facts |= {"seen": sentence(images)} if images.reduced else {}
         facts |= _place(images)
     if command:
         facts["command"] = command

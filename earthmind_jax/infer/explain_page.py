@@ -92,7 +92,8 @@ def _images(e: Explanation, pictures: Pictures) -> str:
     shown = [
         pictures.figure(image, name.replace("sar", "SAR"), marks=marks) for name, image in (undated | dated).items()
     ]
-    return _section("What the model saw", _row(shown)) if shown else ""
+    reduced = f"<p>{plain(e.facts['seen'])}.</p>" if "seen" in e.facts else ""
+    return _section("What the model saw", reduced + _row(shown)) if shown else ""
 
 
 def _masks(e: Explanation, pictures: Pictures) -> str:
@@ -168,7 +169,8 @@ def _where(mask: Mask) -> tuple[str, str]:
     inside = np.argwhere(mask.array)
     if not len(inside):
         return "empty", "-"
-    (top, left), (bottom, right) = inside.min(0) + mask.offset, inside.max(0) + mask.offset
+    first, last = inside.min(0) * mask.scale, (inside.max(0) + 1) * mask.scale - 1
+    (top, left), (bottom, right) = (np.rint(v + mask.offset).astype(int) for v in (first, last))
     pixels = f"{top} to {bottom}, {left} to {right}"
     if mask.crs is None or mask.transform is None:
         return pixels, "no georeference"

@@ -22,11 +22,11 @@ from earthmind_jax.infer.answer import Reply, answer
 from earthmind_jax.infer.drawing import answer_of, pointed_at, target_mask, target_masks, windowed
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.many import Many
-from earthmind_jax.infer.marks import Marks, gather, name_marks, regions
-from earthmind_jax.infer.pointing import Zoom, surroundings
+from earthmind_jax.infer.marks import Marks, name_marks, regions
+from earthmind_jax.infer.pointing import Zoom
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.samples import dated_masks, sample_of
-from earthmind_jax.infer.view import View, images_of, in_windows, outline, part_reader, read_part, view_of
+from earthmind_jax.infer.view import View, images_of, in_windows, outline, part_of, part_reader, view_of
 from earthmind_jax.infer.windows import OVERLAP
 from earthmind_jax.types import Params, VisualPrompts
 
@@ -96,9 +96,10 @@ class EarthMind:
         """Ask about an optical image, a SAR image, both, or neither.
 
         The answer is drawn from the whole image. If it holds ``[SEG]`` and the image is larger than the model's own
-        window, the masks are drawn window by window at full resolution and blended. Of several dates the first five
-        reach the language model; each ``[SEG]`` has a mask on every date, those beyond the fifth followed by the
-        tracker.
+        window, the masks are drawn window by window at full resolution and blended. Rasters that do not fit into memory
+        (33 million pixels), whole or as a window, are seen with fewer pixels: masks then are those of one look, on the
+        grid of these pixels, as a note says. Of several dates the first five reach the language model; each ``[SEG]``
+        has a mask on every date, those beyond the fifth followed by the tracker.
 
         Args:
           region: bool [H W] on the image's grid, what the question calls ``region1``.
@@ -118,7 +119,7 @@ class EarthMind:
         """
         if not question.strip():
             raise UserError("The question is empty; ask something.")
-        view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True)
+        view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True, reduced=True)
         turn, prompts = self.about(question, view, steer)
         images = None if view is None else view.images
         answer = self.look(images, turn, max_new, temperature, overlap, prompts=prompts)
@@ -250,36 +251,13 @@ class EarthMind:
         if self.config.grounding is None:
             raise UserError(f"Model '{self.name}' has no mask decoder; it answers in text only.")
 
-    def part(
-        self,
-        optical: Sources | None,
-        sar: Sources | None,
-        told: Told = NOTHING,
-        *,
-        region: np.ndarray | None = None,
-        marks: Marks | None = None,
-        window: Zoom | None = None,
-        closer: bool = False,
-    ) -> View | None:
-        """:meth:`view` of files; None without any. Of a raster too large for memory nothing but the part is read, and
-        where only something is pointed at, that is what the mask decoder looks at around it."""
-        pointed = not (region is None and marks is None and window is None)
-        reader = part_reader(optical, sar, self.config.sensors, told) if pointed else None
-        if reader is not None:
-            scene = outline(reader)
-            if window is None and not closer:
-                window = surroundings(gather(marks, region, scene)[0], self.config.sensors.window, scene.shape)
-            return read_part(reader, self.view(scene, region, marks, window, closer))
-        images = self.images(optical, sar, told)
-        if images is None:
-            if pointed:
-                raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
-            return None
-        return self.view(images, region, marks, window, closer)
+    def part(self, optical: Sources | None, sar: Sources | None, told: Told = NOTHING, **options: Any) -> View | None:
+        """The part of files that is asked about (see :func:`earthmind_jax.infer.view.part_of`); None without any."""
+        return part_of(optical, sar, self.config, told, **options)
 
     def view(self, images: Images, *pointed: Any, **options: Any) -> View:
         """The part of a scene that is asked about (see :func:`earthmind_jax.infer.view.view_of`)."""
-        return view_of(images, self.config.sensors, *pointed, **options)
+        return view_of(images, self.config.sensors.window, *pointed, **options)
 
     def conversation(
         self, *, optical: Sources | None = None, sar: Sources | None = None, told: Told = NOTHING
@@ -287,6 +265,9 @@ class EarthMind:
         """Several questions about one image (see :class:`earthmind_jax.infer.conversation.Conversation`)."""
         from earthmind_jax.infer.conversation import Conversation
 
+        reader = part_reader(optical, sar, self.config.sensors, told)
+        if reader is not None:
+            return Conversation(self, outline(reader), reader)
         return Conversation(self, self.images(optical, sar, told))
 
     def explain(self, question: str, **options: Any) -> Explanation:
@@ -315,4 +296,4 @@ class EarthMind:
 
     def large(self, images: Images) -> bool:
         """Whether masks of these images are drawn window by window."""
-        return in_windows(images, self.config.sensors)
+        return in_windows(images, self.config.sensors.window)

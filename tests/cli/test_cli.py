@@ -29,7 +29,6 @@ from earthmind_jax.data.simulate import make_scene, write_scene
 from earthmind_jax.data.tokenizer import train_bpe
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import load_pair
-from earthmind_jax.infer import view
 from earthmind_jax.infer.result import Mask
 from earthmind_jax.models import api
 
@@ -100,9 +99,6 @@ def test_ask_for_the_reason(
     wrong(capsys, "ask", *model, *pair, says="--batch")
     wrong(capsys, "ask", "x", *model, *pair, "--steer", says="point at something")
     wrong(capsys, "segment", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
-    monkeypatch.setattr(view, "WHOLE", 1000)
-    wrong(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "r2.html", says="--crop")
-    wrong(capsys, "segment", "x", *model, *pair, "--explain", tmp_path / "r2.html", says="--crop")
     wrong(capsys, "segment", "x", *model, *pair, "--explain", tmp_path, says="is a directory")
 
 
