@@ -39,21 +39,42 @@ def ask_large(
     Raises:
       UserError: as of ``EarthMind.ask`` and ``segment_scene``.
     """
+    given = {"optical": optical, "sar": sar, "told": told}
+    answer = look_at(model, question, max_new=max_new, temperature=temperature, **given)
+    if not answer.masks or out is None:
+        return answer, None
+    return answer, draw(model, answer, optical, sar, out, max_new, report, told)
+
+
+def look_at(
+    model: EarthMind,
+    question: str,
+    *,
+    optical: str | Path | None,
+    sar: str | Path | None,
+    max_new: int,
+    temperature: float,
+    told: Told,
+) -> Answer:
+    """The answer to a question about the whole of a raster, seen with fewer pixels."""
     sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
     reader = SceneReader(sources, model.config.sensors, told=told)
     view = seen(View(overview(reader, look_side(model.config)), outline(reader)))
-    answer = model.look(view.images, Turn(question), max_new, temperature)
-    if not answer.masks or out is None:
-        return view.placed(answer), None
-    drawn = ask_scene(
-        model,
-        [question],
-        names=[question],
-        optical=optical,
-        sar=sar,
-        out=out,
-        report=report,
-        max_new=max_new,
-        told=told,
-    )
-    return answer, drawn
+    return view.placed(model.look(view.images, Turn(question), max_new, temperature))
+
+
+def draw(
+    model: EarthMind,
+    answer: Answer,
+    optical: str | Path | None,
+    sar: str | Path | None,
+    out: str | Path,
+    max_new: int,
+    report: Report | None,
+    told: Told,
+) -> SceneResult:
+    """The mask of a question that was answered by a look, at full resolution."""
+    return ask_scene(
+        model, [answer.question], names=[answer.question], optical=optical, sar=sar, out=out, report=report,
+        max_new=max_new, told=told,
+    )  # fmt: skip
