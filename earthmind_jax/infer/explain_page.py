@@ -51,7 +51,7 @@ def _page(e: Explanation, pictures: Pictures) -> str:
         _seen(e, pictures),
         _list("Notes on the files", answer.notes),
         _times(e),
-        _table("How it was made", ((name, value) for name, value in e.facts.items())),
+        _table("How it was made", ((name, value) for name, value in e.facts.items() if name != "seen")),
     ]
     head = f'<meta charset="utf-8"><title>{plain(title)}</title><style>{STYLE}</style>'
     return (
