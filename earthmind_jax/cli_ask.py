@@ -13,7 +13,7 @@ from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
 from earthmind_jax.cli_paths import check_directory, check_page, limit_cache, words_after
 from earthmind_jax.cli_print import print_answer
-from earthmind_jax.cli_scene import ask_large, explained, large
+from earthmind_jax.cli_scene import ask_large, explained, large, tell_of_reading
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.told import NOTHING, Told
 
@@ -93,7 +93,7 @@ def ask(
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    if single and large(*one):
+    if single and large(*one, mapped=True):
         return ask_large(model, question, *one, out, explain, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}
@@ -135,6 +135,7 @@ def chat(
     from earthmind_jax.infer.predictor import EarthMind
 
     talk = EarthMind.load(checkpoint).conversation(optical=optical or None, sar=sar or None, told=told)
+    tell_of_reading(*(next(iter(images), None) for images in (optical, sar)))
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     asked = refused = 0

@@ -82,6 +82,7 @@ def ask_large(
 
     given = {"optical": optical, "sar": sar, "max_new": max_new, "temperature": temperature, "told": told}
     page, extra = [], {}
+    tell_of_reading(optical, sar)
     if explain is None:
         answer = scene_ask.look_at(model, question, **given)
     else:
@@ -150,9 +151,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
 
 
-def large(optical: Path | None, sar: Path | None) -> bool:
-    """Whether the image that masks are drawn on is a raster too large for the small road."""
+def large(optical: Path | None, sar: Path | None, mapped: bool = False) -> bool:
+    """Whether the image that masks are drawn on is a raster too large for the small road; ``mapped``: and has a place
+    on the map, which the road for large ones needs."""
     from earthmind_jax.data.read import RASTERS
+    from earthmind_jax.geo.control import place_of
     from earthmind_jax.geo.raster import open_raster
     from earthmind_jax.infer.view import WHOLE
 
@@ -160,7 +163,14 @@ def large(optical: Path | None, sar: Path | None) -> bool:
     if path is None or path.suffix.lower() not in RASTERS:
         return False
     with open_raster(path) as dataset:
-        return dataset.height * dataset.width > WHOLE
+        return dataset.height * dataset.width > WHOLE and not (mapped and place_of(dataset) is None)
+
+
+def tell_of_reading(optical: Path | None, sar: Path | None) -> None:
+    """Say on the error stream that a look at the whole of a large image reads all of it, which takes its time."""
+    if large(optical, sar, mapped=True):
+        path = optical if optical is not None else sar
+        print(f"{path} is large: for a look at the whole, all of it is read once", file=sys.stderr, flush=True)
 
 
 def _drawn(path: Path, name: str) -> Mask:

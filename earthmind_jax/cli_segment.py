@@ -10,7 +10,7 @@ import tyro
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
 from earthmind_jax.cli_paths import COMMAND, check_directory, check_page, limit_cache, words_after
-from earthmind_jax.cli_scene import large, segment_large
+from earthmind_jax.cli_scene import large, segment_large, tell_of_reading
 from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
@@ -94,6 +94,8 @@ def segment(
     given = {"optical": optical or None, "sar": sar or None, "told": told}
     page = []
     if explain is not None:
+        if not places:
+            tell_of_reading(*one)
         reason = model.explain("".join(targets), **given, **places, segment=True, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
     if scene:
@@ -103,7 +105,8 @@ def segment(
 
     if explain is None:
         answer = model.segment(targets if len(targets) > 1 else "".join(targets), **given, **places)
-    names = [f"{mask.name or f'mask {i}'} {mask.date}".strip() for i, mask in enumerate(answer.masks, 1)]
+    pairs = zip(answer.names, answer.masks, strict=True)
+    names = [f"{mask.name} {mask.date}".strip() if mask.name else label.replace("_", " ") for label, mask in pairs]
     extra = {} if labels is None else {"iou": shown(names, labels.compare(answer.masks, _size(*one)))}
     files = [*answer.save(out, maps=not picture), *page]
     print_answer(answer, files, as_json, extra)
