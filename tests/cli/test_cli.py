@@ -202,7 +202,7 @@ def test_several_dates_and_a_large_image_with_the_reason(
     assert re.search(r"^iou: mask 1 date 1 [\d.]+, mask 1 2024-06-11 [\d.]+$", text, re.MULTILINE)
     assert len(list(out.glob("mask_1_*_probability.tif"))) == 2
     wrong(capsys, *dates, "water", "--weights", says="there are 2; draw date by date")
-    wrong(capsys, *dates, later, "water", "--sar", later, later, says="3 optical images but 2")
+    wrong(capsys, *dates, later, "water", "--sar", later, later, says="2 sar images but 3")
     monkeypatch.setattr(read, "MOST_PIXELS", 4000)
     wrong(capsys, *dates, "water", says="too many to hold 2 dates in memory")
     monkeypatch.setattr(view, "WHOLE", 2000)
