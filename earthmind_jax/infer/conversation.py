@@ -50,9 +50,9 @@ _DATA = DataConfig(batch_size=1, masks_per_sample=1, turns=2**30)
 class Conversation:
     """A conversation about one image, or without an image.
 
-    Of a raster too large for memory the whole is seen with fewer pixels (:mod:`earthmind_jax.infer.overview`), and so
-    are windows that are themselves too large; nothing but the window in view is read. Where something is pointed at in
-    a reduced view, the question is about the window around it, in full resolution.
+    Of a raster of more than 4 million pixels nothing but the window in view is read, and the whole, or a window as
+    large, is seen with fewer pixels (:mod:`earthmind_jax.infer.overview`). Where something is pointed at in such a
+    view, the question is about the window around it, in full resolution.
 
     >>> chat = em.conversation(optical="s2.tif", sar="s1.tif")
     >>> chat.ask("Is there water?").text
@@ -60,14 +60,12 @@ class Conversation:
     >>> chat.zoom_out().ask("Please segment the water.").masks
 
     Attributes:
+      images: the whole; of a scene that is read in parts its outline.
       turns: what was asked and answered, regions on the grid of the view that it was asked about.
       answers: of every turn, on that grid, too.
     """
 
     def __init__(self, model: EarthMind, images: Images | None, reader: SceneReader | None = None) -> None:
-        """Args:
-        images: the whole; of a scene that ``reader`` reads in parts its outline.
-        """
         self.model, self.images = model, images
         self.turns: list[Turn] = []
         self.answers: list[Answer] = []
@@ -235,10 +233,8 @@ class Conversation:
         rows, columns = around(placed, tile_side(self.model.config))
         window = (top + rows.start, left + columns.start, rows.stop - rows.start, columns.stop - columns.start)
         if self._views.reduced(window):
-            raise UserError(
-                f"What is pointed at lies too far apart: {window[2]} x {window[3]} pixels around it are too many to be "
-                "looked at in full resolution; point at things one after the other."
-            )
+            size = f"{window[2]} x {window[3]} pixels around it are too many"
+            raise UserError(f"What is pointed at lies too far apart: {size}; point at things one after the other.")
         self.zoom(window)
         across = f"columns {window[1]} to {window[1] + window[3]}"
         said = f"Answered from rows {window[0]} to {window[0] + window[2]} and {across}, around what is pointed at."

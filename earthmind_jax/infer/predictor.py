@@ -97,8 +97,8 @@ class EarthMind:
 
         The answer is drawn from the whole image. If it holds ``[SEG]`` and the image is larger than the model's own
         window, the masks are drawn window by window at full resolution and blended. Rasters that do not fit into memory
-        (33 million pixels), whole or as a window, are seen with fewer pixels: masks then are those of one look, on the
-        grid of these pixels, as a note says. Of several dates the first five reach the language model; each ``[SEG]``
+        (33 million pixels), whole or as a window, are seen with fewer pixels, on whose grid masks then lie, as a note
+        says. Of several dates the first five reach the language model; each ``[SEG]``
         has a mask on every date, those beyond the fifth followed by the tracker.
 
         Args:
@@ -217,7 +217,8 @@ class EarthMind:
         """Draw the mask of ``target`` ("water"); an image larger than the model's window is done window by window.
 
         The answer always has one mask (one for each date); it is empty where the model finds nothing. Of several
-        targets it has one each, and the image is encoded once for all of them.
+        targets it has one each, and the image is encoded once for all of them. A raster that does not fit into memory
+        is refused: name a part, or draw to files (:func:`earthmind_jax.infer.scene.segment_scene`).
 
         Args:
           marks: draw what is pointed at instead, one mask for each object: from the marks alone, or, with a target,

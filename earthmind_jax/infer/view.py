@@ -190,19 +190,28 @@ def part_reader(
     if not given or not all(given.values()):
         return None
     told.require_files(given)
-    headers = []
-    for name, sources in given.items():
-        for source in sources:
-            if not isinstance(source, str | Path) or Path(source).suffix.lower() not in RASTERS:
-                return None
-            headers.append(header := picture_header(str(source)))
-            if not header.placed or not header.is_raster(name):
-                return None
+    files = [(name, source) for name, sources in given.items() for source in sources]
+    if any(not isinstance(s, str | Path) or Path(s).suffix.lower() not in RASTERS for _, s in files):
+        return None
+    headers = [picture_header(str(source)) for _, source in files]
     if headers[0].shape[0] * headers[0].shape[1] <= (WHOLE if above is None else above):
         return None
-    if len(headers) > len(given) and (told.scl or told.mtl):
+    if not all(header.is_raster(name) for (name, _), header in zip(files, headers, strict=True)):
+        return None
+    if not all(header.placed or _controlled(s, told) for (_, s), header in zip(files, headers, strict=True)):
+        return None
+    if len(files) > len(given) and (told.scl or told.mtl):
         return None  # which is refused of several dates
     return SceneReader(given, sensors, told=told)
+
+
+def _controlled(source: str | Path, told: Told) -> bool:
+    """Whether control points or RPCs place an image, which is then read on a map grid of its own."""
+    from earthmind_jax.geo.control import place_of
+    from earthmind_jax.geo.raster import open_raster
+
+    with open_raster(source) as dataset:
+        return place_of(dataset, **told.ground()) is not None
 
 
 def outline(reader: SceneReader) -> Images:
