@@ -226,7 +226,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from earthmind_jax.cli_segment import progress
+    from earthmind_jax.cli_scene import progress
     from earthmind_jax.infer.predictor import EarthMind
     from earthmind_jax.infer.scene import segment_scene, window_side
     from earthmind_jax.infer.windows import Lattice

@@ -11,9 +11,9 @@ import tyro
 
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
-from earthmind_jax.cli_paths import COMMAND, check_directory, check_page, limit_cache
+from earthmind_jax.cli_paths import check_directory, check_page, limit_cache, words_after
 from earthmind_jax.cli_print import print_answer
-from earthmind_jax.cli_segment import ask_large, large
+from earthmind_jax.cli_scene import ask_large, explained, large, tell_of_reading
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.told import NOTHING, Told
 
@@ -56,7 +56,8 @@ def ask(
         sar: Sentinel-1 GeoTIFF (VV, VH), or a GRD product as downloaded; brought onto the optical grid; as many as
             optical, or one.
         out: directory for answer.json, panel.png, mask GeoTIFF and GeoJSON; with batch the JSONL file of answers.
-        explain: HTML page that says what each sensor said alone, where each counted, and how it was made.
+        explain: HTML page that says what each sensor said alone, where each counted, and how it was made; of a large
+            image from one look at the whole.
         batch: JSONL file, a question a line: {"id": ..., "question": ..., "optical": ..., "sar": ..., "region": ...},
             with "marks" (GeoJSON or a file), "prompt_crs", "crop", "area" and "steer" as the options of these names; or
             records of a data set, whose last turn is then asked. The same command continues a run that was stopped.
@@ -79,6 +80,9 @@ def ask(
         return _batch(batch, checkpoint, out, masks, batch_size, skip_broken, max_new, as_json)
     if masks is not None or skip_broken:
         raise UserError(f"--{'masks' if masks else 'skip-broken'} belongs to --batch; of one question, --out has all.")
+    if not question:
+        words, (optical, sar) = words_after(optical, sar)
+        question = " ".join(words)
     if not question.strip():
         raise UserError("The question is empty; ask something, or give a file of questions with --batch.")
     _check(max_new, temperature)
@@ -87,22 +91,19 @@ def ask(
     if steer and "marks" not in places:
         raise UserError("--steer is about what is pointed at: point at something, or leave it out.")
     one = [next(iter(images), None) for images in (optical, sar)]
-    if explain is not None and not places and large(*one):
-        raise UserError("--explain shows an image that fits into memory; leave it out, or name a part with --crop.")
+    single = not places and max(len(optical), len(sar)) == 1
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    if large(*one) and not places and max(len(optical), len(sar)) == 1:
-        return ask_large(model, question, *one, out, max_new, temperature, told, as_json)
+    if single and large(*one, mapped=True):
+        return ask_large(model, question, *one, out, explain, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}
     page, extra = [], {}
     if explain is None:
         answer = model.ask(question, steer=steer, **given)
     else:
-        reason = model.explain(question, steer=steer, **given, command=COMMAND.get())
-        answer, page = reason.answer, [reason.save_page(explain)]
-        extra = {"reason": reason.to_dict()} if as_json else {f"{n} alone": a.text for n, a in reason.alone.items()}
+        answer, page, extra = explained(model, question, explain, as_json, steer=steer, **given)
     files = [] if out is None else answer.save(out, maps=all(m.crs is not None for m in answer.masks))
     print_answer(answer, [*files, *page], as_json, extra)
 
@@ -115,8 +116,8 @@ def chat(
     temperature: float = 0.0,
     told: Annotated[Told, TOLD] = NOTHING,
 ) -> None:
-    """Talk about an image, a question a line; features and cache are kept from turn to turn. Masks are drawn from what
-    is in view at one look: of a large image zoom in, or draw with segment, for sharper ones.
+    """Talk about an image of any size, a question a line; features and cache are kept from turn to turn. Masks are
+    drawn from what is in view at one look: of a large image zoom in, or draw with segment, for sharper ones.
 
     A line is a question, or one of: /zoom ROW COLUMN HEIGHT WIDTH (pixels of the whole image), /box WEST SOUTH EAST
     NORTH (degrees), /out (to what was in view before), /whole, /save DIR, /quit. Lines may be piped in.
@@ -138,6 +139,7 @@ def chat(
     from earthmind_jax.infer.predictor import EarthMind
 
     talk = EarthMind.load(checkpoint).conversation(optical=optical or None, sar=sar or None, told=told)
+    tell_of_reading(*(next(iter(images), None) for images in (optical, sar)))
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     asked = refused = 0

@@ -42,3 +42,21 @@ def check_page(path: Path | None) -> None:
         raise UserError(f"{path} is a directory; name the page to write, such as {path / 'reason.html'}.")
     if path is not None and not path.absolute().parent.is_dir():
         raise UserError(f"The directory {path.absolute().parent} of {path.name} does not exist; create it first.")
+
+
+def words_after(*options: tuple[Path, ...]) -> tuple[tuple[str, ...], tuple[tuple[Path, ...], ...]]:
+    """(words, the options without them): words behind the files of an option, which the command line takes for further
+    files. What is a file, or is written like one, is no word; nor is what comes first."""
+    words: list[str] = []
+    left = []
+    for paths in options:
+        count = len(paths)
+        while count > 1 and _is_word(paths[count - 1]):
+            count -= 1
+        words += map(str, paths[count:])
+        left.append(paths[:count])
+    return tuple(words), tuple(left)
+
+
+def _is_word(path: Path) -> bool:
+    return len(path.parts) == 1 and not re.fullmatch(r"\.\w{2,5}", path.suffix) and not path.exists()

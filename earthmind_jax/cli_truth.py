@@ -56,7 +56,8 @@ class Truth:
             )
 
     def compare(self, masks: Sequence[Mask], scene: tuple[int, int] | None) -> list[float]:
-        """The foreground IoU of each mask over the pixels that it and the labels know.
+        """The foreground IoU of each mask over the pixels that it and the labels know; the masks of all dates of one
+        target stand side by side and have one value.
 
         Args:
           scene: rows and columns of the whole image, where it has no place on the map.
@@ -66,11 +67,12 @@ class Truth:
         """
         from earthmind_jax.evaluate.metrics import foreground_iou
 
-        self.require([mask.name or f"mask {i}" for i, mask in enumerate(masks, 1)])
+        dates = len({mask.date for mask in masks})
+        self.require([mask.name or f"mask {i}" for i, mask in enumerate(masks[::dates], 1)])
         labels, known = self._on(masks[0], scene)  # all masks of an answer lie on the same pixels
         for value in set(self.values) - set(np.unique(labels[known]).tolist()):
             print(f"note: no pixel of {self.path} has the value {value} here", file=sys.stderr)
-        pairs = zip(masks, self.values, strict=True)
+        pairs = zip(masks, np.repeat(self.values, dates).tolist(), strict=True)
         return [foreground_iou(mask.array, labels == value, mask.valid & known) for mask, value in pairs]
 
     def _on(self, mask: Mask, scene: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:

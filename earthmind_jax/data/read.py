@@ -224,6 +224,7 @@ def _require_size(path: Path, shape: tuple[int, int]) -> None:
     if shape[0] * shape[1] > MOST_PIXELS:
         raise UserError(
             f"{path} has {shape[0]} x {shape[1]} pixels, too many to be held in memory at once (at most "
-            f"{MOST_PIXELS / 1e6:.0f} million); cut out a part (gdal_translate -srcwin), or draw on all of it from "
-            "file to file (earthmind segment TARGET --out DIR without pointing at places, infer.scene.segment_scene)."
+            f"{MOST_PIXELS / 1e6:.0f} million); name a part (--crop, --area, window) or draw on all of it from file to "
+            "file (earthmind segment TARGET --out DIR, infer.scene.segment_scene), or, without a place on the map, "
+            "cut out a part first (gdal_translate -srcwin)."
         )

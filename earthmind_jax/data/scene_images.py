@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Images:
       sources: sensor name -> the file it was read from.
       date: what this date is called; empty where there is only one.
       later: the images of further dates, on the same grid; a sensor with a single image has none there.
+      scale: pixels of the file in one of these, down and across; more than 1 where a scene is seen reduced.
     """
 
     pictures: dict[str, tuple[Picture, np.ndarray | None]]
@@ -33,6 +34,12 @@ class Images:
     sources: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
     later: tuple[Images, ...] = ()
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether these pixels are means of several of the file's."""
+        return self.scale != (1.0, 1.0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,7 +71,7 @@ class Images:
         if transform is not None:
             transform = transform @ type(transform).translation(columns.start, rows.start)
         later = tuple(images.crop(window) for images in self.later)
-        return Images(pictures, transform, self.crs, self.notes, self.sources, self.date, later)
+        return replace(self, pictures=pictures, transform=transform, later=later)
 
     def only(self, sensor: str) -> Images:
         """One sensor's images; a picture of another size than the reference has no place on the map."""
@@ -73,7 +80,7 @@ class Images:
         placed = picture_shape(pictures[sensor][0]) == self.shape
         transform, crs = (self.transform, self.crs) if placed else (None, None)
         sources = {name: path for name, path in self.sources.items() if name == sensor}
-        return Images(pictures, transform, crs, self.notes, sources, self.date, later)
+        return Images(pictures, transform, crs, self.notes, sources, self.date, later, self.scale)
 
     @property
     def _reference(self) -> tuple[Picture, np.ndarray | None]:

@@ -67,8 +67,8 @@ def single(
         options["marks"] = turn.regions
     if not large:
         view = model.view(images, **options, closer=True)
-    elif options:
-        view = model.part(optical, sar, closer=True, **options)
+    elif options or max(map(len, files.values())) > 1:
+        view = model.part(optical, sar, closer=True, reduced=True, **options)
     else:
         given = {name: paths[0] for name, paths in files.items()}
         answer, drawn = ask_large(model, turn.question, **given, out=place, max_new=max_new)
@@ -76,7 +76,8 @@ def single(
     assert view is not None
     asked, prompts = model.about(turn.question, view, steer)
     answer = view.placed(model.look(view.images, asked, max_new, prompts=prompts))
-    return Single(answer, view.window if view.images.shape != images.shape else None)
+    part = view.images.shape != images.shape and not view.images.reduced
+    return Single(answer, view.window if part else None)
 
 
 def _reader(model: EarthMind, files: dict[str, list[Path]]) -> Any:

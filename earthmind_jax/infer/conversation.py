@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,54 +20,39 @@ import numpy as np
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.config import DataConfig
 from earthmind_jax.data.collate import Buckets, stack
-from earthmind_jax.data.encode import Example, encode_sample
+from earthmind_jax.data.encode import encode_sample
 from earthmind_jax.data.layout import measure
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import SENSORS, Turn
-from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.place import Window, window_of, window_of_box
 from earthmind_jax.infer.answer import replies
-from earthmind_jax.infer.compiled import Pyramids
+from earthmind_jax.infer.conversation_views import View, Views, seen_from, slices
 from earthmind_jax.infer.engine import Generated
-from earthmind_jax.infer.kept import Kept
-from earthmind_jax.infer.marks import Marks
+from earthmind_jax.infer.marks import Marks, gather
+from earthmind_jax.infer.overview import tile_side
+from earthmind_jax.infer.pointing import around, within
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.samples import sample_of
-from earthmind_jax.types import Batch, Fused
+from earthmind_jax.infer.view import View as Part
+from earthmind_jax.infer.view import at_one_look, seen
+from earthmind_jax.types import Batch
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind
+    from earthmind_jax.infer.scene_read import SceneReader
 
-VIEWS = 8  # whose features are kept; those not looked at for longest are forgotten first
 _DATA = DataConfig(batch_size=1, masks_per_sample=1, turns=2**30)
-
-
-@dataclass(eq=False)
-class View:
-    """The image or a window of it, and what is kept of it.
-
-    Attributes:
-      window: None for the whole image.
-      batch: its arrays, without the pixels.
-      fused: visual tokens, guided by the first question asked about the view.
-      pyramids: the mask decoder's features; None where it has none, or of several dates.
-      kept: keys and values of the conversation so far.
-    """
-
-    images: Images
-    window: Window | None
-    batch: Batch | None = None
-    example: Example | None = None
-    fused: Fused | None = None
-    pyramids: Pyramids | None = None
-    kept: Kept | None = None
 
 
 class Conversation:
     """A conversation about one image, or without an image.
+
+    Of a raster of more than 4 million pixels nothing but the window in view is read, and the whole, or a window as
+    large, is seen with fewer pixels (:mod:`earthmind_jax.infer.overview`). Where something is pointed at in such a
+    view, the question is about the window around it, in full resolution.
 
     >>> chat = em.conversation(optical="s2.tif", sar="s1.tif")
     >>> chat.ask("Is there water?").text
@@ -77,17 +60,18 @@ class Conversation:
     >>> chat.zoom_out().ask("Please segment the water.").masks
 
     Attributes:
-      turns: what was asked and answered, regions on the grid of the whole image.
-      answers: of every turn, on the grid of the view that it was asked about.
+      images: the whole; of a scene that is read in parts its outline.
+      turns: what was asked and answered, regions on the grid of the view that it was asked about.
+      answers: of every turn, on that grid, too.
     """
 
-    def __init__(self, model: EarthMind, images: Images | None) -> None:
+    def __init__(self, model: EarthMind, images: Images | None, reader: SceneReader | None = None) -> None:
         self.model, self.images = model, images
         self.turns: list[Turn] = []
         self.answers: list[Answer] = []
         self._windows: list[Window | None] = []  # in which each turn was asked
         self._path: list[Window | None] = [None]
-        self._views: OrderedDict[Window | None, View] = OrderedDict()
+        self._views = Views(model.config, images, reader)
 
     @property
     def window(self) -> Window | None:
@@ -100,13 +84,29 @@ class Conversation:
         Masks are drawn from the view as a whole; of a large scene zoom in for full resolution.
 
         Args:
-          options: what the question points at, on the grid of the view (:meth:`EarthMind.turn`). Regions are counted
-            through the whole conversation: the first of a second turn may be region2.
+          options: what the question points at (:meth:`EarthMind.turn`), in pixels of the file from the view's first.
+            Regions are counted through the whole conversation: the first of a second turn may be region2.
 
         Raises:
           UserError: the conversation is longer than the model can read.
         """
-        view = self._view()
+        if not question.strip():
+            raise UserError("The question is empty; ask something.")
+        window, said = self.window, ()
+        options = {name: value for name, value in options.items() if value is not None}
+        if options and self._views.reduced(window):
+            options, said = self._closer(**options)
+        try:
+            return self._ask(question, max_new, temperature, said, options)
+        finally:
+            if self.window != window:
+                self.zoom_out()
+
+    def _ask(
+        self, question: str, max_new: int, temperature: float, said: tuple[str, ...], options: dict[str, Any]
+    ) -> Answer:
+        """:meth:`ask` about the view."""
+        view = self._views.of(self.window)
         turn, marks = self._turn(question, view, **options)
         turns = [self._shown(t, i) for i, t in enumerate(self.turns, 1)] + [turn]
         batch = self._prompt(view, turns)
@@ -118,13 +118,12 @@ class Conversation:
         # Boxes and polygons are told in pixels of the whole image.
         offset = self.window[:2] if self.window is not None else (0, 0)
         masks = tuple(dataclasses.replace(mask, offset=offset) for mask in answer.masks)
-        notes = answer.notes
-        if masks and self.model.large(view.images):
-            rows, columns = view.images.shape
-            notes = (*notes, f"Masks are drawn from {rows} x {columns} pixels at one look; zoom in for sharper ones.")
+        notes = (*answer.notes, *said)
+        if masks and (view.images.reduced or self.model.large(view.images)):
+            notes = (*notes, f"{at_one_look(view.images)} zoom in for sharper ones.")
         answer = dataclasses.replace(answer, masks=masks, marks=marks, offset=offset, notes=notes)
         view.kept = made.kept
-        self.turns.append(self._placed(dataclasses.replace(turn, answer=made.texts[0])))
+        self.turns.append(dataclasses.replace(turn, answer=made.texts[0]))
         self.answers.append(answer)
         self._windows.append(self.window)
         return answer
@@ -182,16 +181,29 @@ class Conversation:
         return [*written, path]
 
     def _turn(
-        self, question: str, view: View, region: np.ndarray | None = None, marks: Marks | None = None
+        self,
+        question: str,
+        view: View,
+        region: np.ndarray | None = None,
+        marks: Marks | None = None,
+        near: tuple[Mark, ...] = (),
     ) -> tuple[Turn, tuple[Mark, ...]]:
-        """A question about the view, and what it points at there."""
+        """A question about the view, and what it points at there; ``near``: on its pixels already."""
         if self.images is None:
             return self.model.turn(question, None, region=region, marks=marks), ()
-        before = sum(len(turn.regions) for turn in self.turns)
+        before = self._before
+        if near:
+            part = seen(Part(view.images, view.images, marks=near))
+            return self.model.about(question, part, before=before)[0], near
         whole = (0, 0, *view.images.shape)
-        seen, turn, _ = self.model.point(question, view.images, region, marks, whole, before=before)
-        assert seen is not None
-        return turn, seen.marks
+        part, turn, _ = self.model.point(question, view.images, region, marks, whole, before=before)
+        assert part is not None
+        return turn, part.marks
+
+    @property
+    def _before(self) -> int:
+        """Regions that were pointed at so far."""
+        return sum(len(turn.regions) for turn in self.turns)
 
     def _place(self, place: Sequence[float], crs: Any) -> Window:
         assert self.images is not None
@@ -202,25 +214,31 @@ class Conversation:
 
     def _move(self, path: list[Window | None]) -> None:
         # Keys and values are the largest part of a view: only the one in sight keeps them.
-        if path[-1] != self.window and self.window in self._views:
-            self._views[self.window].kept = None
+        if path[-1] != self.window:
+            self._views.forget(self.window)
         self._path = path
 
-    def _view(self) -> View:
-        view = self._views.pop(self.window, None)
-        if view is None:
-            assert self.images is not None or self.window is None
-            view = View(self._cut(self.window), self.window)
-        self._views[self.window] = view
-        while len(self._views) > VIEWS:
-            self._views.popitem(last=False)
-        return view
-
-    def _cut(self, window: Window | None) -> Images:
-        if self.images is None or window is None:
-            return self.images or Images({})
-        row, column, height, width = window
-        return self.images.crop((slice(row, row + height), slice(column, column + width)))
+    def _closer(
+        self, region: np.ndarray | None = None, marks: Marks | None = None
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Zoom to what is pointed at in a reduced view; what it is there, and what to say about it."""
+        assert self.images is not None
+        top, left, height, width = self._views.extent(self.window)
+        view = self.images.crop(slices((top, left, height, width)))
+        if region is not None and region.shape != view.shape:
+            raise UserError(f"The region has {region.shape} pixels (rows, columns) but the view has {view.shape}.")
+        placed, notes = gather(marks, region, view, self._before)
+        if not placed:
+            return {}, notes
+        rows, columns = around(placed, tile_side(self.model.config))
+        window = (top + rows.start, left + columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        if self._views.reduced(window):
+            size = f"{window[2]} x {window[3]} pixels around it are too many"
+            raise UserError(f"What is pointed at lies too far apart: {size}; point at things one after the other.")
+        self.zoom(window)
+        across = f"columns {window[1]} to {window[1] + window[3]}"
+        said = f"Answered from rows {window[0]} to {window[0] + window[2]} and {across}, around what is pointed at."
+        return {"near": within(placed, (rows, columns))}, (*notes, said)
 
     def _prompt(self, view: View, turns: list[Turn]) -> Batch:
         """The whole conversation as a batch of one, without pixels; a view is encoded when it is first asked about."""
@@ -258,25 +276,14 @@ class Conversation:
         reply = next(replies(self.model.engine, batch, view.fused, made, [dates], pyramids=view.pyramids))
         return self.model.whole(view.images, turn, reply)
 
-    def _placed(self, turn: Turn) -> Turn:
-        """A turn about the view, its regions on the grid of the whole image."""
-        if turn.region is None or self.window is None:
-            return turn
-        assert self.images is not None
-        row, column, height, width = self.window
-        placed = []
-        for part in turn.regions:
-            region = np.zeros(self.images.shape, bool)
-            region[row : row + height, column : column + width] = nearest_resize(part, (height, width))
-            placed.append(region)
-        return dataclasses.replace(turn, region=tuple(placed))
-
     def _shown(self, turn: Turn, number: int) -> Turn:
         """An earlier turn, its regions on the grid of the view."""
-        if turn.region is None or self.window is None:
+        asked = self._windows[number - 1]
+        if turn.region is None or asked == self.window:
             return turn
-        row, column, height, width = self.window
-        shown = tuple(region[row : row + height, column : column + width] for region in turn.regions)
+        places = self._views.extent(asked), self._views.extent(self.window)
+        shape = self._views.of(self.window).images.shape
+        shown = tuple(seen_from(region, *places, shape) for region in turn.regions)
         if not all(region.any() for region in shown):
             raise UserError(
                 f"Question {number} speaks of a region that lies outside the window {self.window}; zoom out, or "

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from earthmind_jax.data.read import Images, is_raster
+from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import SENSORS
 from earthmind_jax.data.tiles import nearest_resize
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.quality import cloudy, quality_of
 from earthmind_jax.geo.told import NOTHING, Told
-from earthmind_jax.infer.marks import grid_of
+from earthmind_jax.infer.clouds import clouds
+from earthmind_jax.infer.explain_facts import facts_of
 from earthmind_jax.infer.result import Answer
+from earthmind_jax.infer.timed import Timed, Times
 from earthmind_jax.infer.windows import OVERLAP
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind, Sources
 
 RUNS = {"both": "both sensors", "optical": "optical alone", "sar": "SAR alone"}
-CLOUD_NOTE = "cloud, its shadow and cirrus as {} says"
-UNKNOWN_CLOUD = "clouds are not detected: the optical file has no scene classification band (SCL, QA_PIXEL)"
-
-
-@dataclass
-class Times:
-    """Seconds of each step of one run, and what compiling took on top, which happens once for each shape."""
-
-    steps: dict[str, float] = field(default_factory=dict)
-    compiling: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +32,7 @@ class Explanation:
     """An answer and its reason.
 
     Attributes:
-      answer: of all the sensors that there are, the same as :meth:`EarthMind.ask` gives.
+      answer: of all the sensors that there are, the same as :meth:`EarthMind.ask` gives of what fits into memory.
       alone: of each sensor by itself, where there are two, on the same grid.
       valid: of each sensor where it has data, bool [H W].
       cloud: bool [H W], None where the files do not tell; ``cloud_note`` says which.
@@ -121,6 +110,9 @@ def explain(
 ) -> Explanation:
     """Ask with the reason; of a pair each sensor is asked alone, too, about the same part of the scene.
 
+    The whole of a raster with more than 4 million pixels is seen with fewer (:mod:`earthmind_jax.infer.overview`), and
+    the masks are those of that look.
+
     Args:
       segment: ``question`` names what to draw (:meth:`EarthMind.segment`), or nothing where something is pointed at.
       max_new: 256, of a target 32.
@@ -141,7 +133,7 @@ def explain(
     if not named:
         raise UserError("The question is empty; ask something.")
     steer = options.pop("steer", False)
-    view = model.part(optical, sar, told, closer=not segment, **options)
+    view = model.part(optical, sar, told, closer=not segment, reduced=True, light=True, **options)
     reading = time.perf_counter() - began
     turn, prompts = (None, None) if segment else model.about(question, view, steer)
     images = None if view is None else view.images
@@ -167,50 +159,13 @@ def explain(
         times[name] = engine.times
     first = next(iter(views))
     times[first].steps = {"read": reading, **times[first].steps}
-    cloud, note = clouds(optical, None if view is None else view.scene, told)
-    if cloud is not None and view is not None:
+    placed = images is not None and images.crs is not None
+    cloud, note = clouds(optical, images if placed or view is None else view.scene, told)
+    if cloud is not None and view is not None and not placed:
         cloud = cloud[view.window]
     valid = {} if images is None else {name: images.only(name).valid for name in sensors}
     answer = answers.pop(first)
-    return Explanation(answer, answers, valid, cloud, note, times, _facts(model, images, command, optical, sar))
-
-
-class Timed:
-    """An engine that notes how long each step takes.
-
-    A call that had to compile is repeated once: the repetition is the step's time, and the rest was compiling.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self._engine, self.times = engine, Times()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def encode(self, *args: Any, **options: Any) -> Any:
-        return self._time("encode", *args, **options)
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        return self._time("generate", *args, **options)
-
-    def masks(self, *args: Any, **options: Any) -> Any:
-        return self._time("masks", *args, **options)
-
-    def _time(self, step: str, *args: Any, **options: Any) -> Any:
-        before = self._engine.compiled()
-        result, seconds = self._once(step, *args, **options)
-        if self._engine.compiled() != before:
-            first = seconds
-            result, seconds = self._once(step, *args, **options)
-            self.times.compiling += max(0.0, first - seconds)
-        self.times.steps[step] = self.times.steps.get(step, 0.0) + seconds
-        return result
-
-    def _once(self, step: str, *args: Any, **options: Any) -> tuple[Any, float]:
-        began = time.perf_counter()
-        result = getattr(self._engine, step)(*args, **options)
-        jax.block_until_ready(result)
-        return result, time.perf_counter() - began
+    return Explanation(answer, answers, valid, cloud, note, times, facts_of(model, images, command, optical, sar))
 
 
 def _agreement(first: Answer, second: Answer) -> dict[str, Any]:
@@ -227,87 +182,3 @@ def _agreement(first: Answer, second: Answer) -> dict[str, Any]:
         union = int((a | b).sum())
         ious.append(float((a & b).sum() / union) if union else 1.0)
     return {"same_words": words(first) == words(second), "iou": ious}
-
-
-def clouds(optical: Any, images: Images | None, told: Told = NOTHING) -> tuple[np.ndarray | None, str]:
-    """Where the optical file's own classification, or the one that is told, says cloud or shadow, on the images'
-    grid."""
-    source = optical[0] if isinstance(optical, list | tuple) else optical
-    if images is None or "optical" not in images.pictures:
-        return None, "clouds are not asked for: there is no optical image"
-    if not isinstance(source, str | Path) or not is_raster(source):
-        return None, UNKNOWN_CLOUD
-    from earthmind_jax.geo.contents import Wanted, contents
-    from earthmind_jax.geo.control import Control, place_of
-    from earthmind_jax.geo.onto import align
-    from earthmind_jax.geo.raster import open_raster, read_raster
-
-    with open_raster(source) as dataset:
-        found = contents(dataset, told.sensor, told.bands or None)
-        controlled = isinstance(place_of(dataset, **told.ground()), Control)
-    if told.scl is not None and images.crs is not None:
-        name = quality_of(found.sensor)
-        classes = align(told.scl, grid_of(images), "label", min_overlap=0).raster
-        return cloudy(name, classes.data[0]) & classes.valid, CLOUD_NOTE.format(f"{told.scl} ({name})")
-    if found.quality is None:
-        return None, UNKNOWN_CLOUD
-    name = found.quality[1]
-    band = Wanted(bands=(name,), names=told.bands or None)
-    if controlled and images.crs is not None:  # the image was brought onto a map grid, and so are its classes
-        classes = align(source, grid_of(images), "label", bands=band, min_overlap=0).raster.data[0]
-    else:
-        classes = read_raster(source, band, labels=True, native=True).data[0]
-        if classes.shape != images.shape:
-            classes = nearest_resize(classes, images.shape)
-    return cloudy(name, classes), CLOUD_NOTE.format(f"the file's classification band ({name})")
-
-
-def _facts(model: EarthMind, images: Images | None, command: str, optical: Any, sar: Any) -> dict[str, str]:
-    def files(given: Any) -> str:
-        several = given if isinstance(given, list | tuple) else [given]
-        return ", ".join(str(g) if isinstance(g, str | Path) else f"an array {np.shape(g)}" for g in several)
-
-    facts = {"checkpoint": model.path or model.name}
-    facts |= {f"checkpoint {name}": str(value) for name, value in model.source.items()}
-    fusion = model.config.fusion
-    facts["fusion"] = f"{fusion.mode}, masks from {fusion.grounding}"
-    facts |= {name: files(given) for name, given in (("optical", optical), ("sar", sar)) if given is not None}
-    if images is not None:
-        facts["size"] = f"{images.shape[1]} x {images.shape[0]} pixels"
-        facts |= _place(images)
-    if command:
-        facts["command"] = command
-    names = ("earthmind-jax", "jax", "numpy", "rasterio")
-    facts["versions"] = ", ".join([*(f"{name} {_version(name)}" for name in names), f"GDAL {_gdal()}"])
-    facts["device"] = jax.devices()[0].device_kind
-    return facts
-
-
-def _place(images: Images) -> dict[str, str]:
-    if images.crs is None or images.transform is None:
-        return {"CRS": "none: the image has no georeference"}
-    from earthmind_jax.geo.grid import Grid
-
-    grid = Grid(images.transform, images.crs, *images.shape)
-    x, y = grid.outline()
-    return {
-        "CRS": images.crs.to_string(),
-        "position": f"x {x.min():.10g} to {x.max():.10g}, y {y.min():.10g} to {y.max():.10g}",
-        "on Earth": grid.extent(),
-        "pixel": f"{grid.gsd:.2f} m",
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        from earthmind_jax import __version__
-
-        return __version__
-
-
-def _gdal() -> str:
-    import rasterio
-
-    return rasterio.__gdal_version__

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from earthmind_jax.geo.marks import Mark
 from earthmind_jax.infer.explain import RUNS, Explanation
-from earthmind_jax.infer.mark_lines import COLOUR, described, lines_of
+from earthmind_jax.infer.explain_pictures import ABSENT, CLOUD, Pictures, plain, ramp
+from earthmind_jax.infer.mark_lines import described
 from earthmind_jax.infer.result import Answer, Mask
 
 SIDES = (720, 512, 384, 256, 160)  # longest side of a picture; the first with which all of them fit
 BUDGET = 2_200_000  # bytes of all pictures, as text
-LINED = 360  # pixels of the longest side that pictures with lines are brought near to
 SHOWN = 24  # masks that have a picture; the others are in the table
-MASK, OPTICAL, SAR, ABSENT, CLOUD = (
-    (255, 0, 180),
-    (214, 96, 30),
-    (33, 102, 172),
-    (120, 120, 120),
-    (0, 200, 255),
-)
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:74rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
 table{border-collapse:collapse;margin:1rem 0}
@@ -43,19 +30,19 @@ img{width:23rem;max-width:100%;image-rendering:pixelated;display:block}figcaptio
 def page(explanation: Explanation) -> str:
     """The page as text; pictures as large as the budget allows."""
     for side in SIDES:
-        pictures = _Pictures(side)
+        pictures = Pictures(side)
         text = _page(explanation, pictures)
         if pictures.bytes <= BUDGET:
             break
     return text
 
 
-def _page(e: Explanation, pictures: _Pictures) -> str:
+def _page(e: Explanation, pictures: Pictures) -> str:
     answer = e.answer
     title = answer.question or "What is pointed at"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f"<blockquote>{_text(answer.text)}</blockquote>" if answer.text else "",
+        f"<h1>{plain(title)}</h1>",
+        f"<blockquote>{plain(answer.text)}</blockquote>" if answer.text else "",
         _pointed(answer),
         _said(e),
         _images(e, pictures),
@@ -64,9 +51,9 @@ def _page(e: Explanation, pictures: _Pictures) -> str:
         _seen(e, pictures),
         _list("Notes on the files", answer.notes),
         _times(e),
-        _table("How it was made", ((name, value) for name, value in e.facts.items())),
+        _table("How it was made", ((name, value) for name, value in e.facts.items() if name != "seen")),
     ]
-    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{plain(title)}</title><style>{STYLE}</style>'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n'
         + "\n".join(filter(None, parts))
@@ -98,17 +85,18 @@ def _said(e: Explanation) -> str:
     return said + _table("Agreement", rows, ("between", "same words", "IoU of the masks"))
 
 
-def _images(e: Explanation, pictures: _Pictures) -> str:
+def _images(e: Explanation, pictures: Pictures) -> str:
     dated = {name: image for name, image in e.answer.pictures.items() if " " in name}
     undated = {n: i for n, i in e.answer.pictures.items() if not any(other.startswith(f"{n} ") for other in dated)}
     marks = e.answer.marks
     shown = [
         pictures.figure(image, name.replace("sar", "SAR"), marks=marks) for name, image in (undated | dated).items()
     ]
-    return _section("What the model saw", _row(shown)) if shown else ""
+    reduced = f"<p>{plain(e.facts['seen'])}.</p>" if "seen" in e.facts else ""
+    return _section("What the model saw", reduced + _row(shown)) if shown else ""
 
 
-def _masks(e: Explanation, pictures: _Pictures) -> str:
+def _masks(e: Explanation, pictures: Pictures) -> str:
     shown = []
     for name, run in e.runs.items():
         for label, mask in zip(run.names, run.masks, strict=True):
@@ -128,17 +116,17 @@ def _masks(e: Explanation, pictures: _Pictures) -> str:
     return _section("Masks", _row(figures) + more) + _table("", rows, head)
 
 
-def _fusion(answer: Answer, pictures: _Pictures) -> str:
+def _fusion(answer: Answer, pictures: Pictures) -> str:
     if answer.fusion is None or not answer.pictures:
         return ""
     seen = answer.fusion.sum(-1) > 0
     share = np.where(seen, answer.fusion[..., 1] / np.maximum(answer.fusion.sum(-1), 1e-12), 0)
-    colours = _ramp(share)
+    colours = ramp(share)
     colours[~seen] = ABSENT
     base = next(iter(answer.pictures.values()))
     title = "weight of SAR over the image (grey: no data, or not looked at)"
     shares = answer.sensor_shares
-    bar = ",".join(f"rgb{tuple(int(v) for v in _ramp(np.array(x)))}" for x in (0, 0.25, 0.5, 0.75, 1))
+    bar = ",".join(f"rgb{tuple(int(v) for v in ramp(np.array(x)))}" for x in (0, 0.25, 0.5, 0.75, 1))
     legend = (
         f'<div class="bar" style="background:linear-gradient(to right,{bar})"></div>'
         '<div class="ends"><span>optical 1</span><span>even</span><span>SAR 1</span></div>'
@@ -148,7 +136,7 @@ def _fusion(answer: Answer, pictures: _Pictures) -> str:
     return _section("Where each sensor counted", _row([pictures.figure(base, title, tint=colours)]) + legend)
 
 
-def _seen(e: Explanation, pictures: _Pictures) -> str:
+def _seen(e: Explanation, pictures: Pictures) -> str:
     if not e.valid:
         return ""
     figures = []
@@ -159,7 +147,7 @@ def _seen(e: Explanation, pictures: _Pictures) -> str:
     if e.cloud is not None:
         title = f"cloud and its shadow: {e.cloud.mean():.1%}"
         figures.append(pictures.figure(e.answer.pictures["optical"], title, overlay=e.cloud, colour=CLOUD))
-    return _section("What could not be seen", _row(figures) + f"<p>{_text(e.cloud_note)}.</p>")
+    return _section("What could not be seen", _row(figures) + f"<p>{plain(e.cloud_note)}.</p>")
 
 
 def _times(e: Explanation) -> str:
@@ -169,86 +157,6 @@ def _times(e: Explanation) -> str:
         cells = [f"{times.steps[name]:.3f} s" if name in times.steps else "-" for name in names]
         rows.append((RUNS.get(run, run), *cells, f"{times.compiling:.1f} s"))
     return _table("Time", rows, ("run", *names, "compiling, once for each shape"))
-
-
-class _Pictures:
-    """Makes the page's pictures and counts their bytes.
-
-    Attributes:
-      side: longest side in pixels; larger images are averaged down.
-    """
-
-    def __init__(self, side: int) -> None:
-        self.side, self.bytes = side, 0
-
-    def figure(
-        self,
-        image: np.ndarray,
-        title: str,
-        *,
-        overlay: np.ndarray | None = None,
-        tint: np.ndarray | None = None,
-        colour: tuple[int, int, int] = MASK,
-        strength: float = 0.55,
-        marks: Sequence[Mark] = (),
-    ) -> str:
-        """An image [H W 3] with a caption; ``overlay`` bool [h w] is painted over it, or colours ``tint`` [h w 3], and
-        ``marks`` are drawn."""
-        shape = self._size(image.shape[:2])
-        pixels = _resized(image.astype(np.uint8), shape, Image.Resampling.BOX).astype(np.float32)
-        if overlay is not None:
-            cover = _resized(overlay.astype(np.uint8) * 255, shape, Image.Resampling.BOX)[..., None] / np.float32(255)
-            pixels = pixels * (1 - strength * cover) + np.float32(colour) * strength * cover
-        if tint is not None:
-            over = _resized(tint, shape, Image.Resampling.NEAREST).astype(np.float32)
-            pixels = 0.45 * pixels + 0.55 * over
-        buffer = io.BytesIO()
-        picture = _pointed_at(Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), marks)
-        small = picture.width * picture.height <= 128 * 128  # where JPEG's blocks would show
-        picture.save(buffer, format="PNG" if small else "JPEG", **({} if small else {"quality": 82}))
-        data = base64.b64encode(buffer.getvalue()).decode()
-        self.bytes += len(data)
-        kind = "png" if small else "jpeg"
-        source = f"data:image/{kind};base64,{data}"
-        return f'<figure><img alt="{_text(title)}" src="{source}"><figcaption>{_text(title)}</figcaption></figure>'
-
-    def _size(self, shape: Sequence[int]) -> tuple[int, int]:
-        scale = min(1.0, self.side / max(shape))
-        return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-
-
-def _pointed_at(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
-    """A picture with what is pointed at; a small one is enlarged, so that lines do not cover what they surround."""
-    if not marks:
-        return picture
-    times = max(1, LINED // max(picture.size))
-    picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(picture)
-    for mark in marks:
-        found = lines_of(mark, (picture.height, picture.width))
-        for width, colour in ((4, (0, 0, 0)), (2, COLOUR)):
-            for line in found.lines:
-                pen.line([tuple(position) for position in line.tolist()], fill=colour, width=width)
-        for (x, y), label in zip(found.points.tolist(), found.labels.tolist(), strict=True):
-            fill = COLOUR if label else (0, 0, 0)
-            pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=(0, 0, 0) if label else COLOUR)
-        name = found.name.encode("ascii", "replace").decode()  # the font that is always there has no other letters
-        pen.text((found.corner[0] + 3, found.corner[1] + 2), name, fill=COLOUR, stroke_width=1, stroke_fill=(0, 0, 0))
-    return picture
-
-
-def _resized(image: np.ndarray, shape: tuple[int, int], method: Image.Resampling) -> np.ndarray:
-    if image.shape[:2] == shape:
-        return image
-    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), method))
-
-
-def _ramp(share: np.ndarray) -> np.ndarray:
-    """uint8 [... 3]: the colour of optical at 0, white in the middle, that of SAR at 1."""
-    x = np.asarray(share, np.float32)[..., None]
-    low, middle, high = (np.array(c, np.float32) for c in (OPTICAL, (255, 255, 255), SAR))
-    colour = np.where(x < 0.5, low + (middle - low) * 2 * x, middle + (high - middle) * (2 * x - 1))
-    return np.clip(np.rint(colour), 0, 255).astype(np.uint8)
 
 
 def _under(run: Answer, mask: Mask) -> np.ndarray:
@@ -261,7 +169,8 @@ def _where(mask: Mask) -> tuple[str, str]:
     inside = np.argwhere(mask.array)
     if not len(inside):
         return "empty", "-"
-    (top, left), (bottom, right) = inside.min(0) + mask.offset, inside.max(0) + mask.offset
+    first, last = inside.min(0) * mask.scale, (inside.max(0) + 1) * mask.scale - 1
+    (top, left), (bottom, right) = (np.rint(v + mask.offset).astype(int) for v in (first, last))
     pixels = f"{top} to {bottom}, {left} to {right}"
     if mask.crs is None or mask.transform is None:
         return pixels, "no georeference"
@@ -278,7 +187,7 @@ def _shares(masks: Sequence[Mask]) -> str:
 
 
 def _section(title: str, inner: str) -> str:
-    return f"<h2>{_text(title)}</h2>{inner}"
+    return f"<h2>{plain(title)}</h2>{inner}"
 
 
 def _row(figures: Iterable[str]) -> str:
@@ -286,19 +195,11 @@ def _row(figures: Iterable[str]) -> str:
 
 
 def _list(title: str, items: Sequence[str]) -> str:
-    return _section(title, f"<ul>{''.join(f'<li>{_text(item)}</li>' for item in items)}</ul>") if items else ""
+    return _section(title, f"<ul>{''.join(f'<li>{plain(item)}</li>' for item in items)}</ul>") if items else ""
 
 
 def _table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    top = f"<tr>{''.join(f'<th>{_text(cell)}</th>' for cell in head)}</tr>" if head else ""
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    top = f"<tr>{''.join(f'<th>{plain(cell)}</th>' for cell in head)}</tr>" if head else ""
+    body = "".join(f"<tr>{''.join(f'<td>{plain(cell)}</td>' for cell in row)}</tr>" for row in rows)
     table = f"<table>{top}{body}</table>"
     return _section(title, table) if title else table
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _text(words: object) -> str:
-    """Anything as text of the page; whatever could be markup or no character is made harmless."""
-    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(words)), quote=True)

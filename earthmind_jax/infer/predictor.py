@@ -11,25 +11,23 @@ import numpy as np
 
 from earthmind_jax import checkpoint
 from earthmind_jax.config import EarthMindConfig
-from earthmind_jax.data.collate import Buckets, sensor_frames
-from earthmind_jax.data.dates import load_dates
+from earthmind_jax.data.collate import Buckets
 from earthmind_jax.data.pointed import visual_prompts
-from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Sample, Turn
 from earthmind_jax.data.tokenizer import Tokenizer
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.told import NOTHING, Told
 from earthmind_jax.infer.answer import Reply, answer
+from earthmind_jax.infer.drawing import answer_of, pointed_at, target_mask, target_masks, windowed
 from earthmind_jax.infer.engine import Engine
 from earthmind_jax.infer.many import Many
-from earthmind_jax.infer.marks import Marks, gather, name_marks, regions
-from earthmind_jax.infer.pointing import Zoom, closer_to, draw, surroundings, within, zoomed
-from earthmind_jax.infer.result import Answer, Mask
+from earthmind_jax.infer.marks import Marks, name_marks, regions
+from earthmind_jax.infer.pointing import Zoom
+from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.samples import dated_masks, sample_of
-from earthmind_jax.infer.view import View, outline, part_reader, read_part, seen
-from earthmind_jax.infer.windows import OVERLAP, Blend, stretched, windows
+from earthmind_jax.infer.view import View, images_of, in_windows, outline, part_of, part_reader, view_of
+from earthmind_jax.infer.windows import OVERLAP
 from earthmind_jax.types import Params, VisualPrompts
 
 if TYPE_CHECKING:
@@ -41,8 +39,6 @@ Source = str | Path | np.ndarray
 
 Sources = Source | Sequence[Source]
 """One image, or one for each date."""
-
-UNPOINTED = "Where nothing is drawn, the model may not have learnt what marks mean (loss.mark); name the target, too."
 
 
 @dataclass
@@ -100,9 +96,10 @@ class EarthMind:
         """Ask about an optical image, a SAR image, both, or neither.
 
         The answer is drawn from the whole image. If it holds ``[SEG]`` and the image is larger than the model's own
-        window, the masks are drawn window by window at full resolution and blended. Of several dates the first five
-        reach the language model; each ``[SEG]`` has a mask on every date, those beyond the fifth followed by the
-        tracker.
+        window, the masks are drawn window by window at full resolution and blended. Rasters that do not fit into memory
+        (33 million pixels), whole or as a window, are seen with fewer pixels, on whose grid masks then lie, as a note
+        says. Of several dates the first five reach the language model; each ``[SEG]``
+        has a mask on every date, those beyond the fifth followed by the tracker.
 
         Args:
           region: bool [H W] on the image's grid, what the question calls ``region1``.
@@ -122,7 +119,7 @@ class EarthMind:
         """
         if not question.strip():
             raise UserError("The question is empty; ask something.")
-        view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True)
+        view = self.part(optical, sar, told, region=region, marks=marks, window=window, closer=True, reduced=True)
         turn, prompts = self.about(question, view, steer)
         images = None if view is None else view.images
         answer = self.look(images, turn, max_new, temperature, overlap, prompts=prompts)
@@ -188,22 +185,22 @@ class EarthMind:
         """The answer to a turn about images that are read already, ``before`` being what was said earlier; ``prompts``
         go to the mask decoder together with every ``[SEG]``."""
         if images is None:
-            reply = self._reply([Sample("ask", (*before, turn))], max_new, temperature)[0]
+            reply = self.reply([Sample("ask", (*before, turn))], max_new, temperature)[0]
             return Answer(turn.question, reply.text, model=self.name)
-        reply = self._reply([sample_of(images, *before, turn)], max_new, temperature, marks=prompts)[0]
+        reply = self.reply([sample_of(images, *before, turn)], max_new, temperature, marks=prompts)[0]
         return self.answer(images, turn, reply, max_new, overlap)
 
     def answer(self, images: Images, turn: Turn, reply: Reply, max_new: int = 256, overlap: float = OVERLAP) -> Answer:
         """A reply as an answer: masks on the images' own grid, of a large scene drawn anew window by window, but where
         the question points at something."""
         if reply.masks and self.large(images) and turn.region is None:
-            return self._windowed(turn.question, images, reply.text, max_new, overlap)
+            return windowed(self, turn.question, images, reply.text, max_new, overlap)
         return self.whole(images, turn, reply)
 
     def whole(self, images: Images, turn: Turn, reply: Reply) -> Answer:
         """A reply as an answer, masks as they were drawn from the image as a whole."""
         masks = [m for i in range(len(reply.masks)) for m in dated_masks(reply.mask(images.shape, i), images)]
-        return self._answer(turn.question, reply.text, tuple(masks), reply.overview, images)
+        return answer_of(self, turn.question, reply.text, tuple(masks), reply.overview, images)
 
     def segment(
         self,
@@ -220,7 +217,8 @@ class EarthMind:
         """Draw the mask of ``target`` ("water"); an image larger than the model's window is done window by window.
 
         The answer always has one mask (one for each date); it is empty where the model finds nothing. Of several
-        targets it has one each, and the image is encoded once for all of them.
+        targets it has one each, and the image is encoded once for all of them. A raster that does not fit into memory
+        is refused: name a part, or draw to files (:func:`earthmind_jax.infer.scene.segment_scene`).
 
         Args:
           marks: draw what is pointed at instead, one mask for each object: from the marks alone, or, with a target,
@@ -242,106 +240,25 @@ class EarthMind:
         """:meth:`segment` of a part of a scene that is read already."""
         if not view.marks and not (target.strip() if isinstance(target, str) else target):
             raise UserError("There is nothing to segment: no target is named.")
-        self._require_masks()
+        self.require_masks()
         if view.marks:
             words = target if isinstance(target, str) else "".join(target)
-            return view.placed(self._drawn(view.images, view.marks, words, max_new))
+            return view.placed(pointed_at(self, view.images, view.marks, words, max_new))
         if isinstance(target, str):
-            return view.placed(self.outline(view.images, target, max_new, overlap))
-        return view.placed(self._outlines(view.images, tuple(target), max_new, overlap))
+            return view.placed(target_mask(self, view.images, target, max_new, overlap))
+        return view.placed(target_masks(self, view.images, tuple(target), max_new, overlap))
 
-    def outline(self, images: Images, target: str, max_new: int = 32, overlap: float = OVERLAP) -> Answer:
-        """:meth:`segment` of images that are read already."""
-        self._require_masks()
-        question = SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip())
-        if self.large(images):
-            return self._windowed(question, images, None, max_new, overlap)
-        reply = self._reply([sample_of(images, Turn(question))], max_new)[0]
-        probability = reply.mask(images.shape)
-        if probability is None:
-            probability = np.zeros((len(images.later) + 1, *images.shape), np.float32)
-        return self._answer(question, reply.text, dated_masks(probability, images), reply.overview, images)
-
-    def _drawn(self, images: Images, placed: Sequence[Mark], target: str, max_new: int) -> Answer:
-        """One mask for each object that is pointed at."""
-        found, said, fusion = draw(self.engine, images, placed, target.strip(), self.buckets, max_new, self.sensors)
-        pairs = zip(found, placed, strict=True)
-        masks = tuple(replace(mask, name=mark.name) for p, mark in pairs for mask in dated_masks(p, images))
-        if not target.strip() and not all(mask.array.any() for mask in masks):
-            images = replace(images, notes=(*images.notes, UNPOINTED))
-        return self._answer(target.strip(), said, masks, fusion, images)
-
-    def _require_masks(self) -> None:
+    def require_masks(self) -> None:
         if self.config.grounding is None:
             raise UserError(f"Model '{self.name}' has no mask decoder; it answers in text only.")
 
-    def _outlines(self, images: Images, targets: tuple[str, ...], max_new: int, overlap: float) -> Answer:
-        """:meth:`outline` of several targets; what does not depend on the question is computed once."""
-        for target in targets:
-            if not isinstance(target, str) or not target.strip():
-                raise UserError(f"There is nothing to segment: one of the targets is {target!r}.")
-        if self.large(images) or images.later:
-            each = [self.outline(images, target, max_new, overlap) for target in targets]
-            masks, texts, fusion = [a.masks for a in each], [a.text for a in each], each[0].fusion
-        else:
-            if self.many is None:
-                self.many = Many(self.engine)
-            questions = [SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip()) for target in targets]
-            replies = self.many.answer(sample_of(images, Turn(questions[0])), questions, self.buckets, max_new)
-            drawn = [reply.mask(images.shape) for reply in replies]
-            masks = [dated_masks(np.zeros(images.shape) if p is None else p, images) for p in drawn]
-            texts, fusion = [reply.text for reply in replies], replies[0].overview
-        pairs = zip(masks, targets, strict=True)
-        named = tuple(replace(mask, name=target.strip()) for several, target in pairs for mask in several)
-        text = "\n".join(f"{target.strip()}: {text}" for target, text in zip(targets, texts, strict=True))
-        return self._answer("; ".join(targets), text, named, fusion, images)
+    def part(self, optical: Sources | None, sar: Sources | None, told: Told = NOTHING, **options: Any) -> View | None:
+        """The part of files that is asked about (see :func:`earthmind_jax.infer.view.part_of`); None without any."""
+        return part_of(optical, sar, self.config, told, **options)
 
-    def part(
-        self,
-        optical: Sources | None,
-        sar: Sources | None,
-        told: Told = NOTHING,
-        *,
-        region: np.ndarray | None = None,
-        marks: Marks | None = None,
-        window: Zoom | None = None,
-        closer: bool = False,
-    ) -> View | None:
-        """:meth:`view` of files; None without any. Of a raster too large for memory nothing but the part is read, and
-        where only something is pointed at, that is what the mask decoder looks at around it."""
-        pointed = not (region is None and marks is None and window is None)
-        reader = part_reader(optical, sar, self.config.sensors, told) if pointed else None
-        if reader is not None:
-            scene = outline(reader)
-            if window is None and not closer:
-                window = surroundings(gather(marks, region, scene)[0], self.config.sensors.window, scene.shape)
-            return read_part(reader, self.view(scene, region, marks, window, closer))
-        images = self.images(optical, sar, told)
-        if images is None:
-            if pointed:
-                raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
-            return None
-        return self.view(images, region, marks, window, closer)
-
-    def view(
-        self,
-        images: Images,
-        region: np.ndarray | None = None,
-        marks: Marks | None = None,
-        window: Zoom | None = None,
-        closer: bool = False,
-        before: int = 0,
-    ) -> View:
-        """The part of a scene that is asked about, with what is pointed at on it; ``closer``: of an image larger than
-        the model's own window the one around that, unless a window is named."""
-        _check_region(region, images)
-        placed, notes = gather(marks, region, images, before)
-        if window is None and not (closer and placed and self.large(images)):
-            return seen(View(replace(images, notes=(*images.notes, *notes)), images, marks=placed))
-        part, said = zoomed(window, images) if window is not None else closer_to(placed, self.config.sensors.window)
-        crop = images.crop(part)
-        crop = replace(crop, notes=(*images.notes, *said, *notes))
-        return seen(View(crop, images, (part[0].start, part[1].start), within(placed, part)))
+    def view(self, images: Images, *pointed: Any, **options: Any) -> View:
+        """The part of a scene that is asked about (see :func:`earthmind_jax.infer.view.view_of`)."""
+        return view_of(images, self.config.sensors.window, *pointed, **options)
 
     def conversation(
         self, *, optical: Sources | None = None, sar: Sources | None = None, told: Told = NOTHING
@@ -349,6 +266,9 @@ class EarthMind:
         """Several questions about one image (see :class:`earthmind_jax.infer.conversation.Conversation`)."""
         from earthmind_jax.infer.conversation import Conversation
 
+        reader = part_reader(optical, sar, self.config.sensors, told)
+        if reader is not None:
+            return Conversation(self, outline(reader), reader)
         return Conversation(self, self.images(optical, sar, told))
 
     def explain(self, question: str, **options: Any) -> Explanation:
@@ -359,15 +279,9 @@ class EarthMind:
 
     def images(self, optical: Sources | None, sar: Sources | None, told: Told = NOTHING) -> Images | None:
         """The images of a request, read, calibrated and aligned; None for a request without any."""
-        given = {name: source for name, source in (("optical", optical), ("sar", sar)) if source is not None}
-        told.require_files(given)
-        sources = {name: list(s) if isinstance(s, list | tuple) else [s] for name, s in given.items()}
-        for name, several in sources.items():
-            if not several:
-                raise UserError(f"The list of {name} images is empty; give at least one, or leave it out.")
-        return load_dates(sources, self.config.sensors, told) if sources else None
+        return images_of(optical, sar, self.config.sensors, told)
 
-    def _reply(
+    def reply(
         self,
         samples: Sequence[Sample],
         max_new: int,
@@ -383,46 +297,4 @@ class EarthMind:
 
     def large(self, images: Images) -> bool:
         """Whether masks of these images are drawn window by window."""
-        window = self.config.sensors.window
-        return window > 0 and max(images.shape) > window
-
-    def _windowed(self, question: str, images: Images, text: str | None, max_new: int, overlap: float) -> Answer:
-        """Ask the same of every window, and blend their masks and fusion weights over the scene."""
-        places = [w for w in windows(images.shape, self.config.sensors.window, overlap) if images.valid[w].any()]
-        samples = [sample_of(images.crop(w), Turn(question)) for w in places]
-        dates = len(images.later) + 1
-        mask, fusion = Blend(images.shape, dates), Blend(images.shape, 2)
-        best = ""
-        for place, reply in zip(places, self._reply(samples, max_new, batch_size=self.batch_size), strict=True):
-            shape = (place[0].stop - place[0].start, place[1].stop - place[1].start)
-            probability = reply.mask(shape)
-            # A window without [SEG] says that the object is not there.
-            if probability is None:
-                probability = np.zeros((dates, *shape), np.float32)
-            mask.add(place, np.moveaxis(probability.reshape(dates, *shape), 0, -1))
-            if reply.masks or not best:
-                best = reply.text
-            if reply.weights is not None:
-                weights = stretched(reply.weights[0], shape)
-                fusion.add(place, weights, weights.sum(-1) > 0)
-        drawn = dated_masks(np.moveaxis(mask.mean(), -1, 0), images)
-        return self._answer(question, text or best, drawn, fusion.mean(), images)
-
-    def _answer(
-        self, question: str, text: str, masks: tuple[Mask, ...], fusion: np.ndarray | None, images: Images
-    ) -> Answer:
-        pictures = {}
-        sources: dict[str, str] = {}
-        for each in (images, *images.later):
-            for name, (picture, valid) in each.pictures.items():
-                frame = sensor_frames(picture, valid, name, self.config.sensors)[0][0]
-                pictures.setdefault(name, frame)
-                if images.later:
-                    pictures[f"{name} {each.date}"] = frame
-            sources |= {f"{name} {each.date}" if images.later else name: p for name, p in each.sources.items()}
-        return Answer(question, text, masks, fusion, pictures, tuple(images.notes), self.name, sources)
-
-
-def _check_region(region: np.ndarray | None, images: Images) -> None:
-    if region is not None and region.shape != images.shape:
-        raise UserError(f"The region has {region.shape} pixels (rows, columns) but the image has {images.shape}.")
+        return in_windows(images, self.config.sensors.window)

@@ -30,6 +30,7 @@ class Mask:
       score: mean probability inside the mask (0 where it is empty).
       name: what was pointed at or asked for, where an answer has several masks.
       offset: (row, column) of its first pixel in the scene, where a window of it was asked about.
+      scale: pixels of the scene in one of its own, down and across, where the scene was seen reduced.
     """
 
     probability: np.ndarray
@@ -39,6 +40,7 @@ class Mask:
     date: str = ""
     name: str = ""
     offset: tuple[int, int] = (0, 0)
+    scale: tuple[float, float] = (1.0, 1.0)
 
     @property
     def array(self) -> np.ndarray:
@@ -53,15 +55,21 @@ class Mask:
     @property
     def box(self) -> tuple[float, float, float, float] | None:
         """x0, y0, x1, y1 (columns and rows, outer edges) in pixels of the scene; None where the mask is empty."""
-        row, column = self.offset
         found = box_of(self.array)
-        return None if found is None else (found[0] + column, found[1] + row, found[2] + column, found[3] + row)
+        if found is None:
+            return None
+        (x0, y0), (x1, y1) = (self._in_scene @ corner for corner in (found[:2], found[2:]))
+        return x0, y0, x1, y1
 
     @property
     def polygons(self) -> list[Polygon]:
         """The outlines of its largest parts (100 at most) along pixel edges, (column, row) in pixels of the scene."""
-        row, column = self.offset
-        return moved(polygons_of(self.array), Affine.translation(column, row))
+        return moved(polygons_of(self.array), self._in_scene)
+
+    @property
+    def _in_scene(self) -> Affine:
+        (row, column), (down, across) = self.offset, self.scale
+        return Affine.translation(column, row) @ Affine.scale(across, down)
 
     def to_dict(self) -> dict[str, Any]:
         """Area, score and outline as plain JSON values; of a georeferenced image in its own CRS, too (``map``)."""
@@ -69,6 +77,7 @@ class Mask:
         values: dict[str, Any] = {key: text for key in ("name", "date") if (text := getattr(self, key))}
         values |= {"pixels": int(inside.sum()), "share": float(inside.mean()), "score": self.score}
         values |= {"box": self.box, "polygons": self.polygons}
+        values |= {"scale": list(self.scale)} if self.scale != (1.0, 1.0) else {}
         if self.crs is not None and self.transform is not None:
             outline = moved(polygons_of(inside), self.transform)
             corners = np.array([position for rings in outline for ring in rings for position in ring]).reshape(-1, 2)

@@ -27,6 +27,6 @@ def dated_masks(probability: np.ndarray | None, images: Images) -> tuple[Mask, .
     assert probability is not None
     each = probability.reshape(-1, *images.shape).astype(np.float32)
     return tuple(
-        Mask(p, i.valid if i.pictures else images.valid, images.transform, images.crs, i.date)
+        Mask(p, i.valid if i.pictures else images.valid, images.transform, images.crs, i.date, scale=images.scale)
         for p, i in zip(each, (images, *images.later), strict=True)
     )

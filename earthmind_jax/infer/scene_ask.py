@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from earthmind_jax.data.records import Picture
+from earthmind_jax.data.records import Turn
 from earthmind_jax.geo.told import NOTHING, Told
+from earthmind_jax.infer.overview import look_side, overview
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.scene import Report, ask_scene
 from earthmind_jax.infer.scene_maps import SceneResult
 from earthmind_jax.infer.scene_read import SceneReader
+from earthmind_jax.infer.view import View, outline, seen
 
 
 def ask_large(
@@ -29,37 +29,52 @@ def ask_large(
 ) -> tuple[Answer, SceneResult | None]:
     """Ask about rasters of any size.
 
-    The words are about the whole scene as far as it can be seen at the size of the model's own window: every n-th
-    pixel. If they hold ``[SEG]`` and ``out`` is given, the mask is drawn at full resolution into that directory, as
+    The words are about the whole scene seen with fewer pixels (:mod:`earthmind_jax.infer.overview`). If they hold
+    ``[SEG]`` and ``out`` is given, the mask is drawn at full resolution into that directory, as
     :func:`earthmind_jax.infer.scene.segment_scene` does.
 
     Returns:
-      The answer, with masks and weights on the decimated view, and what was drawn.
+      The answer, with masks and weights on these pixels, and what was drawn.
 
     Raises:
       UserError: as of ``EarthMind.ask`` and ``segment_scene``.
     """
-    sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
-    reader = SceneReader(sources, model.config.sensors, told=told)
-    views: dict[str, Picture] = reader.view(view_side(model))
-    answer = model.ask(question, **views, max_new=max_new, temperature=temperature)
+    given = {"optical": optical, "sar": sar, "told": told}
+    answer = look_at(model, question, max_new=max_new, temperature=temperature, **given)
     if not answer.masks or out is None:
         return answer, None
-    drawn = ask_scene(
-        model,
-        [question],
-        names=[question],
-        optical=optical,
-        sar=sar,
-        out=out,
-        report=report,
-        max_new=max_new,
-        told=told,
-    )
-    return answer, drawn
+    return answer, draw(model, answer, optical, sar, out, max_new, report, told)
 
 
-def view_side(model: EarthMind) -> int:
-    """Pixels of the longer side that the model can see of an image at once."""
-    sensors = model.config.sensors
-    return sensors.window or model.config.vision.image_size * int(np.ceil(sensors.max_tiles**0.5))
+def look_at(
+    model: EarthMind,
+    question: str,
+    *,
+    optical: str | Path | None,
+    sar: str | Path | None,
+    max_new: int,
+    temperature: float,
+    told: Told,
+) -> Answer:
+    """The answer to a question about the whole of a raster, seen with fewer pixels."""
+    sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
+    reader = SceneReader(sources, model.config.sensors, told=told)
+    view = seen(View(overview(reader, look_side(model.config)), outline(reader)))
+    return view.placed(model.look(view.images, Turn(question), max_new, temperature))
+
+
+def draw(
+    model: EarthMind,
+    answer: Answer,
+    optical: str | Path | None,
+    sar: str | Path | None,
+    out: str | Path,
+    max_new: int,
+    report: Report | None,
+    told: Told,
+) -> SceneResult:
+    """The mask of a question that was answered by a look, at full resolution."""
+    return ask_scene(
+        model, [answer.question], names=[answer.question], optical=optical, sar=sar, out=out, report=report,
+        max_new=max_new, told=told,
+    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""A large scene as 8-bit frames, read strip by strip, the next strip while one is in use."""
+"""A large scene, of one date or several, of which parts are read: any window, or as 8-bit frames strip by strip, the
+next strip while one is in use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,18 @@ import numpy as np
 from rasterio.windows import Window
 
 from earthmind_jax.config import SensorConfig
+from earthmind_jax.data.dates import count_dates, load_dates
 from earthmind_jax.data.encode import sensor_frames
-from earthmind_jax.data.read import RASTERS, Images, is_raster, load_images, picture_header
-from earthmind_jax.data.records import SENSORS, Picture
+from earthmind_jax.data.read import RASTERS, Images, is_raster, picture_header
+from earthmind_jax.data.records import SENSORS
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import MIN_OVERLAP
 from earthmind_jax.geo.contents import Wanted
 from earthmind_jax.geo.control import Control, check_ground, map_grid, place_of
 from earthmind_jax.geo.grid import Grid
-from earthmind_jax.geo.raster import open_raster, read_raster, require_georeference
+from earthmind_jax.geo.raster import Raster, open_raster, read_raster, require_georeference
 from earthmind_jax.geo.scene import has_data, sampled_overlap, strips
-from earthmind_jax.geo.told import NOTHING
+from earthmind_jax.geo.told import NOTHING, Told
 
 Frames = tuple[np.ndarray, np.ndarray]
 """uint8 [F h w 3] of one sensor, and bool [h w], where it has data."""
@@ -54,47 +56,42 @@ class SceneReader:
     """Reads a scene from top to bottom.
 
     Attributes:
-      sources: sensor -> raster file.
+      sources: sensor -> raster file, of several dates the first.
+      dates: sensor -> the raster files of all dates.
       grid: the scene's pixels on the map: those of the optical image, or of the SAR image where it stands alone.
       frames: sensor -> three-channel frames that its image makes.
       overlap: the part of the optical image that the SAR image covers, by a decimated look (1 with one sensor).
+      strips: the parts in which to read it, from top to bottom, each as wide as the scene.
       notes: what was found out or decided while reading, the same for all parts read so far.
       seconds: time spent on reading.
     """
 
-    def __init__(self, sources: Mapping[str, str | Path], sensors: SensorConfig, **options: Any) -> None:
-        """Looks at the headers, and at a decimated view of both files.
+    def __init__(
+        self, sources: Mapping[str, str | Path | Sequence[str | Path]], sensors: SensorConfig, **options: Any
+    ) -> None:
+        """Looks at the headers, and at a decimated view of the files.
 
         Args:
+          sources: of each sensor one file, or one for each date; all dates are brought onto the grid of the first.
           options: what the caller knows about the files, as of :func:`earthmind_jax.data.read.load_images`.
 
         Raises:
           UserError: a file that cannot be used, no georeference, no data, or too little ground in common.
         """
-        self.sources = {name: Path(sources[name]) for name in SENSORS if sources.get(name) is not None}
-        if not self.sources:
+        self.dates = {name: _paths(sources[name]) for name in SENSORS if sources.get(name) is not None}
+        if not self.dates:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
-        for name, path in self.sources.items():
-            if not is_raster(path):
-                raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
-            if name == "sar" and not picture_header(str(path)).is_raster(name):
-                raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
+        count_dates(self.dates)
+        for name, paths in self.dates.items():
+            for path in paths:
+                _require_raster(path, name)
+        self.sources = {name: paths[0] for name, paths in self.dates.items()}
         self.sensors, self.options = sensors, options
-        told = options.get("told", NOTHING)
-        check_ground(list(self.sources.values()), **told.ground())
-        first = {}
+        self.told: Told = options.get("told", NOTHING)
+        check_ground([path for paths in self.dates.values() for path in paths], **self.told.ground())
+        first, places = {}, {}
         for name, path in self.sources.items():
-            known = told.image_options(name)
-            wanted = Wanted(names=known["names"], kind=name)
-            first[name] = read_raster(path, wanted, Window(0, 0, 1, 1), sensor=known["sensor"])
-        places = {}
-        for name, raster in first.items():
-            with open_raster(self.sources[name]) as dataset:
-                places[name] = place_of(dataset, **told.ground()) or raster.grid
-            if isinstance(places[name], Grid):
-                require_georeference(raster)
-            if not has_data(raster):
-                raise UserError(f"{self.sources[name]} has no valid pixel: all are nodata, masked or zero.")
+            first[name], places[name] = self._glance(path, name)
         self.reference = "optical" if "optical" in first else "sar"
         place = places[self.reference]
         controlled = isinstance(place, Control)
@@ -105,15 +102,17 @@ class SceneReader:
             if len(first) == 2
             else 1.0
         )
-        if self.overlap < MIN_OVERLAP:
-            raise UserError(
-                f"{self.sources['sar']} covers {self.overlap:.1%} of {self.sources['optical']} and {MIN_OVERLAP:.0%} "
-                "is needed; give images of the same ground."
-            )
+        _require_overlap(self.overlap, self.sources.get("sar"), self.sources.get("optical"))
+        here = self.reference
+        for name, paths in self.dates.items():
+            for path in paths[1:]:
+                later, place = self._glance(path, name)
+                share = sampled_overlap(first[here], later, self.grid, places[here], place)
+                _require_overlap(share, path, self.sources[here])
         self.notes: tuple[str, ...] | None = None
         self.seconds = 0.0
-        self._strips = strips(self.sources[self.reference], self.grid if controlled else None)
-        self._tops = [strip[0].row_off for strip in self._strips]
+        self.strips = strips(self.sources[self.reference], self.grid if controlled else None)
+        self._tops = [strip[0].row_off for strip in self.strips]
         self.frames = {name: len(frames) for name, (frames, _) in self._frames(Window(0, 0, 1, 1)).items()}
         self.notes = None
 
@@ -138,27 +137,12 @@ class SceneReader:
                         assert ahead is not None
                         held.append(ahead.result())
                         number += 1
-                        if number < len(self._strips):
+                        if number < len(self.strips):
                             ahead = pool.submit(self._read, number)
                     yield _join([s.part(max(top, s.top), min(bottom, s.bottom)) for s in held if s.top < bottom])
             finally:
                 if ahead is not None:
                     ahead.cancel()
-
-    def view(self, side: int) -> dict[str, Picture]:
-        """The whole scene with at most ``side`` pixels along its longer side: every n-th pixel of each sensor, a
-        picture or bands by name; NaN where bands have no data."""
-        step = -(-max(self.shape) // side)
-        parts: dict[str, list[list[Picture]]] = {name: [] for name in self.sources}
-        for strip in self._strips:
-            for name in self.sources:
-                parts[name].append([])
-            for window in strip:
-                images = self._images(window)
-                cut = slice(-window.row_off % step, None, step), slice(-window.col_off % step, None, step)
-                for name, (picture, valid) in images.pictures.items():
-                    parts[name][-1].append(_thinned(picture, valid, cut))
-        return {name: _mosaic(rows) for name, rows in parts.items()}
 
     def images(self, window: tuple[slice, slice]) -> Images:
         """A part of the scene with the values that it has in the whole."""
@@ -168,7 +152,7 @@ class SceneReader:
     def _read(self, number: int) -> Rows:
         """One strip of the scene."""
         started = perf_counter()
-        parts = [self._frames(window) for window in self._strips[number]]
+        parts = [self._frames(window) for window in self.strips[number]]
         frames = {
             name: (np.concatenate([p[name][0] for p in parts], 2), np.concatenate([p[name][1] for p in parts], 1))
             for name in self.sources
@@ -176,10 +160,24 @@ class SceneReader:
         self.seconds += perf_counter() - started
         return Rows(self._tops[number], frames)
 
+    def _glance(self, path: Path, name: str) -> tuple[Raster, Grid | Control]:
+        """A file by its first pixel, and where it lies; UserError where it has no place on the map, or no data."""
+        known = self.told.image_options(name)
+        wanted = Wanted(names=known["names"], kind=name)
+        raster = read_raster(path, wanted, Window(0, 0, 1, 1), sensor=known["sensor"])
+        with open_raster(path) as dataset:
+            place = place_of(dataset, **self.told.ground()) or raster.grid
+        if isinstance(place, Grid):
+            require_georeference(raster)
+        if not has_data(raster):
+            raise UserError(f"{path} has no valid pixel: all are nodata, masked or zero.")
+        return raster, place
+
     def _images(self, window: Window) -> Images:
-        images = load_images(
-            self.sources, self.sensors, window=window, min_overlap=0.0, report_shift=False, **self.options
-        )
+        images = load_dates(
+            self.dates, self.sensors, window=window, scene=self.grid, min_overlap=0.0, report_shift=False,
+            **self.options,
+        )  # fmt: skip
         # Counts of pixels differ from part to part; what was decided about the files does not.
         self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
         return images
@@ -189,18 +187,22 @@ class SceneReader:
         return {name: sensor_frames(*images.pictures[name], name, self.sensors) for name in self.sources}
 
 
-def _thinned(picture: Picture, valid: np.ndarray | None, cut: tuple[slice, slice]) -> Picture:
-    if isinstance(picture, np.ndarray):
-        return picture[cut]
-    bands = {name: np.asarray(band[cut], np.float32) for name, band in picture.items()}
-    return bands if valid is None else {name: np.where(valid[cut], band, np.nan) for name, band in bands.items()}
+def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]
 
 
-def _mosaic(rows: list[list[Picture]]) -> Picture:
-    if isinstance(rows[0][0], np.ndarray):
-        return np.concatenate([np.concatenate(row, 1) for row in rows])
-    names = rows[0][0]
-    return {name: np.concatenate([np.concatenate([p[name] for p in row], 1) for row in rows]) for name in names}
+def _require_raster(path: Path, sensor: str) -> None:
+    if not is_raster(path):
+        raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
+    if sensor == "sar" and not picture_header(str(path)).is_raster(sensor):
+        raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
+
+
+def _require_overlap(share: float, path: Path | None, reference: Path | None) -> None:
+    if share < MIN_OVERLAP:
+        raise UserError(
+            f"{path} covers {share:.1%} of {reference} and {MIN_OVERLAP:.0%} is needed; give images of the same ground."
+        )
 
 
 def _join(parts: list[Rows]) -> Rows:

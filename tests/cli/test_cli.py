@@ -16,7 +16,6 @@ from rasterio.transform import from_origin
 from support import refused, run
 
 from configs import tiny
-from earthmind_jax.infer import view
 
 
 def test_ask_about_a_pair(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,9 +73,6 @@ def test_ask_for_the_reason(
     refused(capsys, "ask", *model, *pair, says="--batch")
     refused(capsys, "ask", "x", *model, *pair, "--steer", says="point at something")
     refused(capsys, "segment", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
-    monkeypatch.setattr(view, "WHOLE", 1000)
-    refused(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "r2.html", says="--crop")
-    refused(capsys, "segment", "x", *model, *pair, "--explain", tmp_path / "r2.html", says="--crop")
     refused(capsys, "segment", "x", *model, *pair, "--explain", tmp_path, says="is a directory")
 
 

@@ -17,8 +17,10 @@ from support import refused, run
 from swaths import LATITUDE, LEAN, LONGITUDE, METRES, flat_at, leaning, written
 
 from earthmind_jax.cli_truth import Truth
+from earthmind_jax.data import read
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import load_pair
+from earthmind_jax.infer import view
 from earthmind_jax.infer.result import Mask
 
 
@@ -42,6 +44,35 @@ def test_segment_writes_maps_that_land_on_the_input(
     assert sorted(p.name for p in out.iterdir()) == [
         "answer.json", "item.json", "mask_1.geojson", "mask_1.tif", "mask_1_probability.tif", "masks.gpkg", "panel.png",
     ]  # fmt: skip
+
+
+def test_several_dates_and_a_large_image_with_the_reason(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask for each date; of a large image the maps are drawn at full resolution, whatever is explained."""
+    later, out = tmp_path / "s2_20240611.tif", tmp_path / "maps"
+    later.write_bytes((work / "a_s2.tif").read_bytes())
+    dates = ("segment", "--checkpoint", work / "model", "--optical", work / "a_s2.tif", later)
+    given = ("--out", out, "--truth", work / "a_label.tif", "--crop", "2,4,32,32")
+    code, text, err = run(capsys, *dates, "water", *given)
+    assert code == 0, err
+    assert re.search(r"^iou: mask 1 date 1 [\d.]+, mask 1 2024-06-11 [\d.]+$", text, re.MULTILINE)
+    assert len(list(out.glob("mask_1_*_probability.tif"))) == 2
+    refused(capsys, *dates, "water", "--weights", says="there are 2; draw date by date")
+    refused(capsys, *dates, later, "water", "--sar", later, later, says="2 sar images but 3")
+    monkeypatch.setattr(read, "MOST_PIXELS", 4000)
+    refused(capsys, *dates, "water", says="too many to hold 2 dates in memory")
+    monkeypatch.setattr(view, "WHOLE", 2000)
+    page = tmp_path / "reason.html"
+    one = ("--checkpoint", work / "model", "--optical", work / "a_s2.tif", "--explain", page)
+    code, text, err = run(capsys, "segment", "water", *one, "--out", tmp_path / "scene")
+    assert code == 0, err
+    assert "a look at the whole" in err
+    assert f"wrote {page}" in text
+    with rasterio.open(tmp_path / "scene" / "mask_1.tif") as file:
+        assert file.shape == (48, 48)
+    assert (tmp_path / "scene" / "item.json").exists()
+    assert "What the model saw" in page.read_text()
 
 
 def test_masks_beside_labels(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

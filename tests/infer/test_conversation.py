@@ -186,7 +186,7 @@ def test_windows_on_the_map():
     assert abs(width - 32) <= 2
     mask_of = talk.ask(QUESTIONS[0], max_new=2)
     assert mask_of.pictures["optical"].shape == (height, width, 3)
-    assert talk._views[talk.window].images.transform.c == pytest.approx(5e5 + 10 * column)
+    assert talk._views.of(talk.window).images.transform.c == pytest.approx(5e5 + 10 * column)
 
 
 def test_regions_move_with_the_window():
@@ -199,7 +199,7 @@ def test_regions_move_with_the_window():
         talk.whole().zoom((40, 40, 24, 24)).ask(QUESTIONS[0], max_new=NEW)
     inner = np.ones((8, 8), bool)
     talk.whole().zoom((20, 20, 8, 8)).ask("And {region}?", region=inner, max_new=NEW)
-    (placed,) = talk.turns[-1].regions
+    (placed,) = talk.whole()._shown(talk.turns[-1], 3).regions
     np.testing.assert_array_equal(np.argwhere(placed)[[0, -1]], [[20, 20], [27, 27]])
 
 

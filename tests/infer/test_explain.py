@@ -27,12 +27,14 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.geo.quality import cloudy
 from earthmind_jax.geo.told import Told
+from earthmind_jax.infer.clouds import UNKNOWN_CLOUD, clouds
 from earthmind_jax.infer.engine import Engine
-from earthmind_jax.infer.explain import RUNS, UNKNOWN_CLOUD, Explanation, Times, clouds
+from earthmind_jax.infer.explain import RUNS, Explanation
 from earthmind_jax.infer.explain_page import BUDGET, page
 from earthmind_jax.infer.panel import panel
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.result import Answer, Mask
+from earthmind_jax.infer.timed import Times
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "</title><script>alert('x')</script><img src=x onerror=\"y\"> & \x00\x1b[31m \"' \ud800"

@@ -24,8 +24,9 @@ from earthmind_jax.geo.marks import place
 from earthmind_jax.geo.prompts import Prompt
 from earthmind_jax.infer import pointing
 from earthmind_jax.infer import view as view_module
+from earthmind_jax.infer.drawing import UNPOINTED
 from earthmind_jax.infer.marks import grid_of, regions
-from earthmind_jax.infer.predictor import UNPOINTED, EarthMind
+from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.scene_read import SceneReader
 
 CONFIG = support.model()

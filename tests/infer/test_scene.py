@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import scenes
 from affine import Affine
+from rasterio.windows import Window
 from support import run
 from swaths import flat_at, lattice, leaning, written
 
@@ -17,8 +18,10 @@ from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError
+from earthmind_jax.infer import overview as overview_module
+from earthmind_jax.infer.overview import look_side, overview
 from earthmind_jax.infer.scene import window_note
-from earthmind_jax.infer.scene_ask import ask_large, view_side
+from earthmind_jax.infer.scene_ask import ask_large
 from earthmind_jax.infer.scene_read import SceneReader
 
 
@@ -90,18 +93,38 @@ def test_several_targets_are_each_what_they_are_alone(pair, whole, tmp_path):
     assert np.abs(several - read(alone.out / "mask_1_probability.tif")).max() <= 1
 
 
-def test_a_question_about_a_large_image(pair, whole, tmp_path):
-    """Words from a view of the whole, the mask at full resolution."""
-    view = SceneReader(pair, scenes.model().config.sensors).view(view_side(scenes.model()))
+def test_an_overview_is_the_mean_of_the_scene_in_its_place(pair):
+    """Of the whole and of a window, whatever the parts that it is read in; nodata takes no part."""
+    reader = SceneReader(pair, scenes.model().config.sensors)
     images = load_images(pair, scenes.model().config.sensors)
-    for name, bands in images.pictures.items():
-        for band, values in bands[0].items():
-            thin = np.where(bands[1], values, np.nan)[::5, ::5]
-            assert view[name][band].shape == (21, 30)
-            np.testing.assert_allclose(view[name][band], thin, atol=1e-4)
-    question = whole.answer["run"]["questions"][1]
+    reader.strips = [[Window(x, y, min(64, 150 - x), min(37, 101 - y)) for x in (0, 64, 128)] for y in (0, 37, 74)]
+    for window in (None, (slice(7, 90), slice(30, 131))):
+        part = images if window is None else images.crop(window)
+        seen = overview(reader, 30, window)
+        (height, width), (rows, columns) = part.shape, seen.shape
+        assert max(rows, columns) == 30
+        assert seen.scale == (height / rows, width / columns)
+        cells = [((np.arange(n) + 0.5) * m // n).astype(int) for n, m in ((height, rows), (width, columns))]
+        weights = [cell == np.arange(m)[:, None] for cell, m in zip(cells, (rows, columns), strict=True)]
+        for name, (bands, valid) in part.pictures.items():
+            count = weights[0] @ valid.astype(float) @ weights[1].T
+            area = np.outer(weights[0].sum(1), weights[1].sum(1))
+            np.testing.assert_array_equal(seen.pictures[name][1], (count >= 0.5 * area) & (count > 0))
+            for band, values in bands.items():
+                mean = weights[0] @ np.where(valid, values, 0).astype(float) @ weights[1].T / np.maximum(count, 1)
+                np.testing.assert_allclose(seen.pictures[name][0][band], mean, atol=1e-4)
+        for corner in ((0, 0), (1, 0), (0, 1), (1, 1)):  # exactly the same ground
+            there = seen.transform @ (corner[0] * columns, corner[1] * rows)
+            assert there == pytest.approx(part.transform @ (corner[0] * width, corner[1] * height), abs=1e-6)
+
+
+def test_a_question_about_a_large_image(pair, whole, tmp_path, monkeypatch):
+    """Words from a view of the whole, the mask at full resolution."""
+    monkeypatch.setattr(overview_module, "PICTURED", 16)
+    question, side = whole.answer["run"]["questions"][1], look_side(scenes.model().config)
     answer, drawn = ask_large(scenes.model(), question, **pair, out=tmp_path / "out", max_new=6)
-    assert answer.masks[0].probability.shape == (21, 30)
+    assert max(answer.masks[0].probability.shape) == side < 150
+    assert "segment_scene" in answer.notes[-1]
     several = read(whole.out / "mask_2_probability.tif").astype(int)
     assert np.abs(several - read(drawn.out / "mask_1_probability.tif")).max() <= 1
 

@@ -97,9 +97,9 @@ def test_every_pixel_is_read_once_and_as_a_whole_would_be(pair, tmp_path):
                 seen[window.toslices()] += 1
         assert (seen == 1).all()
     reader = SceneReader({"optical": tiled, "sar": pair["sar"]}, sensors)
-    reader._strips = [[type(w)(w.col_off, top, w.width, min(23, 101 - top)) for w in reader._strips[0]]
+    reader.strips = [[type(w)(w.col_off, top, w.width, min(23, 101 - top)) for w in reader.strips[0]]
                       for top in range(0, 101, 23)]  # fmt: skip
-    reader._tops = [strip[0].row_off for strip in reader._strips]
+    reader._tops = [strip[0].row_off for strip in reader.strips]
     images = load_images(pair, sensors)
     for rows in reader.rows((top, min(top + 40, 101)) for top in (0, 11, 37, 90)):
         for name in ("optical", "sar"):
