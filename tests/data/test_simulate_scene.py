@@ -211,6 +211,24 @@ def test_asked_areas_are_frequent(clear):
         assert (share[:, cover] >= 0.02).mean() > 0.15
 
 
+def test_parts_of_large_scenes_may_show_one_thing_alone():
+    """No scene of its own is nearly all water; a part of a large one is, and what lies in it is as large as there."""
+    alone = [make_scene(seed, theme="coast", gsd=10.0) for seed in range(24)]
+    parts = [make_scene(seed, theme="coast", gsd=10.0, whole=256) for seed in range(24)]
+    water = [[s.fractions[Cover.WATER] for s in scenes] for scenes in (alone, parts)]
+    assert max(water[0]) < 0.9
+    assert sum(share > 0.99 for share in water[1]) > 2
+    kinds = [np.mean([len(np.unique(s.class_map)) for s in scenes]) for scenes in (alone, parts)]
+    assert kinds[1] < kinds[0] - 1
+    for scene in parts:
+        assert scene.shape == scene.layout.objects.shape == (64, 64)
+        assert all((scene.class_map[thing.mask] == thing.cover).all() for thing in scene.layout.things)
+    whole = make_scene(3, whole=64)
+    np.testing.assert_array_equal(whole.sar_db, make_scene(3).sar_db)  # all of it is a part, too
+    with pytest.raises(UserError, match="48 x 48 pixels has no part of 64 x 64"):
+        make_scene(3, whole=48)
+
+
 def test_components_and_boxes():
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (5, 7), (40, 33)):
