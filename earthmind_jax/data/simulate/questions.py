@@ -174,14 +174,14 @@ def segmentation(scene: Scene, rng: np.random.Generator, cover: int | None = Non
     return _ask_mask(scene, rng, "referring_segmentation", cover, mask, NOUNS[cover][1]) if mask.any() else None
 
 
-def absent_segmentation(scene: Scene, rng: np.random.Generator) -> QA | None:
+def absent_segmentation(scene: Scene, rng: np.random.Generator, chance: float = 0.5) -> QA | None:
     """Segment a class that is not there, and draw nothing: an empty mask, in the form of one that is there.
 
     ``segmentation`` answers so without ``[SEG]``, as published; but where a mask is drawn in spite of it, the mask
-    decoder must have seen that a mask can be empty.
+    decoder must have seen that a mask can be empty. With ``chance`` alone, so that most masks are of what is there.
     """
     pool = _absent(scene)
-    if not pool:
+    if not pool or rng.random() >= chance:
         return None
     cover = pool[int(rng.integers(len(pool)))]
     return _ask_mask(scene, rng, "absent_segmentation", cover, scene.mask(cover), NOUNS[cover][1])
