@@ -10,7 +10,15 @@ import pytest
 from earthmind_jax.data.simulate import Cover, make_layout, make_questions, make_scene
 from earthmind_jax.data.simulate.layout import boxes
 from earthmind_jax.data.simulate.materials import BACKSCATTER, BANDS, COVER, REFLECTANCE
-from earthmind_jax.data.simulate.noise import blur_matrix, components, dilate, fractal_noise, shift, smooth_noise
+from earthmind_jax.data.simulate.noise import (
+    blur_matrix,
+    components,
+    dilate,
+    fractal_noise,
+    product,
+    shift,
+    smooth_noise,
+)
 from earthmind_jax.data.simulate.optical import make_sky
 from earthmind_jax.data.simulate.radar import from_db, speckle, to_db
 from earthmind_jax.errors import UserError
@@ -253,6 +261,13 @@ def test_components_and_boxes():
     labels[1:3, 2:7] = 2
     assert boxes(labels) == {2: ((2, 1, 7, 3), 10)}
     assert boxes(np.zeros((3, 3), int)) == {}
+
+
+def test_products_in_pieces():
+    rng = np.random.default_rng(0)
+    for shape in ((3, 64, 64), (3, 128, 128), (131, 66), (9, 200), (2, 300, 300)):
+        a, b = rng.standard_normal(shape, np.float32), rng.standard_normal((shape[-1], shape[-2]), np.float32)
+        np.testing.assert_allclose(product(a, b), a @ b, rtol=0, atol=2e-4)
 
 
 def test_noise_has_unit_variance_everywhere():

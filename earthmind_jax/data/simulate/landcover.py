@@ -14,7 +14,7 @@ import numpy as np
 from earthmind_jax.config import one_of
 from earthmind_jax.data.simulate.layout import Canvas, Layout
 from earthmind_jax.data.simulate.materials import STUFF, Cover, draw_materials
-from earthmind_jax.data.simulate.noise import dilate, fractal_noise, smooth_noise
+from earthmind_jax.data.simulate.noise import dilate, fractal_noise, product, smooth_noise
 from earthmind_jax.errors import UserError
 
 FOREST, FIELD, GRASSLAND, BARE, ASPHALT = STUFF[1:]
@@ -55,7 +55,7 @@ def paint_areas(canvas: Canvas, theme: Theme) -> None:
     x = canvas.x + np.float32(warp) * fractal_noise(rng, canvas.shape, 0.18 * canvas.side)
     # squared distance up to |p|^2, which does not change which seed is nearest
     seeds = at.astype(np.float32)
-    distance = (seeds**2).sum(1)[:, None] - 2.0 * (seeds @ np.stack([y.ravel(), x.ravel()]))
+    distance = (seeds**2).sum(1)[:, None] - 2.0 * product(seeds, np.stack([y.ravel(), x.ravel()]))
     cell = distance.argmin(0).reshape(canvas.shape)
 
     weights = np.array(theme.areas)
