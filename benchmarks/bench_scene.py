@@ -1,7 +1,7 @@
 """A simulated scene of any size through ``earthmind segment``: speed, memory, and what is seen of the windows.
 
     python benchmarks/bench_scene.py demo/checkpoint [--side 10980] [--targets water] [--window 64] [--overlap 0.5]
-        [--check 1024] [--folder DIR]
+        [--check 1024] [--seed 0] [--folder DIR]
 
 Writes a Sentinel-2 scene (12 bands, uint16) and its SAR image, in another coordinate system and with larger pixels, as
 a mosaic of simulated tiles; segments it, and prints one JSON line: square kilometres and windows a second, seconds of
@@ -183,7 +183,7 @@ def check(model: Any, folder: Path, side: int, options: argparse.Namespace) -> d
     part = folder / "part"
     part.mkdir(exist_ok=True)
     if not (part / "s1.tif").exists():
-        make_pair(part, side, tiles=4, seed=1)
+        make_pair(part, side, tiles=4, seed=options.seed + 1)
     more = (1 + options.overlap) / 2
     ways = {"as told": {}, f"overlap {more:g}": {"overlap": more}, "twice the window": {"window": 2 * own}}
     for name, way in ways.items():
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--window", type=int)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--check", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the simulated scenes")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--make", action="store_true", help="write the files alone")
     options = parser.parse_args()
@@ -216,12 +217,13 @@ def main() -> None:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if options.make:
-            make_pair(folder, options.side)
+            make_pair(folder, options.side, seed=options.seed)
             (folder / "made").touch()
             return
         if not (folder / "made").exists():  # in a process of its own, so that its memory does not count
-            told = [str(options.checkpoint), "--make", "--folder", str(folder), "--side", str(options.side)]
-            subprocess.run([sys.executable, __file__, *told], check=True)
+            told = {"--folder": folder, "--side": options.side, "--seed": options.seed}
+            words = [str(word) for option in told.items() for word in option]
+            subprocess.run([sys.executable, __file__, str(options.checkpoint), "--make", *words], check=True)
         print(json.dumps(measure(folder, options)))
 
 

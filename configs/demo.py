@@ -40,7 +40,16 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
     )  # fmt: skip
 
 
-SEGMENTATION = ("referring_segmentation",)
+SEGMENTATION = "referring_segmentation"
+QUESTIONS = (
+    *[SEGMENTATION] * 4, "absent_segmentation", "object_segmentation", *["object_existence"] * 3,
+    *["hallucination_detection"] * 2, "scene_classification", "object_counting", *["spatial_relationship"] * 2,
+    "caption", "region_description",
+)  # fmt: skip
+# (side of a scene, side of the part that is shown), pixels. Half of them are scenes of the model's own size, which is
+# what the evaluation shows; the others are windows of a larger image, where one thing may fill all of the window and
+# the others are absent, and windows of twice the model's size, seen at half the detail.
+VIEWS = ((64, 64),) * 4 + ((128, 64), (256, 64), (128, 128), (192, 128))
 
 
 def stages(mode: str = "hca_plus", steps: tuple[int, int] = (350, 500), seed: int = 0) -> tuple[RunConfig, ...]:
@@ -69,7 +78,8 @@ def stages(mode: str = "hca_plus", steps: tuple[int, int] = (350, 500), seed: in
                 text_length=256,
                 masks_per_sample=6,
                 turns=6,
-                tasks=SEGMENTATION * 8,
+                tasks=(SEGMENTATION,) * 8,
+                views=VIEWS,
                 drop_optical=0.3,
                 drop_sar=0.3,
             ),
@@ -84,7 +94,14 @@ def stages(mode: str = "hca_plus", steps: tuple[int, int] = (350, 500), seed: in
             name="questions, answers and masks",
             model=whole,
             data=DataConfig(
-                batch_size=8, text_length=256, masks_per_sample=4, turns=8, drop_optical=0.1, drop_sar=0.1
+                batch_size=8,
+                text_length=256,
+                masks_per_sample=4,
+                turns=8,
+                tasks=QUESTIONS,
+                views=VIEWS,
+                drop_optical=0.1,
+                drop_sar=0.1,
             ),
             optim=optim(2e-3, 0.05, 0.02),
             loss=LossConfig(points=0, phrase=1.0, align=2.0, mask_contrast=1.0, region_word=1.0, answer_power=0.5),

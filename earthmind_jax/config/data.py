@@ -54,12 +54,16 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()  # empty: --data, or simulated scenes
     tasks: tuple[str, ...] = ()  # of simulated scenes; empty = all
     sky: str | None = None  # of simulated scenes: clear, partly, cloudy; None = mixed
+    # Of simulated scenes, drawn equally often: pixels of a scene's side and of the part that is shown; empty: all of 64
+    views: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("text_buckets", "tile_buckets"):
             sizes = getattr(self, name)
             increasing = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
             require(increasing, f"data.{name} must be increasing positive numbers, not {list(sizes)}.")
+        for side, shown in self.views:
+            require(16 <= shown <= side, f"data.views must show 16 pixels to all of a scene, not {shown} of {side}.")
         require(self.workers >= 0, f"data.workers must not be negative, as {self.workers} is.")
         require(self.threads > 0, f"data.threads must be at least 1, not {self.threads}.")
         require(self.prompt_points > 1, f"data.prompt_points must be at least 2, not {self.prompt_points}.")

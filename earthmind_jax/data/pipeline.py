@@ -223,24 +223,35 @@ class _Simulated:
     seed: int
     tasks: tuple[str, ...] | None
     lettered: bool
+    views: tuple[tuple[int, int], ...]
     options: dict[str, Any]
 
     def __call__(self, index: int) -> Sample:
         from earthmind_jax.data.simulate import make_questions, make_scene, to_sample
 
         rng = generator(self.seed, index)
-        scene = make_scene(rng, **self.options)
+        options = dict(self.options)
+        if self.views:
+            options["whole"], options["size"] = self.views[int(rng.integers(len(self.views)))]
+        scene = make_scene(rng, **options)
         # In any order: a question must not be known by its place in the conversation.
         tasks = [self.tasks[i] for i in rng.permutation(len(self.tasks))] if self.tasks else None
         return to_sample(scene, make_questions(scene, rng, tasks, lettered=self.lettered), f"scene-{self.seed}-{index}")
 
 
 def simulated(
-    count: int, seed: int = 0, tasks: Sequence[str] | None = None, *, lettered: bool = True, **options: Any
+    count: int,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
+    *,
+    lettered: bool = True,
+    views: Sequence[tuple[int, int]] = (),
+    **options: Any,
 ) -> Lazy:
     """Scenes made on demand, with questions about them: scene ``i`` follows from the seed and ``i`` alone.
 
     Args:
+      views: as ``DataConfig.views``; empty: whole scenes.
       tasks, lettered, options: for ``make_questions`` and ``make_scene`` of :mod:`earthmind_jax.data.simulate`.
     """
-    return Lazy(_Simulated(seed, None if tasks is None else tuple(tasks), lettered, options), count)
+    return Lazy(_Simulated(seed, None if tasks is None else tuple(tasks), lettered, tuple(views), options), count)

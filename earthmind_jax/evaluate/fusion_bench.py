@@ -81,9 +81,10 @@ def run(out: Path, *, modes: Sequence[str] = (), seeds: int = 3, steps: int | No
 
 
 def stage(mode: str, seed: int, steps: int) -> RunConfig:
-    """Pairs, and sometimes one sensor, to masks from words."""
+    """Pairs, and sometimes one sensor, to masks from words; whole scenes, so that new runs stand beside those kept."""
     first = demo.stages(mode, seed=seed)[0]
-    return dataclasses.replace(first, steps=steps)
+    data = dataclasses.replace(first.data, tasks=(SEGMENTATION,) * 8, views=())
+    return dataclasses.replace(first, steps=steps, data=data)
 
 
 def _train_alone(seeds: Sequence[int], starts: dict[int, Params]) -> None:

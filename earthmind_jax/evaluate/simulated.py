@@ -89,7 +89,8 @@ def score(engine: Engine, items: Sequence[Item], setting: str) -> list[Score]:
             mask = None if drawn is None else drawn > 0.5
             iou, official = foreground_iou(mask, target), official_iou(mask, target)
         else:
-            right = not reply.masks  # absent: nothing to draw
+            drawn = reply.mask(item.scene.shape)  # absent: there is nothing to draw, with or without saying so
+            right = drawn is None or not (drawn > 0.5).any()
         cloud, clear = sar_weight(item.scene, reply.weights) if setting == "both" else (None, None)
         scores.append(Score(item.place, item.qa.task, item.sky, setting, iou, official, right, cloud, clear))
     return scores
@@ -111,7 +112,7 @@ def sar_weight(scene: Scene, weights: np.ndarray | None) -> tuple[float | None, 
 @dataclass(frozen=True)
 class Summary:
     """Means with intervals (over scenes) for one sky and setting: strict IoU of areas, of single objects, question
-    accuracy, absent targets left empty; and the official IoU of areas."""
+    accuracy, absent targets left empty (no mask, or one without pixels); and the official IoU of areas."""
 
     sky: str
     setting: str

@@ -49,6 +49,7 @@ def setup(config: RunConfig, tokenizer: Tokenizer | None = None) -> Setup:
         seed=config.seed,
         tasks=data.tasks or TASKS,
         lettered=False,
+        views=data.views,
         **({"cloud": data.sky} if data.sky else {}),
     )
     return Setup(config, tokenizer, source)

@@ -29,7 +29,7 @@ def read_source(
         return _records(data, config, skip_broken)
     sources = config.data.sources
     if not sources:
-        return simulated(scenes, config.seed)
+        return simulated(scenes, config.seed, **_look(config))
     made = [_source(source, i, config, root, skip_broken) for i, source in enumerate(sources)]
     return made[0] if len(made) == 1 else Mixture.of(made, sources)
 
@@ -43,7 +43,7 @@ def _source(source: SourceConfig, number: int, config: RunConfig, root: Path, sk
 
 
 def _look(config: RunConfig) -> dict[str, object]:
-    look: dict[str, object] = {"tasks": config.data.tasks or None}
+    look: dict[str, object] = {"tasks": config.data.tasks or None, "views": config.data.views}
     return look | ({"cloud": config.data.sky} if config.data.sky else {})
 
 

@@ -145,6 +145,19 @@ def test_simulated_scenes_follow_from_seed_and_index():
     assert batch.loss_mask.any(1).all()
 
 
+def test_simulated_views():
+    """Parts of scenes of several sizes, drawn equally often, follow from seed and index, too."""
+    told = {"seed": 3, "tasks": ("referring_segmentation",), "views": ((32, 32), (64, 32), (64, 48))}
+    scenes = simulated(1000, **told)
+    sides = [len(scenes[i].sar["VV"]) for i in range(30)]
+    assert set(sides) == {32, 48}
+    assert 15 < sides.count(32) < 25
+    np.testing.assert_array_equal(scenes[7].sar["VV"], simulated(10, **told)[7].sar["VV"])
+    for shown in (65, 8):
+        with pytest.raises(UserError, match=f"not {shown} of 64"):
+            dataclasses.replace(DATA, views=((64, shown),))
+
+
 def test_bad_requests():
     with pytest.raises(UserError, match="empty"):
         stream([])

@@ -158,6 +158,18 @@ def test_segmentation(asked):
     assert {qa.question for _, qa in found if qa.question in stems} <= stems
 
 
+def test_segmentation_of_what_is_not_there():
+    """An empty mask in the form of a full one; only by name, and not where everything is there."""
+    scenes = [make_scene(seed) for seed in range(20)]
+    asked = [(s, qa) for s in scenes for qa in make_questions(s, np.random.default_rng(0), ["absent_segmentation"] * 6)]
+    assert 30 < len(asked) < 90  # in half of the cases; none twice
+    for scene, qa in asked:
+        assert scene.fractions[noun_in(qa.question)] == 0
+        assert qa.answer == f"<p> {NOUNS[noun_in(qa.question)][1]} </p> [SEG]."
+        assert qa.mask.shape == scene.shape
+        assert not qa.mask.any()
+
+
 def test_segmentation_of_an_object(asked):
     found = of(asked, "object_segmentation")
     assert len(found) > 40

@@ -10,7 +10,15 @@ import pytest
 from earthmind_jax.data.simulate import Cover, make_layout, make_questions, make_scene
 from earthmind_jax.data.simulate.layout import boxes
 from earthmind_jax.data.simulate.materials import BACKSCATTER, BANDS, COVER, REFLECTANCE
-from earthmind_jax.data.simulate.noise import blur_matrix, components, dilate, fractal_noise, shift, smooth_noise
+from earthmind_jax.data.simulate.noise import (
+    blur_matrix,
+    components,
+    dilate,
+    fractal_noise,
+    product,
+    shift,
+    smooth_noise,
+)
 from earthmind_jax.data.simulate.optical import make_sky
 from earthmind_jax.data.simulate.radar import from_db, speckle, to_db
 from earthmind_jax.errors import UserError
@@ -211,6 +219,24 @@ def test_asked_areas_are_frequent(clear):
         assert (share[:, cover] >= 0.02).mean() > 0.15
 
 
+def test_parts_of_large_scenes_may_show_one_thing_alone():
+    """No scene of its own is nearly all water; a part of a large one is, and what lies in it is as large as there."""
+    alone = [make_scene(seed, theme="coast", gsd=10.0) for seed in range(24)]
+    parts = [make_scene(seed, theme="coast", gsd=10.0, whole=256) for seed in range(24)]
+    water = [[s.fractions[Cover.WATER] for s in scenes] for scenes in (alone, parts)]
+    assert max(water[0]) < 0.9
+    assert sum(share > 0.99 for share in water[1]) > 2
+    kinds = [np.mean([len(np.unique(s.class_map)) for s in scenes]) for scenes in (alone, parts)]
+    assert kinds[1] < kinds[0] - 1
+    for scene in parts:
+        assert scene.shape == scene.layout.objects.shape == (64, 64)
+        assert all((scene.class_map[thing.mask] == thing.cover).all() for thing in scene.layout.things)
+    whole = make_scene(3, whole=64)
+    np.testing.assert_array_equal(whole.sar_db, make_scene(3).sar_db)  # all of it is a part, too
+    with pytest.raises(UserError, match="48 x 48 pixels has no part of 64 x 64"):
+        make_scene(3, whole=48)
+
+
 def test_components_and_boxes():
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (5, 7), (40, 33)):
@@ -235,6 +261,13 @@ def test_components_and_boxes():
     labels[1:3, 2:7] = 2
     assert boxes(labels) == {2: ((2, 1, 7, 3), 10)}
     assert boxes(np.zeros((3, 3), int)) == {}
+
+
+def test_products_in_pieces():
+    rng = np.random.default_rng(0)
+    for shape in ((3, 64, 64), (3, 128, 128), (131, 66), (9, 200), (2, 300, 300)):
+        a, b = rng.standard_normal(shape, np.float32), rng.standard_normal((shape[-1], shape[-2]), np.float32)
+        np.testing.assert_allclose(product(a, b), a @ b, rtol=0, atol=2e-4)
 
 
 def test_noise_has_unit_variance_everywhere():

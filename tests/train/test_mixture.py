@@ -69,7 +69,12 @@ def test_sources_of_one_name_are_told_apart():
 
 def test_data_stands_instead_of_the_sources(root):
     assert len(read_source(config(), root, data=root / "sub" / "more.jsonl")) == 3
-    assert len(read_source(config(()), root, scenes=5)) == 5
+    alone = config(())
+    alone = dataclasses.replace(alone, data=dataclasses.replace(alone.data, tasks=("caption",), views=((48, 32),)))
+    scenes = read_source(alone, root, scenes=5)
+    assert len(scenes) == 5
+    assert len(scenes[0].turns) == 1  # of all tasks there would be several
+    assert scenes[0].sar["VV"].shape == (32, 32)
     assert [r.id for r in read_source(config(SOURCES[:1]), root)] == [
         r.id for r in read_jsonl(root / "sub/words.jsonl")
     ]

@@ -14,7 +14,8 @@ import numpy as np
 from earthmind_jax.config import one_of
 from earthmind_jax.data.simulate.layout import Canvas, Layout
 from earthmind_jax.data.simulate.materials import STUFF, Cover, draw_materials
-from earthmind_jax.data.simulate.noise import dilate, fractal_noise, smooth_noise
+from earthmind_jax.data.simulate.noise import dilate, fractal_noise, product, smooth_noise
+from earthmind_jax.errors import UserError
 
 FOREST, FIELD, GRASSLAND, BARE, ASPHALT = STUFF[1:]
 
@@ -48,13 +49,13 @@ def paint_areas(canvas: Canvas, theme: Theme) -> None:
     """Forest, fields, grassland, bare ground: a warped Voronoi diagram, whose field cells share one set of parcels."""
     rng = canvas.rng
     count = int(np.clip(rng.integers(4, 9) * (canvas.side / 64.0) ** 1.2, 4, 60))
-    at = rng.random((count, 2)) * canvas.shape
+    at = rng.random((count, 2)) * canvas.whole
     warp = 0.07 * canvas.side
     y = canvas.y + np.float32(warp) * fractal_noise(rng, canvas.shape, 0.18 * canvas.side)
     x = canvas.x + np.float32(warp) * fractal_noise(rng, canvas.shape, 0.18 * canvas.side)
     # squared distance up to |p|^2, which does not change which seed is nearest
     seeds = at.astype(np.float32)
-    distance = (seeds**2).sum(1)[:, None] - 2.0 * (seeds @ np.stack([y.ravel(), x.ravel()]))
+    distance = (seeds**2).sum(1)[:, None] - 2.0 * product(seeds, np.stack([y.ravel(), x.ravel()]))
     cell = distance.argmin(0).reshape(canvas.shape)
 
     weights = np.array(theme.areas)
@@ -81,7 +82,7 @@ def parcel_grid(canvas: Canvas) -> np.ndarray:
     """Parcel number int [H W]: strips of irregular width in a rotated frame, cut across at irregular lengths."""
     rng = canvas.rng
     along, across = canvas.rotated(rng.random() * np.pi)
-    reach = 0.75 * float(np.hypot(*canvas.shape))
+    reach = 0.75 * float(np.hypot(*canvas.whole))
     width = canvas.pixels(float(rng.uniform(60, 300)), 5.0)
     length = width * float(rng.uniform(1.0, 5.0))
     widths = width * np.exp(0.35 * rng.standard_normal(int(2 * reach / width) + 8))
@@ -138,7 +139,7 @@ def paint_pavement(canvas: Canvas, theme: Theme) -> None:
         along, across = canvas.rotated(angle, canvas.place(0.3))
         half = 0.5 * canvas.pixels(rng.uniform(45, 90), 5.0)
         paved |= (np.abs(across) < half) & (np.abs(along) < side * rng.uniform(0.4, 0.9))
-        near = canvas.rotated(angle, (canvas.shape[0] / 2, canvas.shape[1] / 2))
+        near = canvas.rotated(angle)
         centre = across - side * rng.uniform(0.12, 0.25) * rng.choice([-1, 1])
         paved |= (np.abs(centre) < side * rng.uniform(0.06, 0.14)) & (np.abs(near[0]) < side * rng.uniform(0.10, 0.25))
     if rng.random() < theme.pavement:
@@ -170,8 +171,8 @@ def paint_roads(canvas: Canvas, theme: Theme) -> None:
         c, s = np.cos(angle), np.sin(angle)
         t = np.arange(-1.5 * side, 1.5 * side, 0.5)
         u = bend * t**2
-        rows = np.round(centre[0] + s * t + c * u).astype(int)
-        columns = np.round(centre[1] + c * t - s * u).astype(int)
+        rows = np.round(centre[0] + s * t + c * u).astype(int) - canvas.origin[0]
+        columns = np.round(centre[1] + c * t - s * u).astype(int) - canvas.origin[1]
         inside = (rows >= 0) & (rows < canvas.shape[0]) & (columns >= 0) & (columns < canvas.shape[1])
         t, rows, columns = t[inside], rows[inside], columns[inside]
         wet = np.concatenate([[False], water[rows, columns], [False]])
@@ -256,17 +257,28 @@ def paint_ships(canvas: Canvas, theme: Theme) -> None:
 
 
 def make_layout(
-    rng: np.random.Generator, shape: tuple[int, int], *, gsd: float = 10.0, theme: str | None = None
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    *,
+    gsd: float = 10.0,
+    theme: str | None = None,
+    whole: tuple[int, int] | None = None,
 ) -> Layout:
-    """Paint a scene of ``shape`` pixels of ``gsd`` metres. ``theme``: one of ``THEMES``, or None for a random one.
+    """Paint a scene of ``shape`` pixels of ``gsd`` metres.
+
+    Args:
+      theme: one of ``THEMES``, or None for a random one.
+      whole: rows and columns of a scene of which a part of ``shape``, anywhere in it, is painted; None: all of it.
 
     Raises:
-      UserError: for an unknown theme.
+      UserError: for an unknown theme, or a part larger than the whole.
     """
+    if whole is not None and (whole[0] < shape[0] or whole[1] < shape[1]):
+        raise UserError(f"A scene of {whole[0]} x {whole[1]} pixels has no part of {shape[0]} x {shape[1]}.")
     if theme is None:
         theme = tuple(THEMES)[int(rng.integers(len(THEMES)))]
     one_of("theme", theme, tuple(THEMES))
-    canvas = Canvas(rng, shape, gsd)
+    canvas = Canvas(rng, shape, gsd, whole)
     for paint in (paint_areas, paint_water, paint_pavement, paint_roads, paint_buildings, paint_ships):
         paint(canvas, THEMES[theme])
     return Layout(

@@ -100,18 +100,31 @@ def boxes(labels: Int[np.ndarray, "H W"]) -> dict[int, tuple[tuple[int, int, int
 
 
 class Canvas:
-    """The scene being painted: regions with materials, and numbered objects."""
+    """The scene being painted: regions with materials, and numbered objects.
 
-    def __init__(self, rng: np.random.Generator, shape: tuple[int, int], gsd: float) -> None:
+    Attributes:
+      shape: rows and columns that are painted.
+      whole: rows and columns of the scene that these are a part of; places and sizes of what lies there follow from it.
+      origin: row and column of the scene where the part begins.
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, shape: tuple[int, int], gsd: float, whole: tuple[int, int] | None = None
+    ) -> None:
         self.rng, self.shape, self.gsd = rng, shape, gsd
+        self.whole, self.origin = shape, (0, 0)
+        if whole is not None:
+            self.whole = whole
+            self.origin = tuple(int(rng.integers(w - n + 1)) for w, n in zip(whole, shape, strict=True))
         self.region = np.zeros(shape, np.int32)
         self.objects = np.zeros(shape, np.int32)
         self.object_cover = [0]
         self.material = np.zeros(0, np.int64)
         self.y, self.x = np.meshgrid(
-            np.arange(shape[0], dtype=np.float32), np.arange(shape[1], dtype=np.float32), indexing="ij"
+            *(np.arange(first, first + n, dtype=np.float32) for first, n in zip(self.origin, shape, strict=True)),
+            indexing="ij",
         )
-        self.side = float(np.sqrt(shape[0] * shape[1]))
+        self.side = float(np.sqrt(self.whole[0] * self.whole[1]))
 
     def add(self, materials: np.ndarray) -> int:
         """Register new regions; returns the number of the first."""
@@ -141,12 +154,12 @@ class Canvas:
 
     def rotated(self, angle: float, centre: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates (along, across) in pixels of axes turned by ``angle``, about ``centre`` (row, column)."""
-        cy, cx = centre or (self.shape[0] / 2, self.shape[1] / 2)
+        cy, cx = centre or (self.whole[0] / 2, self.whole[1] / 2)
         dy, dx = self.y - np.float32(cy), self.x - np.float32(cx)
         c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         return c * dx + s * dy, c * dy - s * dx
 
     def place(self, margin: float = 0.1) -> tuple[float, float]:
-        """A random position, ``margin`` of the image away from its edges."""
+        """A random position, ``margin`` of the scene away from its edges."""
         at = margin + (1 - 2 * margin) * self.rng.random(2)
-        return float(at[0] * self.shape[0]), float(at[1] * self.shape[1])
+        return float(at[0] * self.whole[0]), float(at[1] * self.whole[1])

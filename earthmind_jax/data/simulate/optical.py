@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt16
 from earthmind_jax.config import one_of
 from earthmind_jax.data.simulate.layout import Layout
 from earthmind_jax.data.simulate.materials import BANDS, COVER, INDEX, REFLECTANCE, SPREAD, TEXTURE, WAVELENGTHS, Cover
-from earthmind_jax.data.simulate.noise import blur_matrix, fractal_noise, smooth_noise
+from earthmind_jax.data.simulate.noise import blur_matrix, fractal_noise, product, smooth_noise
 
 SCALE = 10000  # digital numbers per unit of reflectance
 NATIVE = np.array([60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 20, 20])  # native pixel of each band, metres
@@ -121,7 +121,7 @@ def surface(rng: np.random.Generator, layout: Layout, relief: Float[np.ndarray, 
         chosen = np.flatnonzero(native == NATIVE)
         width = float(np.hypot(0.9, native / layout.gsd - 0.6 if native > layout.gsd else 0.0))
         rows, columns = blur_matrix(shape[0], width), blur_matrix(shape[1], width)
-        out[chosen] = rows @ out[chosen] @ columns.T
+        out[chosen] = product(product(rows, out[chosen]), columns.T)
     return out
 
 

@@ -174,6 +174,19 @@ def segmentation(scene: Scene, rng: np.random.Generator, cover: int | None = Non
     return _ask_mask(scene, rng, "referring_segmentation", cover, mask, NOUNS[cover][1]) if mask.any() else None
 
 
+def absent_segmentation(scene: Scene, rng: np.random.Generator, chance: float = 0.5) -> QA | None:
+    """Segment a class that is not there, and draw nothing: an empty mask, in the form of one that is there.
+
+    ``segmentation`` answers so without ``[SEG]``, as published; but where a mask is drawn in spite of it, the mask
+    decoder must have seen that a mask can be empty. With ``chance`` alone, so that most masks are of what is there.
+    """
+    pool = _absent(scene)
+    if not pool or rng.random() >= chance:
+        return None
+    cover = pool[int(rng.integers(len(pool)))]
+    return _ask_mask(scene, rng, "absent_segmentation", cover, scene.mask(cover), NOUNS[cover][1])
+
+
 def object_segmentation(scene: Scene, rng: np.random.Generator) -> QA | None:
     """Segment one single object, "the ship in the upper left"."""
     single = _located_object(scene, rng)
@@ -216,6 +229,7 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], QA | None]] = {
     "disaster": disaster,
     "urban": urban,
 }
+TRAINING = {"absent_segmentation": absent_segmentation}  # no questions of the benchmark: asked for by name alone
 
 
 def make_questions(
@@ -232,11 +246,12 @@ def make_questions(
       UserError: for an unknown task.
     """
     tasks = tuple(TASKS) if tasks is None else tuple(tasks)
+    known = TASKS | TRAINING
     for task in tasks:
-        one_of("task", task, tuple(TASKS))
+        one_of("task", task, tuple(known))
     found: list[QA] = []
     for task in tasks:
-        qa = TASKS[task](scene, rng)
+        qa = known[task](scene, rng)
         if qa is not None and not any(qa.task == q.task and qa.answer == q.answer for q in found if q.mask is not None):
             found.append(qa)
     return found if lettered else [open_form(qa) for qa in found]

@@ -96,6 +96,7 @@ def make_scene(
     seed: int | np.random.Generator,
     *,
     size: int | tuple[int, int] = 64,
+    whole: int | None = None,
     cloud: str | None = None,
     theme: str | None = None,
     gsd: float | None = None,
@@ -107,6 +108,8 @@ def make_scene(
     Args:
       seed: an integer, or a generator to draw from.
       size: pixels of a side, or (rows, columns).
+      whole: pixels of a side of a larger scene of which this is a part, as a window of a large image is: there may be
+        nothing but water in it. None: a scene of its own, with a few things in it.
       cloud: ``clear``, ``partly``, ``cloudy``, or None to draw one (0.4, 0.15, 0.45).
       theme: one of ``landcover.THEMES``, or None to draw one.
       gsd: metres per pixel, or None to draw one from 5 - 30, mostly near 12.
@@ -114,7 +117,7 @@ def make_scene(
       nodata: chance that one of the two images lacks a wedge.
 
     Raises:
-      UserError: for a size below 16, or an unknown cloud or theme.
+      UserError: for a size below 16 or above ``whole``, or an unknown cloud or theme.
     """
     # a stream of its own, so that default_rng(seed) is free for the questions
     rng = seed if isinstance(seed, np.random.Generator) else np.random.default_rng((int(seed), 5))
@@ -124,7 +127,7 @@ def make_scene(
     gsd = float(np.exp(rng.triangular(*np.log((5.0, 12.0, 30.0))))) if gsd is None else float(gsd)
     if cloud is None:
         cloud = CLOUD_KINDS[int(np.searchsorted((0.4, 0.55), rng.random()))]
-    layout = make_layout(rng, shape, gsd=gsd, theme=theme)
+    layout = make_layout(rng, shape, gsd=gsd, theme=theme, whole=None if whole is None else (whole, whole))
     sky = make_sky(rng, shape, cloud, gsd)
 
     height = fractal_noise(rng, shape, 0.3 * min(shape), 4) * np.float32(1.5 * rng.random() ** 2)
