@@ -77,7 +77,7 @@ def main() -> None:
         return
     shown = [look(model, some) for some in batched(scenes(options.shown, 11))]
     for step, learned, value in train(config, params, shown, options.steps):
-        if step % options.every == 0 or step == options.steps:
+        if step % options.every < AT_ONCE or step >= options.steps:
             tell(kind="marks learnt", step=step, loss=value, **measure(config, learned, held, objects, draw))
 
 
@@ -181,7 +181,7 @@ def train(
         return jax.lax.scan(functools.partial(one, features, masks, run), state, keys)
 
     state = (learned, optimiser.init(learned))
-    for step in range(AT_ONCE, steps + 1, AT_ONCE):
+    for step in range(AT_ONCE, steps + AT_ONCE, AT_ONCE):
         keys = jax.random.split(jax.random.key(step), AT_ONCE)
         state, values = some(features, masks, first if step <= PLACES else run, state, keys)
         yield step, rest | state[0], round(float(values.mean()), 3)
