@@ -74,9 +74,14 @@ class LossConfig:
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
     mark: float = 0.0  # the same for masks drawn from a click in the target, or its box, alone (as SAM2 learns)
+    mark_parts: bool = True  # a mark means the connected part of its mask; false: all of it
+    mark_shapes: float = 0.0  # share of the marks that mean their own shape, to learn places first (train/marks.py)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
     region_word: float = 0.0  # visual tokens recognise the phrases of the masks they lie in (ours, as above)
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy, on each shard of the batch
+
+    def __post_init__(self) -> None:
+        require(0 <= self.mark_shapes <= 1, f"loss.mark_shapes must be a share from 0 to 1, not {self.mark_shapes}.")
 
 
 @dataclass(frozen=True, kw_only=True)

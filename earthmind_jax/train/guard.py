@@ -125,6 +125,7 @@ def sound_samples(config: RunConfig, mesh: Mesh, state: TrainState, batch: Batch
     weights = config.loss
 
     def sound(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        marked = sample_marks(key, batch, config) if weights.mark else None
         out = earthmind.forward(
             config.model,
             params,
@@ -132,7 +133,7 @@ def sound_samples(config: RunConfig, mesh: Mesh, state: TrainState, batch: Batch
             dropout=key,
             phrases=weights.phrase > 0,
             speaks=weights.text > 0 or weights.seg > 0,
-            marks=sample_marks(key, batch, config.model) if weights.mark else None,
+            marks=None if marked is None else marked.prompts,
         )
         found = jnp.ones(len(batch.tokens), bool)
         masks = [m.logits for m in (out.masks, out.phrase_masks, out.marked) if m is not None]

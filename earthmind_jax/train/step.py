@@ -37,7 +37,8 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
     drop, points = jax.random.split(key)
     speaks = weights.text > 0 or weights.seg > 0
     wanted = {"phrases": weights.phrase > 0, "speaks": speaks, "attention": weights.attention > 0}
-    marks = pointing(jax.random.fold_in(key, 1), batch, config.model) if weights.mark else None
+    marked = pointing(jax.random.fold_in(key, 1), batch, config) if weights.mark else None
+    marks = None if marked is None else marked.prompts
     out = earthmind.forward(config.model, params, batch, dropout=drop, marks=marks, **wanted)
     loss, metrics = jnp.zeros(()), {}
     sources = count_sources(config, batch)
@@ -54,14 +55,15 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
             metrics[f"{PREFIX}text"] = of_samples(batch, sources, totals, counts)
         loss = weights.text * metrics["text"]
     if batch.masks is not None and batch.mask_valid is not None:
-        for name, weight, masks, valid in (
-            ("", weights.seg, out.masks, batch.mask_valid),
-            ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid),
-            ("mark_", weights.mark, out.marked, (batch.masks > 0.5).any((-2, -1))),
+        meant = batch.masks if marked is None else marked.targets.reshape(batch.masks.shape)
+        for name, weight, masks, valid, targets in (
+            ("", weights.seg, out.masks, batch.mask_valid, batch.masks),
+            ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid, batch.masks),
+            ("mark_", weights.mark, out.marked, meant.any((-2, -1)), meant),
         ):
             if weight and masks is not None:
                 keep = batch.mask_valid & (valid if valid.ndim == batch.mask_valid.ndim else valid[:, None])
-                terms, each = mask_losses(config, points, masks.logits, batch.masks, keep)
+                terms, each = mask_losses(config, points, masks.logits, targets, keep)
                 scale = {"bce": weights.mask_bce, "dice": weights.mask_dice, "contrast": weights.mask_contrast}
                 loss = loss + weight * sum((scale[term] * value for term, value in terms.items()), start=jnp.zeros(()))
                 metrics |= {f"{name}{term}": value for term, value in terms.items()}

@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import support
+from scipy import ndimage
 
 from earthmind_jax.config import LossConfig
 from earthmind_jax.data.pointed import training_prompts
 from earthmind_jax.data.records import Sample, Turn
+from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.models import earthmind
 from earthmind_jax.train.marks import pointing, sample_marks
@@ -21,6 +24,7 @@ from earthmind_jax.train.state import RUN_ONCE
 from earthmind_jax.train.step import loss_terms
 
 CONFIG = support.model("average")
+RUN = support.run_config(CONFIG)
 
 
 @functools.cache
@@ -42,7 +46,8 @@ def test_marks_lie_where_their_masks_are():
     size = CONFIG.grounding.image_size
     kinds = set()
     for seed in range(6):
-        marks = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), CONFIG))
+        marks, targets = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), RUN))
+        np.testing.assert_array_equal(targets, np.asarray(batch().masks) > 0.5)
         for b, m in np.ndindex(4, 2):
             mask = np.asarray(batch().masks[b, m]) > 0.5
             points, labels, valid = marks.points[b, m], marks.labels[b, m], marks.valid[b, m]
@@ -61,8 +66,60 @@ def test_marks_lie_where_their_masks_are():
 
 def test_an_object_that_fills_the_image_has_nothing_beside_it():
     full = batch().replace(masks=jnp.ones_like(batch().masks))
-    marks = sample_marks(jax.random.key(0), full, CONFIG)
+    marks, _ = sample_marks(jax.random.key(0), full, RUN)
     assert not np.asarray(marks.valid[..., 1] & (marks.labels[..., 0] == 1)).any()
+
+
+def spiral(size):
+    """A band one pixel wide that winds inwards, with a gap of one pixel, and lone pixels that touch it by a corner."""
+    made, low, high = np.zeros((size, size), bool), 0, size - 1
+    while high - low > 4:
+        made[low, low : high + 1] = made[low : high + 1, high] = made[high, low + 2 : high + 1] = True
+        made[low + 2 : high + 1, low + 2] = True
+        low, high = low + 2, high - 2
+    made[::7, ::5] = True
+    return made
+
+
+def test_a_mark_means_the_connected_part_it_lies_in():
+    """Clicks and boxes of masks in many parts are those of one part, which is scipy's; all of it where that is asked
+    for."""
+    noise = np.random.default_rng(2).random((4, 2, 16, 16)) < 0.45
+    noise[0, 0], noise[0, 1] = spiral(16), 0
+    many = batch().replace(masks=jnp.asarray(noise, jnp.float32))
+    whole = dataclasses.replace(RUN, loss=LossConfig(mark_parts=False))
+    draw = jax.jit(lambda key: (sample_marks(key, many, RUN), sample_marks(key, many, whole)))
+    scale = CONFIG.grounding.image_size / 16
+    for seed in range(5):
+        (marks, parts), (_, all_of_it) = jax.tree.map(np.asarray, draw(jax.random.key(seed)))
+        np.testing.assert_array_equal(all_of_it, noise)
+        assert not parts[0, 1].any()
+        for b, m in zip(*np.nonzero(noise.any((2, 3))), strict=True):
+            labels, _ = ndimage.label(noise[b, m], np.ones((3, 3)))
+            (number,) = np.unique(labels[parts[b, m]])
+            np.testing.assert_array_equal(parts[b, m], labels == number)
+            if marks.labels[b, m, 0] == 1:
+                assert parts[b, m][tuple((marks.points[b, m, 0, ::-1] / scale).astype(int))]
+
+
+def test_marks_can_mean_their_own_shape():
+    shapes = dataclasses.replace(RUN, loss=LossConfig(mark_shapes=1.0))
+    size, sizes = CONFIG.grounding.image_size, set()
+    for seed in range(6):
+        marks, targets = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), shapes))
+        rows, columns = (np.indices(targets.shape[2:]) + 0.5) * size / targets.shape[-1]
+        for b, m in np.ndindex(4, 2):
+            (x, y), (right, low) = marks.points[b, m]
+            if marks.labels[b, m, 0] == 2:
+                sizes.add(targets[b, m].sum())
+                inside = (columns > x) & (columns < right) & (rows > y) & (rows < low)
+                assert (inside & targets[b, m]).sum() > 0.4 * (inside | targets[b, m]).sum()  # corners are noisy
+            else:
+                disc = (columns - x) ** 2 + (rows - y) ** 2 < (size / 8) ** 2
+                np.testing.assert_array_equal(targets[b, m], disc)
+    assert len(sizes) > 3
+    with pytest.raises(UserError, match="mark_shapes"):
+        LossConfig(mark_shapes=1.5)
 
 
 def steered():
@@ -78,8 +135,12 @@ def steered():
 
 def test_marks_of_a_record_stand_in_for_drawn_ones():
     key, own = jax.random.key(3), steered()
-    made, drawn = pointing(key, own, CONFIG), sample_marks(key, own, CONFIG)
-    np.testing.assert_array_equal(pointing(key, batch(), CONFIG).points, drawn.points)
+    parts = own.replace(masks=jnp.asarray(np.random.default_rng(3).random((4, 2, 16, 16)) < 0.5, jnp.float32))
+    (made, meant), (drawn, drawn_parts) = pointing(key, parts, RUN), sample_marks(key, parts, RUN)
+    np.testing.assert_array_equal(pointing(key, parts.replace(marks=None), RUN).prompts.points, drawn.points)
+    for b, m in np.ndindex(4, 2):
+        own_mark = (b, m) in ((0, 1), (1, 0))
+        np.testing.assert_array_equal(meant[b, m], parts.masks[b, m] > 0.5 if own_mark else drawn_parts[b, m])
     for b, m in np.ndindex(4, 2):
         if (b, m) in ((0, 1), (1, 0)):
             for name in ("points", "labels", "valid"):
@@ -90,7 +151,7 @@ def test_marks_of_a_record_stand_in_for_drawn_ones():
         assert made.valid[b, m].tolist() == [*drawn.valid[b, m].tolist(), False, False]
     assert made.masked.tolist() == [[False, False], [True, False], [False, False], [False, False]]
     stacked = own.replace(masks=jnp.stack([own.masks] * 3, 1), mask_valid=jnp.stack([own.mask_valid] * 3, 1))
-    each = pointing(key, stacked, CONFIG)
+    each, _ = pointing(key, stacked, RUN)
     assert each.points.shape == (12, 2, 4, 2)
     for date in range(3):
         np.testing.assert_array_equal(each.points[date, 1], own.marks.points[0, 1])
