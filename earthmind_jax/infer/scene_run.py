@@ -75,7 +75,7 @@ class SceneRun:
                         written.result()
                     written = pool.submit(self._timed, "writing", self.store.add, *finished)
                 if self.report is not None:
-                    self._tell(perf_counter() - started)
+                    self._tell(work.row, perf_counter() - started)
             if written is not None:
                 written.result()
         return self.seconds | {"reading": self.reader.seconds, "rows": perf_counter() - started}
@@ -162,14 +162,12 @@ class SceneRun:
         pictures = {name: frames[0] for name, (frames, _) in band.frames.items()}
         return self.done, percent, to_percent(weight, known), token_top + begun, pictures
 
-    def _tell(self, seconds: float) -> None:
+    def _tell(self, row: int, seconds: float) -> None:
         assert self.report is not None
-        before = len(self.lattice.columns) * self.first
-        windows = len(self.lattice.columns) * (self.done.row + 1) - before
-        total = len(self.lattice.columns) * len(self.lattice.rows) - before
-        rows = self.done.pixels - self.lattice.rows[self.first]
-        area = rows * self.lattice.shape[1] * (self.reader.grid.gsd or 0.0) ** 2 / 1e6
-        self.report(windows, total, seconds, area)
+        lattice = self.lattice
+        windows, total = (len(lattice.columns) * (last - self.first) for last in (row + 1, len(lattice.rows)))
+        pixels = (lattice.next_top(row) - lattice.rows[self.first]) * lattice.shape[1]
+        self.report(windows, total, seconds, pixels * (self.reader.grid.gsd or 0.0) ** 2 / 1e6)
 
 
 def to_percent(probability: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -6,10 +6,8 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import signal
 import threading
-import time
 
 import jax
 import numpy as np
@@ -196,7 +194,7 @@ def reports(directory):
 
 
 def send(number, at):
-    return lambda step, values: step == at and os.kill(os.getpid(), number)
+    return lambda step, values: step == at and signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -216,9 +214,8 @@ def test_a_signal_ends_the_run_well(compiled, whole, tmp_path, number):
 
 def test_ctrl_c_twice_interrupts_at_once(compiled, tmp_path):
     def twice(step, values):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)  # two that are pending at once are one
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         signalled(tmp_path / "run", compiled, twice)
@@ -227,7 +224,7 @@ def test_ctrl_c_twice_interrupts_at_once(compiled, tmp_path):
 
 def test_a_signal_in_the_last_step_changes_nothing(compiled, whole, tmp_path):
     state, said = signalled(
-        tmp_path / "run", compiled, lambda step, values: step == 6 and os.kill(os.getpid(), signal.SIGTERM)
+        tmp_path / "run", compiled, lambda step, values: step == 6 and signal.raise_signal(signal.SIGTERM)
     )
     assert "Stopped" not in said
     jax.tree.map(np.testing.assert_array_equal, state, whole[1])
