@@ -41,9 +41,9 @@ def look_side(config: EarthMindConfig) -> int:
 def overview(reader: SceneReader, side: int, window: Window | None = None) -> Images:
     """The scene, or a window of it, with at most ``side`` pixels along its longer side; on all dates.
 
-    Values are those of the file's pixels in the units of the model's bands (reflectance, dB), averaged over the valid
-    ones; a pixel is valid where at least half of those are. The georeference is that of the larger pixels, which cover
-    exactly the same ground.
+    Values are those of the file's pixels in the units of the model's bands, averaged over the valid ones (backscatter
+    as linear power, before it is dB again); a pixel is valid where at least half of those are. The georeference is that
+    of the larger pixels, which cover exactly the same ground.
     """
     rows, columns = window or (slice(0, reader.shape[0]), slice(0, reader.shape[1]))
     height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -65,7 +65,7 @@ def overview(reader: SceneReader, side: int, window: Window | None = None) -> Im
             )
             for date, images in enumerate((last, *last.later)):
                 for name, (picture, valid) in images.pictures.items():
-                    means.setdefault((date, name), _Mean(shape)).add(picture, valid, place)
+                    means.setdefault((date, name), _Mean(shape, name == "sar")).add(picture, valid, place)
     assert last is not None
     transform = reader.grid.transform @ Affine.translation(columns.start, rows.start) @ Affine.scale(*scale[::-1])
 
@@ -101,18 +101,23 @@ class _Mean:
 
     Attributes:
       shape: rows and columns of the larger pixels.
+      radar: bands are backscatter in dB.
       total: float32 [C h w]; ``count`` and ``area`` [h w], of valid pixels and of all.
     """
 
     shape: tuple[int, int]
+    radar: bool
     total: np.ndarray = field(default_factory=lambda: np.zeros(0))
     count: np.ndarray = field(default_factory=lambda: np.zeros(0))
     area: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def add(self, picture: Picture, valid: np.ndarray | None, cells: tuple[np.ndarray, np.ndarray]) -> None:
         """Add pixels that lie in the ``cells`` (row, column)."""
-        bands = np.moveaxis(picture, -1, 0) if isinstance(picture, np.ndarray) else list(picture.values())
+        finished = isinstance(picture, np.ndarray)
+        bands = np.moveaxis(picture, -1, 0) if finished else list(picture.values())
         known = np.ones(bands[0].shape, bool) if valid is None else valid
+        if self.radar and not finished:
+            bands = [10 ** (np.where(known, band, np.float32(0)) / 10) for band in bands]
         if not self.total.size:
             self.total = np.zeros((len(bands), *self.shape), np.float32)
             self.count, self.area = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
@@ -134,4 +139,6 @@ class _Mean:
         valid = (self.count >= HALF * self.area) & (self.count > 0)
         if isinstance(like, np.ndarray):
             return np.rint(np.moveaxis(values, 0, -1)).astype(like.dtype), valid
+        if self.radar:
+            values = 10 * np.log10(np.where(valid, values, 1))
         return dict(zip(like, values, strict=True)), valid
