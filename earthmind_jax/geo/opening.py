@@ -25,6 +25,10 @@ from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.product_variables import split as variable_of
 from earthmind_jax.geo.products import Product, open_product, product_of
 
+# GDAL decodes JPEG 2000 in threads of its own, and what fails in them it does not report: pixels of a file that is cut
+# short would be whatever the memory held. With a single thread it says so, whatever number the user's shell has set.
+os.environ["GDAL_NUM_THREADS"] = "1"
+
 LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
 LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
 ADDRESS = re.compile(r"(?i)(https?|ftp|s3|gs|az|abfss?):/")  # a path has one slash left
