@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -14,9 +14,6 @@ from earthmind_jax.cli_scene import large, segment_large, tell_of_reading
 from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
-
-if TYPE_CHECKING:
-    pass
 
 Named = tyro.conf.arg
 

@@ -24,13 +24,13 @@ from rasterio.windows import Window
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.geo.product_variables import split as variable_of
 from earthmind_jax.geo.products import Product, open_product, product_of
+from earthmind_jax.geo.sound import require_blocks, require_pixel_size
 
 # GDAL decodes JPEG 2000 in threads of its own, and what fails in them it does not report: pixels of a file that is cut
 # short would be whatever the memory held. With a single thread it says so, whatever number the user's shell has set.
 os.environ["GDAL_NUM_THREADS"] = "1"
 
 LARGEST_READ = 2**33  # bytes of one read; more is a header that lies, or a scene to be read in windows
-LARGEST_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
 ADDRESS = re.compile(r"(?i)(https?|ftp|s3|gs|az|abfss?):/")  # a path has one slash left
 ARCHIVES = {b"PK\x03\x04": "zip archive", b"\x1f\x8b": "gzip file", b"7z\xbc\xaf": "7z archive", b"BZh": "bzip2 file"}
 
@@ -165,22 +165,13 @@ def _require_image(dataset: rasterio.DatasetReader, name: str, labels: bool) -> 
         raise UserError(f"{name} is a palette image, its values are colour numbers; convert it to RGB bands first.")
     if dataset.crs is not None and not dataset.transform.almost_equals(Affine.identity()):
         _require_place(dataset, name)
-    rows, columns = dataset.block_shapes[0]
-    if rows * columns * _width(dataset.dtypes[0]) > LARGEST_BLOCK:
-        raise UserError(
-            f"{name} is stored in blocks of {rows} x {columns} pixels, which no memory holds; "
-            "rewrite it with tiles (gdal_translate -co TILED=YES)."
-        )
+    require_blocks(dataset, name)
 
 
 def _require_place(dataset: rasterio.DatasetReader, name: str) -> None:
     """UserError where pixels have no size, or the image's centre is nowhere on Earth."""
     transform = dataset.transform
-    if not (all(map(math.isfinite, transform[:6])) and transform.determinant != 0):
-        raise UserError(
-            f"{name} has a transform that gives pixels no size ({transform.a:g} x {transform.e:g}); write its "
-            "georeference anew."
-        )
+    require_pixel_size(transform, name)
     x, y = transform @ (dataset.width / 2, dataset.height / 2)
     try:
         (longitude,), (latitude,) = transform_points(dataset.crs, CRS.from_epsg(4326), [x], [y])
@@ -191,8 +182,3 @@ def _require_place(dataset: rasterio.DatasetReader, name: str) -> None:
             f"{name}: its centre, x {x:.6g}, y {y:.6g}, is no place on Earth in its coordinate reference system "
             f"({dataset.crs.to_string()[:40]}...); correct its georeference or remove it."
         )
-
-
-def _width(dtype: str) -> int:
-    digits = "".join(filter(str.isdigit, dtype))
-    return max(1, int(digits or 8) // 8)

@@ -5,7 +5,6 @@ Pixels of coarser bands are repeated, so that every number is one that was measu
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,12 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.sound import require_blocks, require_pixel_size
 
 # What a file's name says it is: of an archive that others made, nothing else is opened.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 NEAR = 1e-3  # pixels, to which edges are rounded
 LARGEST_BLOCK = 2048  # rows and columns
-LARGEST_SOURCE_BLOCK = 2**31  # bytes; GDAL reads whole blocks, however small the window
 COLOURS = ("", "red", "green", "blue")
 CLASSES = ("SCL", "QA_PIXEL")
 _GDAL_TYPES = {
@@ -150,15 +149,8 @@ def _require_sound(dataset: rasterio.DatasetReader, band: BandFile, i: int) -> N
     """UserError where the file's numbers are those of colours, its pixels have no size, or no memory holds a block."""
     if dataset.colorinterp[i] == ColorInterp.palette and band.name not in CLASSES and not band.colour:
         raise UserError(f"{band.shown} is a palette image, its values are colour numbers; give the measurement itself.")
-    six = dataset.transform[:6]
-    if not (all(map(math.isfinite, six)) and dataset.transform.determinant != 0):
-        raise UserError(f"{band.shown} has a transform that gives pixels no size; write its georeference anew.")
-    rows, columns = dataset.block_shapes[i]
-    if rows * columns * np.dtype(dataset.dtypes[i]).itemsize > LARGEST_SOURCE_BLOCK:
-        raise UserError(
-            f"{band.shown} is stored in blocks of {rows} x {columns} pixels, which no memory holds; rewrite it with "
-            "tiles (gdal_translate -co TILED=YES)."
-        )
+    require_pixel_size(dataset.transform, band.shown)
+    require_blocks(dataset, band.shown, band.index)
 
 
 def _rectangle(band: BandFile, header: _Header, first: BandFile, grid: _Header) -> tuple[float, float, float, float]:

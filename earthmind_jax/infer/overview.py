@@ -72,9 +72,8 @@ def overview(reader: SceneReader, side: int, window: Window | None = None) -> Im
     def seen(date: int, images: Images) -> Images:
         pictures = {name: means[date, name].made(picture) for name, (picture, _) in images.pictures.items()}
         later = tuple(seen(i, each) for i, each in enumerate(images.later, 1))
-        return replace(
-            images, pictures=pictures, transform=transform, crs=reader.grid.crs, later=later, scale=scale
-        )  # fmt: skip
+        place = {"transform": transform, "crs": reader.grid.crs, "scale": scale}
+        return replace(images, pictures=pictures, later=later, **place)
 
     made = seen(0, last)
     return replace(made, notes=(*(reader.notes or ()), sentence(made)))

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from earthmind_jax.data.records import Turn
 from earthmind_jax.geo.told import NOTHING, Told
-from earthmind_jax.infer.overview import look_side, overview
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.scene import Report, ask_scene
 from earthmind_jax.infer.scene_maps import SceneResult
 from earthmind_jax.infer.scene_read import SceneReader
-from earthmind_jax.infer.view import View, outline, seen
+from earthmind_jax.infer.view import look
 
 
 def ask_large(
@@ -59,7 +58,7 @@ def look_at(
     """The answer to a question about the whole of a raster, seen with fewer pixels."""
     sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
     reader = SceneReader(sources, model.config.sensors, told=told)
-    view = seen(View(overview(reader, look_side(model.config)), outline(reader)))
+    view = look(reader, model.config)
     return view.placed(model.look(view.images, Turn(question), max_new, temperature))
 
 

@@ -147,9 +147,9 @@ def part_of(
         if pointed:
             raise UserError("There is no image to point at; give an optical image, a SAR image, or both.")
         return None
-    scene = outline(reader)
     if not pointed:
-        return seen(View(overview(reader, look_side(config)), scene))
+        return look(reader, config)
+    scene = outline(reader)
     side = tile_side(config)
     if window is None and not closer:
         window = surroundings(gather(marks, region, scene)[0], side, scene.shape)
@@ -212,6 +212,11 @@ def _controlled(source: str | Path, told: Told) -> bool:
 
     with open_raster(source) as dataset:
         return place_of(dataset, **told.ground()) is not None
+
+
+def look(reader: SceneReader, config: EarthMindConfig) -> View:
+    """The whole of a scene, seen with as many pixels as the model and a page need."""
+    return seen(View(overview(reader, look_side(config)), outline(reader)))
 
 
 def outline(reader: SceneReader) -> Images:

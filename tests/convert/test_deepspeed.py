@@ -10,21 +10,11 @@ import types
 import numpy as np
 import pytest
 from convert.test_layouts import TINY
-from trained import check_merged, make_parts, torch, write_parts
+from trained import check_merged, torch
 
 from checkpoints_convert.convert import convert
 from checkpoints_convert.reader import open_source
 from earthmind_jax.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return make_parts()
-
-
-@pytest.fixture
-def files(parts, tmp_path):
-    return write_parts(parts, tmp_path)
 
 
 def partitioned(directory, tensors, ranks, *, groups=2, whole=(), stage=None, extra=None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from convert.test_layouts import TINY
 from safetensors.numpy import save_file
-from trained import LANGUAGE, RANK, SCALE, check_merged, make_parts, write_parts
+from trained import LANGUAGE, RANK, SCALE, check_merged
 
 from checkpoints_convert.adapters import Factors, kept, merged
 from checkpoints_convert.assemble import assemble
@@ -23,16 +23,6 @@ from checkpoints_convert.rules import Layout, Rule, under
 from earthmind_jax.config import LoraConfig
 from earthmind_jax.errors import UserError
 from earthmind_jax.models import earthmind, functional
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return make_parts()
-
-
-@pytest.fixture
-def files(parts, tmp_path):
-    return write_parts(parts, tmp_path)
 
 
 def test_adapters_merged_and_apart_are_one_model(parts, files):

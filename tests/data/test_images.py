@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import support
-from described import CFG, ROW, SAR_ROW, SIDE, raster, record, reflectance_counts, write_rows
+from described import CFG, ROW, SAR_ROW, SIDE, raster, record
 from PIL import Image
 
 from earthmind_jax.config import DataConfig, RunConfig
@@ -24,16 +24,6 @@ from earthmind_jax.data.usable import require_files
 from earthmind_jax.errors import UserError
 
 DATA = DataConfig(batch_size=2, text_length=448)
-
-
-@pytest.fixture
-def counts() -> np.ndarray:
-    return reflectance_counts()
-
-
-@pytest.fixture
-def hdf5(tmp_path):
-    return write_rows(tmp_path)
 
 
 def test_channels_are_named_and_calibrated_as_told(tmp_path, counts):

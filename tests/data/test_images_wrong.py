@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from described import CFG, ROW, SAR_ROW, raster, record, reflectance_counts, write_rows
+from described import CFG, ROW, SAR_ROW, raster, record
 
 from earthmind_jax.data.check import file_problems
 from earthmind_jax.data.read import load_record
 from earthmind_jax.data.records import problems
 from earthmind_jax.errors import UserError
-
-
-@pytest.fixture
-def counts() -> np.ndarray:
-    return reflectance_counts()
-
-
-@pytest.fixture
-def hdf5(tmp_path):
-    return write_rows(tmp_path)
-
 
 FORMS = (
     ({"optical": {}}, "field 'optical' needs 'file', 'array' or 'bands'"),

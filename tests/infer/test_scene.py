@@ -25,22 +25,6 @@ from earthmind_jax.infer.scene_ask import ask_large
 from earthmind_jax.infer.scene_read import SceneReader
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("scenes")
-
-
-@pytest.fixture(scope="module")
-def pair(folder):
-    return scenes.write(folder, "a", (101, 150))
-
-
-@pytest.fixture(scope="module")
-def whole(pair, folder):
-    """One uninterrupted run."""
-    return scenes.draw(pair, folder / "whole", weights=True)
-
-
 def read(path):
     with rasterio.open(path) as dataset:
         return dataset.read(1)

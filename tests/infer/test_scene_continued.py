@@ -21,22 +21,6 @@ from earthmind_jax.infer.windows import Lattice
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("scenes")
-
-
-@pytest.fixture(scope="module")
-def pair(folder):
-    return scenes.write(folder, "a", (101, 150))
-
-
-@pytest.fixture(scope="module")
-def whole(pair, folder):
-    """One uninterrupted run."""
-    return scenes.draw(pair, folder / "whole", weights=True)
-
-
-@pytest.fixture(scope="module")
 def dense(pair, folder):
     """One uninterrupted run in which four windows share a pixel of a column."""
     return scenes.draw(pair, folder / "dense", weights=True, overlap=0.75)

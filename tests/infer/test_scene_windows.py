@@ -17,16 +17,6 @@ from earthmind_jax.infer.scene_run import to_percent
 from earthmind_jax.infer.windows import Blend, windows
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("scenes")
-
-
-@pytest.fixture(scope="module")
-def pair(folder):
-    return scenes.write(folder, "a", (101, 150))
-
-
 def test_a_canvas_that_moves_gives_the_mean_of_the_whole():
     rng = np.random.default_rng(0)
     for _ in range(5):

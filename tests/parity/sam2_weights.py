@@ -7,6 +7,8 @@ import re
 
 import jax
 import numpy as np
+import pytest
+from transformers_sam2 import CONFIG, draw_weights, head_options, published_names, vision_config
 
 from earthmind_jax.config import GroundingConfig
 from earthmind_jax.models import functional
@@ -106,6 +108,23 @@ def _put(params: dict[str, np.ndarray], path: str, leaf: str, value: np.ndarray,
         params[f"{path}/kernel"] = value.T.reshape(heads, -1, value.shape[0])
     else:
         params[f"{path}/kernel"] = value.T
+
+
+def port_and_ours():
+    """A tiny model of the transformers port with random weights, and those weights as our parameters."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    prompt, decoder = head_options(CONFIG)
+    config = transformers.Sam2Config(
+        vision_config=vision_config(CONFIG),
+        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(**prompt),
+        mask_decoder_config=transformers.Sam2MaskDecoderConfig(**decoder),
+    )
+    torch.set_num_threads(1)  # tiny sizes: threads only wait for each other
+    torch.manual_seed(0)
+    model = transformers.Sam2Model(config).eval().requires_grad_(False)
+    draw_weights(model)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    return model, convert(published_names(state), CONFIG)
 
 
 def close(ours, theirs, tolerance: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from sam2_weights import FEATURES, MASKS, QUICK, choices, close, convert, encode, last
-from transformers_sam2 import CONFIG, draw_weights, head_options, published_names, vision_config
+from sam2_weights import FEATURES, MASKS, QUICK, choices, close, encode, last, port_and_ours
+from transformers_sam2 import CONFIG
 
 from earthmind_jax.config import Precision
 from earthmind_jax.models import functional
@@ -17,20 +17,7 @@ from earthmind_jax.models.sam2_prompt import PromptEncoder, box_points
 @pytest.fixture(scope="module")
 def port():
     """A tiny model of the transformers port with random weights, and those weights as our parameters."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    prompt, decoder = head_options(CONFIG)
-    config = transformers.Sam2Config(
-        vision_config=vision_config(CONFIG),
-        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(**prompt),
-        mask_decoder_config=transformers.Sam2MaskDecoderConfig(**decoder),
-    )
-    torch.set_num_threads(1)  # tiny sizes: threads only wait for each other
-    torch.manual_seed(0)
-    model = transformers.Sam2Model(config).eval()
-    draw_weights(model)
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    model.requires_grad_(False)
-    return model, convert(published_names(state), CONFIG)
+    return port_and_ours()
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 import shapely
-from sam2_weights import FEATURES, MASKS, QUICK, close, convert, encode, last
-from transformers_sam2 import CONFIG, draw_weights, head_options, published_names, vision_config
+from sam2_weights import FEATURES, MASKS, QUICK, close, convert, encode, last, port_and_ours
+from transformers_sam2 import CONFIG, published_names
 
 from earthmind_jax.config import Precision
 from earthmind_jax.data.pointed import CERTAIN, padded, visual_prompts
@@ -32,19 +32,7 @@ OBJECTS = {
 
 @pytest.fixture(scope="module")
 def port():
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    prompt, decoder = head_options(CONFIG)
-    config = transformers.Sam2Config(
-        vision_config=vision_config(CONFIG),
-        prompt_encoder_config=transformers.Sam2PromptEncoderConfig(**prompt),
-        mask_decoder_config=transformers.Sam2MaskDecoderConfig(**decoder),
-    )
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = transformers.Sam2Model(config).eval().requires_grad_(False)
-    draw_weights(model)
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    return model, convert(published_names(state), CONFIG)
+    return port_and_ours()
 
 
 @pytest.fixture(scope="module")
