@@ -77,6 +77,11 @@ def asked(port, pixels, mark, masks=None):
     return out.pred_masks[0, 0, best], out.iou_scores[0, 0, best]
 
 
+def same(found, wanted):
+    """Equal to the rounding of sums in another order, which follows the largest value (and the processor)."""
+    close(found, wanted, 1e-5 * np.abs(wanted).max())
+
+
 def test_coordinates_are_those_of_the_published_processor(port):
     for mark in OBJECTS.values():
         ours = visual_prompts([mark], CONFIG).points[0, 0]
@@ -167,8 +172,8 @@ def test_padding_changes_nothing(ground):
         more = padded(wider, 5)
         longer = None if words is None else np.pad(words, ((0, 0), (0, 3), (0, 0)), constant_values=3)
         made = ground(more, longer)
-        np.testing.assert_allclose(made.logits[:, :2], plain.logits, atol=2e-5)
-        np.testing.assert_allclose(made.iou[:, :2], plain.iou, atol=2e-6)
+        same(made.logits[:, :2], plain.logits)
+        same(made.iou[:, :2], plain.iou)
 
 
 def test_words_without_marks_are_the_published_language_prompt(ground):
@@ -176,5 +181,5 @@ def test_words_without_marks_are_the_published_language_prompt(ground):
     language = np.random.default_rng(2).normal(size=(1, 3, CONFIG.width)).astype(np.float32)
     alone = ground(None, language)
     beside = ground(padded(visual_prompts([OBJECTS["clicks"]], CONFIG), 3), language)
-    np.testing.assert_allclose(beside.logits[:, 1:], alone.logits[:, 1:], atol=2e-5)
+    same(beside.logits[:, 1:], alone.logits[:, 1:])
     assert np.abs(beside.logits[:, 0] - alone.logits[:, 0]).max() > 0.1
