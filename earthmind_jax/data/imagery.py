@@ -21,7 +21,8 @@ from earthmind_jax.data.images import Image
 from earthmind_jax.data.model_bands import model_bands
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, check_header
-from earthmind_jax.geo.bands import canonical, name_bands
+from earthmind_jax.geo.band_names import canonical
+from earthmind_jax.geo.bands import name_bands
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display

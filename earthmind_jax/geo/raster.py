@@ -62,7 +62,7 @@ def read_raster(
     """
     with open_raster(path, labels) as dataset:
         wanted = bands if isinstance(bands, Wanted) else Wanted(bands=None if bands is None else tuple(bands))
-        scene = contents(dataset, sensor, wanted.names)
+        scene = contents(dataset, sensor, wanted.names, wanted.kind)
         stored, called, notes = _chosen(scene, wanted, dataset.name)
         place = dict(zip((*scene.bands, *scene.others), (*scene.indexes, *scene.other_indexes), strict=True))
         indexes = [place[name] for name in stored]
@@ -113,11 +113,14 @@ def read_raster(
 
 
 def peek_sensor(
-    path: str | os.PathLike[str], sensor: str | None = None, names: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    sensor: str | None = None,
+    names: Sequence[str] | None = None,
+    kind: str | None = None,
 ) -> tuple[str | None, str]:
-    """(sensor guess, dtype) of a file from its header alone."""
+    """(sensor guess, dtype) of a file, or of its bands of a ``kind``, from its header alone."""
     with open_raster(path) as dataset:
-        scene = contents(dataset, sensor, names)
+        scene = contents(dataset, sensor, names, kind)
         return scene.sensor, dataset.dtypes[scene.indexes[0] - 1]
 
 
@@ -133,7 +136,7 @@ def peek_bands(path: str | os.PathLike[str], bands: Sequence[str], sensor: str |
     """UserError unless a file's header names all ``bands`` (``sensor``: as what it is read), or counterparts of them
     where ``kind`` ("optical" or "sar") is given."""
     with open_raster(path) as dataset:
-        names = contents(dataset, sensor).bands
+        names = contents(dataset, sensor, kind=kind or None).bands
         if kind:
             choose(bands, names, dataset.name, kind)
         else:

@@ -10,7 +10,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.bands import canonical
+from earthmind_jax.geo.band_names import canonical
 from earthmind_jax.geo.raster import read_raster, require_georeference
 
 
