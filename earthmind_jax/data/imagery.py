@@ -140,7 +140,10 @@ def _read_file(image: Image) -> Raster:
         if not alpha:
             valid &= dataset.read_masks(used).all(0)
         names = _names([band for band in image.bands if band is not None], image.sensor)
-        sensor = image.sensor or name_bands(names, dataset.dtypes[0], dataset.name, dataset.tags())[1]
+        dtype = dataset.dtypes[used[0] - 1]
+        called, sensor, _ = name_bands(names, dtype, dataset.name, dataset.tags(), image.sensor, told=names)
+        if all(map(canonical, names)):  # a number that means another band in a product whose name tells it
+            names = called
         raster = Raster(
             data=data,
             valid=valid,

@@ -67,10 +67,12 @@ def to_db(
     if raster.dtype == "uint8" and scale is None:
         return _as_picture(raster)
     data, sample, notes = np.asarray(raster.data, np.float32), raster.scene_sample(), []
-    own = file_scaling(raster) or browser_scaling(raster)
+    own, whose = file_scaling(raster), "band scale and offset of the file"
+    if own is None:
+        own, whose = browser_scaling(raster), "as Copernicus Browser stores it"
     if own is not None:
         data, sample = data * np.float32(own[0]) + np.float32(own[1]), _scaled(sample, *own)
-        notes.append(f"numbers x {own[0]:g} {own[1]:+g} (band scale and offset of the file)")
+        notes.append(f"numbers x {own[0]:g} {own[1]:+g} ({whose})")
     scale, reason = sar_scale(raster, sample, scale)
     notes.append(f"SAR scale {scale}: {reason}")
     if any("names no bands" in note for note in raster.notes):

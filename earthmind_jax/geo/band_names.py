@@ -23,7 +23,7 @@ _MODIS_NANOMETRES = (645, 859, 469, 555, 1240, 1640, 2130)
 _PLACEHOLDER = re.compile(r"(bands?|layers?|gr[ae]y|undefined|none|unknown|(band|layer)?[ _-]?\d+)?", re.IGNORECASE)
 _AGREE = 0.05  # of a wavelength, to which a number and the wavelength beside it are of one band
 _WORDS = {
-    **{"R": "R", "RED": "R", "G": "G", "GREEN": "G", "B": "B", "BLUE": "B"},
+    **{f"{before}{name}": name[0] for name in ("RED", "GREEN", "BLUE", "R", "G", "B") for before in ("", "VIS-")},
     **dict.fromkeys(("N", "NIR", "NEAR INFRARED", "NEAR-INFRARED", "NEARINFRARED"), "N"),
     **dict.fromkeys(("PAN", "PANCHROMATIC"), "PAN"),
     **dict.fromkeys(("IR", "TIR", "LWIR", "MWIR", "LST", "THERMAL", "THERMAL INFRARED", "INFRARED"), "IR"),

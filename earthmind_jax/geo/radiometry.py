@@ -131,7 +131,9 @@ _COMMON_MICROMETRES = {
     "rededge1": 0.704, "rededge2": 0.74, "rededge3": 0.783, "nir": 0.84, "nir08": 0.865, "nir09": 0.945,
     "cirrus": 1.374, "swir16": 1.61, "swir22": 2.2,
 }  # fmt: skip
-_COMMON_OTHERS = {"r": "red", "g": "green", "b": "blue", "n": "nir", "nearinfrared": "nir08", "near infrared": "nir"}
+_COMMON_NAMES = dict(zip(_COMMON_MICROMETRES, _COMMON_MICROMETRES, strict=True)) | {
+    "r": "red", "g": "green", "b": "blue", "n": "nir", "nearinfrared": "nir08", "near infrared": "nir",
+}  # fmt: skip
 
 _COLOUR_COMMON = {"red": "R", "green": "G", "blue": "B", "nir": "N", "nir08": "N", "near infrared": "N", "pan": "PAN"}
 _COLOUR_MICROMETRES = {"R": 0.66, "G": 0.56, "B": 0.48, "N": 0.83}
@@ -168,7 +170,7 @@ SENSORS: dict[str, Sensor] = {
     ),
     "reflectance": Sensor(
         title="surface reflectance of any optical sensor", kind="optical", bands=tuple(_COMMON_MICROMETRES),
-        calibrate=to_scaled_reflectance, aliases=_COMMON_OTHERS, wavelengths=_COMMON_MICROMETRES,
+        calibrate=to_scaled_reflectance, aliases=_COMMON_NAMES, wavelengths=_COMMON_MICROMETRES,
     ),
     "vhr": Sensor(
         title="very-high-resolution colour", kind="optical", bands=("R", "G", "B", "N", "PAN"), calibrate=to_picture,

@@ -37,7 +37,7 @@ DARKEST_OF_ALL = 6500.0  # DN: only snow is as bright throughout; Landsat stores
 OWN_PROCESSING = 99.99  # baseline N9999: made by a user's sen2cor, from a product with the offset or without
 
 BY_NAMES = "Sentinel-2 names without B10"  # all that some files tell of their sensor
-DOUBTFUL = "other bands on Sentinel-2 than on Landsat, or a mere count"  # ... and where they tell nothing
+DOUBTFUL = "mean other bands on Sentinel-2 than on Landsat, or are a mere count"  # ... and where they tell nothing
 # Copernicus Browser's raw bands, as whole numbers stretched from reflectance 0 to 1.
 _RAW = re.compile(r"(?i)Sentinel-2_L\w\w_B\w\w_\(Raw\)")
 _HARMONIZED = re.compile(r"(?i)S2_(SR_)?HARMONI[SZ]ED")  # Earth Engine's collections

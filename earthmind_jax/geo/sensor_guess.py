@@ -113,7 +113,7 @@ def _sentinel2(present: set[str], path: str, tags: Mapping[str, str], file: str)
     if product:
         return f"s2_{product[0].lower()}", f"the product name says Level-{product[0][1:]}"
     if not (present & _SENTINEL2_ONLY or present <= _ALIKE | {"B11"} or _OF_SENTINEL2.search(file.upper())):
-        return None, f"{' '.join(sorted(present))} are {DOUBTFUL}"
+        return None, f"the numbers {' '.join(sorted(present))} {DOUBTFUL}"
     if "B10" in present:
         return "s2_l1c", "band B10 exists in Level-1C only"
     return "s2_l2a", BY_NAMES
