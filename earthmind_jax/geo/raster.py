@@ -25,6 +25,8 @@ from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.opening import open_raster, read_masks, read_values, require_room
 from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.quality import quality_note, quality_valid
+from earthmind_jax.geo.radiometry import unknown
+from earthmind_jax.geo.reflectance import DOUBTFUL
 
 __all__ = [
     "FILL",
@@ -152,7 +154,12 @@ def _chosen(scene: Contents, wanted: Wanted, path: str) -> tuple[list[str], list
         every = [*scene.bands, *scene.others]
         stored = [every[i] for i in select(wanted.bands, every, path)]
         return stored, stored, notes
-    positions, called, more = choose(wanted.bands, scene.bands, path, wanted.kind)
+    try:
+        positions, called, more = choose(wanted.bands, scene.bands, path, wanted.kind)
+    except UserError as error:
+        if any(DOUBTFUL in note for note in notes):  # what they are comes before which are there
+            raise UserError(f"{path} is {unknown(scene.bands, notes)}") from error
+        raise
     return [scene.bands[i] for i in positions], called, notes + more
 
 

@@ -80,6 +80,8 @@ def test_numbers_that_do_not_tell_are_asked_about(make_tif):
     path = make_tif("count.tif", (values / 1e4).astype("float32"), names=["B4", "B3", "B2", "B5"])
     with pytest.raises(UserError, match=r"the numbers B02 B03 B04 B05 mean other bands .*--sensor s2_l2a"):
         load_images({"optical": path}, TRUE_COLOUR)
+    with pytest.raises(UserError, match="the numbers B02 B03 B04 B05 mean other bands"):  # before a band that it lacks
+        load_images({"optical": path}, FALSE_COLOUR)
     assert describe(path).facts["taken for"] == "unknown"
     colours = dataclasses.replace(TRUE_COLOUR, optical_bands=("B8A", "B04", "B03"))
     for told in (
