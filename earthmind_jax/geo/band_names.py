@@ -15,6 +15,8 @@ _OPTICAL = re.compile(r"(?<![A-Z0-9])B(?:0?([1-9])|(1[0-3])|0?(8A))(?![A-Z0-9])"
 _LANDSAT = re.compile(r"(?<![A-Z0-9])(SR|ST|TOA|BT)_B(\d{1,2})(?![A-Z0-9])")
 # A channel (VV), or the element of the covariance matrix that is its power (VVVV, as NISAR names it).
 _POLARISATION = re.compile(r"(?<![A-Z])(?:(VV|VH|HH|HV)|(VVVV|VHVH|HHHH|HVHV))(?![A-Z])")
+# Of a polarisation, and no backscatter: SNAP's coherence, phase, real and imaginary part.
+_NO_POWER = re.compile(r"(?i)(coh|phase|ifg|unw|[iq]_)")
 _WAVELENGTH = re.compile(
     r"(?<![\d.-])(?<!- )(\d+(?:\.\d+)?)\s*(n|u|µ|micro|nano)m(?:et(?:er|re)s?)?(?![a-z])", re.IGNORECASE
 )
@@ -69,7 +71,7 @@ def canonical(description: str | None) -> str | None:
         name = "B8A" if red_edge else f"B{int(digit or number):02d}"
         own = SENSORS["s2_l1c"].wavelengths.get(name)
         return wave if wave and not (own and abs(nanometres(wave) - 1000 * own) < _AGREE * 1000 * own) else name
-    if len(polarisation) == 1 and not optical:
+    if len(polarisation) == 1 and not optical and not _NO_POWER.match(text):
         return polarisation.pop()
     return _WORDS.get(upper) or wave or text
 

@@ -172,12 +172,11 @@ def _require_layout(dataset: rasterio.DatasetReader, sensor: str, count: int) ->
 def _require_own_numbers(dataset: rasterio.DatasetReader, sensor: str, names: Sequence[str]) -> None:
     """UserError where bands that are merely numbered are told to be from a sensor that numbers none: B04 may be red,
     near infrared, or the fourth of some."""
-    entry = SENSORS[sensor]
     present = {name for name in names if not auxiliary(name)}
-    if entry.kind == "optical" and not present & set(entry.bands) and present <= set(SENSORS["s2_l1c"].bands):
+    if sensor in ("vhr", "reflectance") and present and present <= set(SENSORS["s2_l1c"].bands):
         raise UserError(
             f"{dataset.name} numbers its bands ({' '.join(names)}), which does not say which they are on "
-            f"{entry.title}; name them in order with --bands (such as red green blue nir)."
+            f"{SENSORS[sensor].title}; name them in order with --bands (such as red green blue nir)."
         )
 
 

@@ -121,11 +121,21 @@ def assemble(
     return tostring(root, encoding="unicode"), tuple(notes)
 
 
+def _opened(file: str) -> rasterio.DatasetReader:
+    ending = os.path.splitext(file)[1].lower()
+    try:
+        return rasterio.open(file, driver=DRIVERS.get(ending))
+    except RasterioError:
+        if ending != ".img":
+            raise
+        return rasterio.open(file, driver="HFA")  # ERDAS gives its files this ending, too
+
+
 def _header(band: BandFile, single: bool) -> _Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(band.file, driver=DRIVERS.get(os.path.splitext(band.file)[1].lower()))
+            dataset = _opened(band.file)
     except (RasterioError, OSError, ValueError, UnicodeError) as error:
         raise UserError(
             f"{band.shown} cannot be opened as a GeoTIFF or JPEG 2000 file; is it complete? Copy it again."

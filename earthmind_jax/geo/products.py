@@ -163,9 +163,9 @@ def _found(name: str, stamp: tuple[int, ...]) -> Product | None:
         product_sentinel2.find,
         product_sentinel1.find,
         product_landsat.find,
+        product_bands.find,
         product_beam.find,
         product_airbus.find,
-        product_bands.find,
     ]
     if header.lower().endswith(".dim"):
         finders = [product_beam.find]

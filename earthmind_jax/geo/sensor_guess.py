@@ -31,7 +31,7 @@ _OTHER_SAR = {
     "sar_l": re.compile(r"(?i)(?<![a-z])(palsar|alos-?2|nisar)|_sl_(HH|HV)(?![a-z])"),
     "sar_x": re.compile(
         r"(?i)(?<![a-z])(terrasar|tandem-?x|t[sd]x1?(?![a-z])|paz1|capella|umbra|iceye|cosmo-?sky|csk(?=s\d|\b)|radarsat"
-        r"|rs2_|rcm\d_|image(ry)?_[hv][hv]_|imagery_[hv][hv]\.|spacenet-?6|sn6)"
+        r"|rs2_|rcm\d_|image_[hv][hv]_[sdqt]r[al]_|imagery_[hv][hv]\.|spacenet-?6|sn6)"
     ),
 }  # fmt: skip
 
@@ -100,10 +100,10 @@ def measured(names: tuple[str, ...], kind: str | None = None) -> set[str]:
     sensor (an index); of optical and SAR bands in one file those of the ``kind``, optical ones where it is not told."""
     present = {name for name in names if not auxiliary(name)}
     known = {name for name in present if name in MEASURED or nanometres(name)}
-    optical = known - RADAR
-    if known & RADAR and (kind == "sar" or not optical):
-        return known & RADAR
-    return optical if len(optical) >= 3 or known & RADAR else present
+    optical, radar = known - RADAR, known & RADAR
+    if radar and (kind == "sar" or not optical or (kind is None and len(optical) < 3)):
+        return radar
+    return optical if radar or len(optical) >= 3 else present
 
 
 def _sentinel2(present: set[str], path: str, tags: Mapping[str, str], file: str) -> tuple[str | None, str]:

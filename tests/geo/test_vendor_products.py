@@ -198,6 +198,12 @@ def test_folders_by_the_names_of_their_files(tmp_path, files, sensor, bands):
         np.testing.assert_allclose(calibrate(raw).data[0], downloads.numbers(0, SIDE, 8000) / 65535, atol=1e-6)
 
 
+def test_band_files_by_erdas(tmp_path, make_tif):
+    for name in ("B02", "B03", "B04"):
+        make_tif(f"{name}.img", downloads.numbers(1, SIDE)[None], driver="HFA")
+    assert read_raster(tmp_path).sensor == "s2_l2a"
+
+
 def test_airbus_product(tmp_path):
     """The header joins the tiles; red comes first in Pléiades's files."""
     folder = tmp_path / "order" / "IMG_PHR1A_MS_001"

@@ -34,7 +34,7 @@ PLANET = ["coastal", "blue", "green_i", "green", "yellow", "red", "rededge", "ni
         ("SR_B2_median", "SR_B2"), ("LC08_044034_20140318_SR_B4", "SR_B4"), ("0_B8A", "B8A"), ("HHHH", "HH"),
         ("Band 13 (660 Nanometers)", "660nm"), ("0.842 um", "842nm"), ("B4, central wavelength 665 nm", "B04"),
         ("B4 (555.0 nm)", "555nm"), ("450-515 nm", "450-515 nm"), ("sur_refl_b01", "645nm"), ("NIR_Narrow", "nir08"),
-        ("vis-red", "R"), ("Fmask", "Fmask"), ("VV_VH_ratio", "VV_VH_ratio"),
+        ("coh_VV_03May2020", "coh_VV_03May2020"), ("vis-red", "R"), ("Fmask", "Fmask"), ("VV_VH_ratio", "VV_VH_ratio"),
     ],
 )  # fmt: skip
 def test_names_in_what_files_say(text, name):
@@ -55,6 +55,7 @@ def test_names_in_what_files_say(text, name):
         ("LANDSAT_LC09_C02_T1_L2_x.tif", ["B4", "B5"], "landsat_l2", ["SR_B4", "SR_B5"]),
         ("a.tif", ["B4", "B3", "B2", "B8", "NDVI", "QA60"], "s2_l2a", ["B04", "B03", "B02", "B08"]),
         ("a.tif", ["VV", "VH", "RVI"], "s1", ["VV", "VH"]),
+        ("a.tif", ["coh_VV_2020"], None, None),
         ("a.tif", ["sur_refl_b01", "sur_refl_b02"], "reflectance", ["645nm", "859nm"]),
         ("HLS.L30.T32TQM.2023150T101601.v2.0.tif", ["B04", "B05"], "reflectance", ["red", "nir08"]),
         ("20230530_101601_12_2456_3B_AnalyticMS_SR_8b.tif", [""] * 8, "reflectance", PLANET),
