@@ -93,14 +93,13 @@ def _as_called(
     names: Sequence[str | None], descriptions: Sequence[str | None], sensor: str, family: Family | None
 ) -> list[str | None]:
     """Names as a sensor calls its bands: by the family's numbers, else by the sensor's common names."""
-    numbers, aliases = family.numbers if family else {}, SENSORS[sensor].aliases
-    return [
-        numbers.get(name or "")
-        or aliases.get((text or "").strip().lower())
-        or aliases.get((name or "").lower())
-        or name
-        for name, text in zip(names, descriptions, strict=True)
-    ]
+    numbers, entry = family.numbers if family else {}, SENSORS[sensor]
+
+    def called(name: str | None, text: str | None) -> str | None:
+        number = numbers.get(name or "") or (name if family and name in entry.bands else None)
+        return number or entry.aliases.get((text or "").strip().lower()) or entry.aliases.get((name or "").lower())
+
+    return [called(name, text) or name for name, text in zip(names, descriptions, strict=True)]
 
 
 def _require_once(names: Sequence[str | None], path: str, by: str, told: bool) -> None:

@@ -50,7 +50,9 @@ def test_harmonized_landsat_sentinel(tmp_path, capsys, product, numbers, names):
         path = downloads.image(tmp_path / "x" / f"{stem}.{number}.tif", values, 30)
         with rasterio.open(path, "r+") as file:
             file.scales, file.nodata = (0.0001,), 255 if number == "Fmask" else -9999
-            file.descriptions = ("NIR_Narrow" if number == "B8A" else "",)
+            file.descriptions = (
+                {"B8A": "NIR_Narrow", "B05": "NIR" if product == "L30" else "Red_Edge1"}.get(number, ""),
+            )
             file.update_tags(**tags)
     made = calibrate(read_raster(tmp_path / "x"))
     assert made.sensor == "reflectance"
