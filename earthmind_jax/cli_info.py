@@ -66,7 +66,7 @@ def _raster_facts(files: list[Path], told: Told, model: Path | None) -> list[dic
     told.require_sensors()
     kinds = roles(files, told)
     check_ground(files, **told.ground())
-    found = [describe(file, **_options(kind, told)) for file, kind in zip(files, kinds, strict=True)]
+    found = [describe(file, kind=kind, **_options(kind, told)) for file, kind in zip(files, kinds, strict=True)]
     facts = [one.facts for one in found]
     for one, kind in zip(found, kinds, strict=True):
         if one.overview is not None:

@@ -83,7 +83,7 @@ def scale_is_not_a_number(folder: Path) -> Path:
     return path
 
 
-@broken("not an 8-bit picture")
+@broken("from no known sensor")
 def png_of_16_bits(folder: Path) -> Path:
     Image.fromarray(reflectance(1)[0]).save(folder / "a.png")
     return folder / "a.png"

@@ -33,6 +33,9 @@ RASTERS = (
     ".h5",
     ".hdf5",
     ".he5",
+    ".gpkg",
+    ".hdr",
+    ".xml",
 )
 RASTER_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  ")
 
@@ -90,7 +93,17 @@ def is_raster(path: str | Path) -> bool:
     from earthmind_jax.geo.product_variables import split
     from earthmind_jax.geo.products import is_product
 
-    return Path(path).suffix.lower() in RASTERS or is_product(path) or split(str(path)) is not None
+    file = Path(path)
+    return file.suffix.lower() in RASTERS or is_product(path) or split(str(path)) is not None or _is_deep(file)
+
+
+def _is_deep(file: Path) -> bool:
+    """Whether a PNG has 16 bits a channel: numbers, of which a picture of 8 bits would show the upper half."""
+    if file.suffix.lower() != ".png" or not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        start = opened.read(25)
+    return start.startswith(b"\x89PNG") and start[24:] == b"\x10"
 
 
 def read_header(path: str | Path) -> Header:

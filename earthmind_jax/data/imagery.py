@@ -21,7 +21,8 @@ from earthmind_jax.data.images import Image
 from earthmind_jax.data.model_bands import model_bands
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import align, check_header
-from earthmind_jax.geo.bands import canonical, name_bands
+from earthmind_jax.geo.band_names import canonical
+from earthmind_jax.geo.bands import name_bands
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.radiometry import SENSORS, calibrate, to_display
@@ -139,7 +140,10 @@ def _read_file(image: Image) -> Raster:
         if not alpha:
             valid &= dataset.read_masks(used).all(0)
         names = _names([band for band in image.bands if band is not None], image.sensor)
-        sensor = image.sensor or name_bands(names, dataset.dtypes[0], dataset.name, dataset.tags())[1]
+        dtype = dataset.dtypes[used[0] - 1]
+        called, sensor, _ = name_bands(names, dtype, dataset.name, dataset.tags(), image.sensor, told=names)
+        if all(map(canonical, names)):  # a number that means another band in a product whose name tells it
+            names = called
         raster = Raster(
             data=data,
             valid=valid,

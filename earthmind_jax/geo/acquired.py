@@ -12,12 +12,15 @@ import numpy as np
 KEYS = (
     "datetime", "acquired", "acquisition_time", "acquisition_date", "sensing_time", "product_start_time",
     "datatake_1_datatake_sensing_start", "sensing_start", "start_datetime", "acquisition_datetime", "date_acquired",
-    "acquisitiondatetime",
+    "acquisitiondatetime", "acquisition_start_utc",
 )  # fmt: skip
-# Sentinel-1 and Sentinel-2 name the start of sensing first, Landsat the day after path and row.
+# Sentinel-1 and Sentinel-2 name the start of sensing first, Landsat the day after path and row, PlanetScope begins with
+# the time, and HLS counts the days of the year.
 _NAMES = (
     re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.IGNORECASE),
     re.compile(r"(?<![A-Z0-9])L[COTEM]0\d_[A-Z0-9]{4}_\d{6}_(\d{8})_", re.IGNORECASE),
+    re.compile(r"^((?:19|20)\d{6}_\d{6})_\d\d_\w{4}_"),
+    re.compile(r"HLS\.[LS]30\.T\w{5}\.((?:19|20)\d{5}T\d{6})\."),
 )
 
 
@@ -33,7 +36,7 @@ def acquisition_time(tags: Mapping[str, str], path: str = "") -> np.datetime64 |
     for text in (PurePath(path).name, plain.get("product_uri", "")):
         for pattern in _NAMES:
             found = pattern.search(text)
-            time = found and _utc(found.group(1).upper())
+            time = found and _utc(_calendar(found.group(1).upper()))
             if time is not None:
                 return time
     return None
@@ -44,6 +47,16 @@ def days_between(first: np.datetime64 | None, second: np.datetime64 | None) -> f
     if first is None or second is None:
         return None
     return float(abs(first - second) / np.timedelta64(1, "D"))
+
+
+def _calendar(text: str) -> str:
+    """A time in a file's name as ISO 8601 has it."""
+    if re.fullmatch(r"\d{7}T\d{6}", text):
+        try:
+            return datetime.strptime(text, "%Y%jT%H%M%S").isoformat()
+        except ValueError:
+            return ""
+    return text.replace("_", "T")
 
 
 def _utc(text: str) -> np.datetime64 | None:

@@ -245,7 +245,7 @@ def _expected_sensor(
     path: str | os.PathLike[str], kind: str, told: str | None, names: Sequence[str] | None = None
 ) -> str | None:
     """The sensor to read ``path`` as, None where its own guess will do; UserError where the two look swapped."""
-    guess, dtype = peek_sensor(path, told, names)
+    guess, dtype = peek_sensor(path, told, names, kind)
     if told is not None:
         return told
     if guess is not None and SENSORS[guess].kind == kind:

@@ -6,9 +6,9 @@ log10(0) is not a number: pixels without power are invalid.
 
 from __future__ import annotations
 
-import re
+import math
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,26 +17,28 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.reflectance import file_scaling
 from earthmind_jax.geo.regions import label_regions
 from earthmind_jax.geo.sample import SceneSample
-from earthmind_jax.geo.sar_calibration import SceneCalibration, amplitude_of_one
+from earthmind_jax.geo.sar_calibration import SceneCalibration, amplitude_beside, amplitude_of_one
+from earthmind_jax.geo.sar_scale import BRIGHTEST_DB, FAINTEST_DB, browser_scaling, require_order, sar_scale
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
 
-FAINTEST_DB, BRIGHTEST_DB = -100.0, 60.0  # beyond them a stored number is a fill value and not backscatter
 BORDER_DB = -40.0  # far below the noise floor of any Sentinel-1 mode
-NOMINAL_CALIBRATION = 500.0  # amplitude of 0 dB where the product's calibration table is not at hand; right to a few dB
 MIDDLE_DB = -11.0  # median of co-polarised land in C-band: where a scene without any calibration is put
-BRIGHT_MEDIAN_DB = -6.0  # a median above it makes one doubt that the values are power
+LIKELY_DB = -35.0, 5.0  # the median of a co-polarised scene lies between them, whatever it shows
 
-_SCALE_WORDS = {
-    **dict.fromkeys(("db", "decibel", "decibels", "log"), "dB"),
-    **dict.fromkeys(("linear", "power", "linear power", "intensity", "natural"), "linear"),
-    "amplitude": "amplitude",
-    **dict.fromkeys(("dn", "digital number"), "dn"),
-}
-# Alaska Satellite Facility's RTC names: ..._RTC10_G_gpuned_...: gamma0 or sigma0, then power, amplitude or decibel.
-_RTC_NAME = re.compile(r"_RTC\d{2}_[A-Z]_[gs]([pad])[uw][nf][ec][dm]")
-_RTC_SCALE = {"p": "linear", "a": "amplitude", "d": "dB"}
+
+@dataclass(frozen=True)
+class Nominal:
+    """The amplitude of 0 dB of a sensor's products where they do not tell it themselves, and how far it holds."""
+
+    amplitude: float
+    note: str
+    exact: bool = False
+
+
+GRD = Nominal(500.0, "no calibration given: 0 dB set at DN 500, so levels are right to a few dB only")
+PALSAR = Nominal(10 ** (83 / 20), "dB = 10 log10(DN squared) - 83.0, JAXA's calibration", exact=True)
 
 
 def to_db(
@@ -45,7 +47,7 @@ def to_db(
     scale: str | None = None,
     calibration: float | None = None,
     border_db: float | None = BORDER_DB,
-    nominal: float | None = NOMINAL_CALIBRATION,
+    nominal: Nominal | None = GRD,
 ) -> Raster:
     """Backscatter in dB, from dB, linear power or amplitude. Zero power is invalid, never -inf.
 
@@ -55,7 +57,8 @@ def to_db(
       calibration: the amplitude whose power is 1, for "dn": dB = 20 log10(DN / calibration); from the product's
         tags where None.
       border_db: pixels below it that hang together with the edge or with nodata are border noise; None keeps them.
-      nominal: the calibration where nobody tells it; None puts the scene's median at ``MIDDLE_DB`` instead.
+      nominal: the calibration where nobody tells it; None, or one by which no scene could have these numbers, puts the
+        scene's median at ``MIDDLE_DB`` instead.
     """
     if raster.unit in ("dB", "display"):
         return raster
@@ -64,12 +67,16 @@ def to_db(
     if raster.dtype == "uint8" and scale is None:
         return _as_picture(raster)
     data, sample, notes = np.asarray(raster.data, np.float32), raster.scene_sample(), []
-    own = file_scaling(raster)
+    own, whose = file_scaling(raster), "band scale and offset of the file"
+    if own is None:
+        own, whose = browser_scaling(raster), "as Copernicus Browser stores it"
     if own is not None:
         data, sample = data * np.float32(own[0]) + np.float32(own[1]), _scaled(sample, *own)
-        notes.append(f"numbers x {own[0]:g} {own[1]:+g} (band scale and offset of the file)")
-    scale, reason = _sar_scale(raster, sample, scale)
+        notes.append(f"numbers x {own[0]:g} {own[1]:+g} ({whose})")
+    scale, reason = sar_scale(raster, sample, scale)
     notes.append(f"SAR scale {scale}: {reason}")
+    if any("names no bands" in note for note in raster.notes):
+        require_order(sample, scale, raster.path or raster.name)
     one: float | SceneCalibration = 1.0
     if scale == "dn":
         one, note = _one(raster, sample, calibration, nominal)
@@ -78,6 +85,12 @@ def to_db(
     db, physical = _decibels(data, scale, amplitude)
     if scale == "dB" and raster.dtype.startswith("float"):
         physical &= (raster.data != 0).any(0)  # nothing measured is 0 dB to the last digit in every band: a fill value
+    level = None if isinstance(one, SceneCalibration) else _level(sample, scale, one)
+    if level is not None and not LIKELY_DB[0] <= level <= LIKELY_DB[1]:
+        notes.append(
+            f"although its median is then {level:+.0f} dB, as of no ground: its scale or calibration may be another "
+            "(--sar-scale, --calibration)"
+        )
     dropped = int((raster.valid & ~physical).sum())
     if dropped:
         notes.append(f"{dropped} pixels without power (zero, fill value) are invalid")
@@ -163,7 +176,7 @@ def _as_picture(raster: Raster) -> Raster:
 
 
 def _one(
-    raster: Raster, sample: SceneSample, told: float | None, nominal: float | None
+    raster: Raster, sample: SceneSample, told: float | None, nominal: Nominal | None
 ) -> tuple[float | SceneCalibration, str]:
     """(amplitude of 0 dB, why)."""
     if told is not None:
@@ -175,73 +188,36 @@ def _one(
     if tables and set(names) <= set(tables):
         calibration = SceneCalibration(tuple(tables[name] for name in names), raster.scene_shape or raster.shape)
         return calibration, str(calibration)
-    found = amplitude_of_one(raster.tags)
+    found = amplitude_of_one(raster.tags) or amplitude_beside(raster.path, names)
     if found is not None:
         return found[0], f"0 dB at DN {found[0]:g}: {found[1]}"
+    if nominal is not None and nominal.exact:
+        return nominal.amplitude, nominal.note
+    one, doubt = _one_of_median(sample), ""
     if nominal is not None:
-        return nominal, f"no calibration given: 0 dB set at DN {nominal:.0f}, so levels are right to a few dB only"
-    one = _one_of_median(sample)
-    return one, f"no calibration given: the scene's median set to {MIDDLE_DB:.0f} dB, so levels are relative"
+        level = _level(sample, "dn", nominal.amplitude)
+        if level is None or LIKELY_DB[0] <= level <= LIKELY_DB[1]:
+            return nominal.amplitude, nominal.note
+        doubt = f"; numbers of Sentinel-1 they hardly are (the median would be {level:+.0f} dB)"
+    return one, f"no calibration given: the scene's median set to {MIDDLE_DB:.0f} dB, so levels are relative{doubt}"
 
 
 @lru_cache(maxsize=16)
-def _one_of_median(sample: SceneSample) -> float:
+def _middle(sample: SceneSample) -> float | None:
+    """The median of a scene's co-polarised bands, as stored; None of one without values."""
     values, bands = sample.known
     like = [i for i, name in enumerate(bands) if name in ("HH", "VV")] or [0]
-    middle = float(np.median(values[like])) if values.size else 1.0
-    return max(middle, 1e-6) / 10 ** (MIDDLE_DB / 20)
+    return float(np.median(values[like])) if values.size else None
 
 
-def _sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[str, str]:
-    """("dB" | "linear" | "amplitude" | "dn", reason) from the caller, the tags, or the whole scene's values."""
-    if told is not None:
-        if told.lower() not in _SCALE_WORDS:
-            raise UserError(f"The SAR scale {told!r} is unknown; use dB, linear, amplitude or dn.")
-        return _SCALE_WORDS[told.lower()], "as told"
-    for key, value in raster.tags.items():
-        word = str(value).lower()
-        if key.lower() in ("scale", "sar_scale", "units", "unit", "backscatter_scale") and word in _SCALE_WORDS:
-            return _SCALE_WORDS[word], f"tag {key}={value}"
-    for unit in raster.units:
-        if unit.lower() in _SCALE_WORDS:
-            return _SCALE_WORDS[unit.lower()], f"band unit {unit}"
-    if raster.descriptions and all(re.search(r"(?i)(^|[^a-z])db($|[^a-z])", text) for text in raster.descriptions):
-        return "dB", f"band name {raster.descriptions[0]}"
-    named = _RTC_NAME.search(f"{PurePath(raster.path).name} {raster.tags.get('PRODUCT_URI', '')}")
-    if named:
-        return _RTC_SCALE[named.group(1)], f"the product name says so ({named.group().strip('_')})"
-    return _detect_sar_scale(sample, raster.path or raster.name)
+def _one_of_median(sample: SceneSample) -> float:
+    middle = _middle(sample)
+    return max(1.0 if middle is None else middle, 1e-6) / 10 ** (MIDDLE_DB / 20)
 
 
-@lru_cache(maxsize=16)
-def _detect_sar_scale(sample: SceneSample, name: str) -> tuple[str, str]:
-    known, bands = sample.known
-    values = known[np.isfinite(known) & (np.abs(known) < 1e6) & (known > -1000)]
-    remedy = "give the scale (dB, linear, amplitude or dn) with --sar-scale"
-    if values.size == 0:
-        raise UserError(f"{name} has no values in {' '.join(bands)} to tell its scale from; {remedy}.")
-    low, middle = float(values.min()), float(np.median(values))
-    if low < 0 and not (low > -0.1 and 0 <= middle <= 1):  # noise removal leaves linear power a little below zero
-        if not FAINTEST_DB < middle < BRIGHTEST_DB:
-            raise UserError(
-                f"{name} has a median of {middle:.4g}, which is no backscatter in dB; where it is dB times a number, "
-                "store the band scale in the file (gdal_edit.py -scale 0.01 for dB x 100)."
-            )
-        for band, one in zip(known, bands, strict=True):
-            if band.min() >= 0 and np.median(band) <= 1 and len(bands) > 1:
-                raise UserError(
-                    f"{name} has values below 0 in some bands, as dB has, and none in {one}: its bands are "
-                    f"not in one scale; bring them to one, or, where it is all right, {remedy}."
-                )
-        return "dB", f"there are negative values (median {middle:.1f})"
-    if middle <= 1:
-        few = "no" if low >= 0 else "hardly any"
-        doubt = "; bright for power, so give the scale if it is amplitude" if _bright(middle) else ""
-        return "linear", f"{few} negative values and a median of {middle:.3g}{doubt}"
-    if middle >= 10 and bool((values == np.rint(values)).all()):
-        return "dn", f"large whole numbers (median {middle:.0f}): uncalibrated amplitude"
-    raise UserError(f"{name} has a median of {middle:.4g} and nothing below 0: its scale is unclear; {remedy}.")
-
-
-def _bright(median: float) -> bool:
-    return median > 10 ** (BRIGHT_MEDIAN_DB / 10)
+def _level(sample: SceneSample, scale: str, one: float) -> float | None:
+    """The median of a scene in dB; None where it has none."""
+    middle = _middle(sample)
+    if middle is None or scale == "dB":
+        return middle
+    return (10 if scale == "linear" else 20) * math.log10(middle / one) if middle > 0 else None

@@ -1,8 +1,8 @@
 """Which bands does a file hold? Names come from the file; a guess by layout is made only where it is silent, and said.
 
 The traps: sorting Sentinel-2 names as text puts ``B8A`` last, and Level-2A has no ``B10``, so that counting bands is
-not naming them; Landsat's B4 is red like Sentinel-2's, its B5 is not. Everything here returns its reason with its
-answer.
+not naming them; Landsat's B4 is red like Sentinel-2's, its B5 is not, and B1 to B4 may be a mere count. Everything here
+returns its reason with its answer.
 """
 
 from __future__ import annotations
@@ -13,58 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.quality import QUALITY_BANDS
+from earthmind_jax.geo.band_names import canonical
+from earthmind_jax.geo.families import Family, family_of
+from earthmind_jax.geo.landsat import OLDER_NOTE, THEMATIC_MAPPER, older_landsat
 from earthmind_jax.geo.radiometry import SENSORS
-from earthmind_jax.geo.reflectance import sentinel2_product
-
-VERY_HIGH_GSD = 5.0  # metres: coarser colour without a sensor's name could be any satellite's
-_OPTICAL = re.compile(r"(?<![A-Z0-9])B(?:0?([1-9])|(1[0-3])|0?(8A))(?![A-Z0-9])")
-_POLARISATION = re.compile(r"(?<![A-Z])(VV|VH|HH|HV)(?![A-Z])")
-_PLACEHOLDER = re.compile(r"(bands?|layers?|gr[ae]y|undefined|none|unknown|(band|layer)?[ _-]?\d+)?", re.IGNORECASE)
-_WORDS = {
-    **{"R": "R", "RED": "R", "G": "G", "GREEN": "G", "B": "B", "BLUE": "B"},
-    **dict.fromkeys(("N", "NIR", "NEAR INFRARED", "NEAR-INFRARED", "NEARINFRARED"), "N"),
-    **dict.fromkeys(("PAN", "PANCHROMATIC"), "PAN"),
-    **dict.fromkeys(("IR", "TIR", "LWIR", "MWIR", "LST", "THERMAL", "THERMAL INFRARED", "INFRARED"), "IR"),
-    **dict.fromkeys(("BRIGHTNESS_TEMPERATURE", "BRIGHTNESS TEMPERATURE", "SURFACE_TEMPERATURE"), "IR"),
-}  # fmt: skip
-# What Earth Engine and the agencies put beside the measurements.
-_AUXILIARY = re.compile(
-    r"(?i)SCL|AOT|WVP|TCI_[RGB]|(MSK|CLD|QA|SR_QA|ST_QA|SR_CLOUD)\w*|ST_[A-Z]{3,}|CDIST"
-    r"|angle|lia|\w*incidence\w*|layover\w*|\w*ratio\w*|[VH]{2} ?[/-] ?[VH]{2}"
-)
-_LANDSAT = re.compile(r"(?<![A-Z0-9])(?:L[COTEM]0[4-9]_|HLS\.L30)")
-_THEMATIC_MAPPER = {f"SR_B{i}" for i in (1, 2, 3, 4, 5, 7)}
-_LANDSAT_8_9 = re.compile(r"(?<![A-Z0-9])L[COT]0[89]_L(1|2)[A-Z]{2}_")
-_OTHER_SAR = {
-    "gf3": re.compile(r"(?i)(?<![a-z])(gf-?3|gaofen-?3)(?![0-9])"),
-    "sar_x": re.compile(r"(?i)(?<![a-z])(terrasar|tandem-?x|t[sd]x1?|capella|umbra|iceye|spacenet-?6|sn6)"),
-}  # fmt: skip
-
-
-def canonical(description: str | None) -> str | None:
-    """The field's own name inside a band description (``"B4"``, ``"Sentinel-2 B04"`` -> ``"B04"``;
-    ``"Sigma0_VV_db"`` -> ``"VV"``), the description itself where it says something else, or None where it says
-    nothing (``"bands"``)."""
-    text = (description or "").strip()
-    if _PLACEHOLDER.fullmatch(text):
-        return None
-    upper = text.upper()
-    if upper.startswith(("SR_B", "ST_B", "TOA_B", "BT_B")) or upper in QUALITY_BANDS:  # Landsat's own numbering
-        return upper
-    optical = _OPTICAL.findall(upper.replace("_", " "))
-    polarisation = _POLARISATION.findall(upper.replace("_", " "))
-    if len(optical) == 1 and not polarisation:
-        digit, number, red_edge = optical[0]
-        return "B8A" if red_edge else f"B{int(digit or number):02d}"
-    if len(polarisation) == 1 and not optical:
-        return polarisation[0]
-    return _WORDS.get(upper, text)
-
-
-def auxiliary(name: str) -> bool:
-    """Whether a band is about the others (quality, masks, angles) and no measurement of the ground."""
-    return bool(_AUXILIARY.fullmatch(name))
+from earthmind_jax.geo.sensor_guess import RADAR, landsat_of, other_radar, sensor_of_names
 
 
 def known_sensor(name: str) -> str:
@@ -86,6 +39,8 @@ def name_bands(
     colours: Sequence[str] = (),
     gsd: float | None = None,
     why: str = "as told",
+    kind: str | None = None,
+    scaled: bool = False,
 ) -> tuple[tuple[str, ...], str | None, list[str]]:
     """Names the bands of one file: (names, sensor or None, notes that give the reason).
 
@@ -95,32 +50,66 @@ def name_bands(
       colours: colour interpretation of the bands ("red"), which names bands that have no other name.
       why: what tells the sensor.
       gsd: metres; very high resolution tells colour images from satellites' reflectance.
+      kind, scaled: see :func:`earthmind_jax.geo.sensor_guess.sensor_of_names`.
     """
     if told is not None:
         descriptions = _as_told(told, len(descriptions), path)
-    product = _LANDSAT_8_9.search(PurePath(path).name.upper())
-    landsat = sensor or (f"landsat_l{product.group(1)}" if product else None)
+    family = family_of(path, tags, descriptions)
+    if family is not None and sensor in (None, family.sensor) and family.fits(dtype, len(descriptions)):
+        sensor, why = family.sensor, why if sensor else f"{family.title}, by its name"
+    else:
+        family = None
+    landsat = sensor or landsat_of(path)
     names = [_canonical_of(text, landsat) for text in descriptions]
-    if names == [None]:
-        names = [_band_of_file_name(path, landsat) or _channel_of_other_sar(path, dtype, tags)]
+    if names == [None] or (family is not None and family.numbers and len(names) == 1 and told is None):
+        names = [_band_of_file_name(path, landsat, family) or names[0] or _channel_of_other_sar(path, tags)]
     if sensor is not None:
-        aliases = SENSORS[known_sensor(sensor)].aliases
-        common = [aliases.get((text or "").strip().lower()) for text in descriptions]
-        names = [alias or name for alias, name in zip(common, names, strict=True)]
-    by = "the caller" if told is not None else "the file"
+        names = _as_called(names, descriptions, known_sensor(sensor), family)
+    by, notes = "the caller" if told is not None else "the file", []
+    if not any(names) and family is not None and len(names) in map(len, family.orders):
+        names = next(list(order) for order in family.orders if len(order) == len(names))
+        by = f"the order of {family.title}"
     if not any(names) and _are_colours(colours, dtype):
         names, by = list("RGBN"[: len(names)]), "their colour interpretation (a fourth is near infrared)"
+        names = _as_called(names, descriptions, sensor, family) if sensor else names
+    if told is None and why in ("as told", ""):
+        names, notes = _as_landsat_8(names, " ".join((PurePath(path).name.upper(), *map(str, tags.values()))), path)
+    _require_once(names, path, by, told is not None)
+    if not all(names):
+        return _by_layout(names, dtype, sensor)
+    named = tuple(str(name) for name in names)
+    guess, reason = sensor, why
+    if sensor is None:
+        guess, reason = sensor_of_names(named, dtype, path, tags, gsd=gsd, kind=kind, scaled=scaled)
+        if guess is not None:
+            named = tuple(map(str, _as_called(named, descriptions, guess, None)))
+    notes = [f"bands named by {by}: {' '.join(named)}", *notes]
+    if reason:
+        notes.append(f"sensor {guess}: {reason}" if guess else reason)
+    return named, guess, notes
+
+
+def _as_called(
+    names: Sequence[str | None], descriptions: Sequence[str | None], sensor: str, family: Family | None
+) -> list[str | None]:
+    """Names as a sensor calls its bands: by the family's numbers, else by the sensor's common names."""
+    numbers, entry = family.numbers if family else {}, SENSORS[sensor]
+
+    def called(name: str | None, text: str | None) -> str | None:
+        number = numbers.get(name or "") or (name if family and name in entry.bands else None)
+        return number or entry.aliases.get((text or "").strip().lower()) or entry.aliases.get((name or "").lower())
+
+    return [called(name, text) or name for name, text in zip(names, descriptions, strict=True)]
+
+
+def _require_once(names: Sequence[str | None], path: str, by: str, told: bool) -> None:
     twice = sorted({str(name) for name in names if name is not None and names.count(name) > 1})
-    if twice and (told is not None or all(names)):
-        raise UserError(f"{path}: {by} gives the name {twice[0]} to more than one band; name each band once (--bands).")
-    if told is None:
-        _require_landsat_8_9(names, " ".join((PurePath(path).name.upper(), *map(str, tags.values()))), path)
-    if all(names):
-        named = tuple(str(name) for name in names)
-        guess, reason = (sensor, why) if sensor else _sensor_of_names(named, dtype, path, tags, gsd)
-        notes = [f"bands named by {by}: {' '.join(named)}"]
-        return named, guess, notes + ([f"sensor {guess}: {reason}"] if guess else [])
-    return _by_layout(names, dtype, sensor)
+    if twice and (told or all(names)):
+        how = "--sar-bands" if set(map(str, names)) & RADAR else "--bands"
+        raise UserError(
+            f"{path}: {by} gives the name {twice[0]} to more than one band; name each band once, in order, and those "
+            f"that are not to be used by any other word ({how}), or cut one image out of it (gdal_translate -b)."
+        )
 
 
 def _are_colours(colours: Sequence[str], dtype: str) -> bool:
@@ -131,15 +120,18 @@ def _are_colours(colours: Sequence[str], dtype: str) -> bool:
     return len(colours) <= 4 if dtype != "uint8" else len(colours) == 4 and colours[3] in ("undefined", "nir")
 
 
-def _require_landsat_8_9(names: Sequence[str | None], texts: str, path: str) -> None:
-    """UserError where surface reflectance is numbered as on Landsat 4 to 7, whose SR_B4 is near infrared, not red."""
-    surface = {str(name) for name in names if str(name).startswith("SR_B")}
-    older = re.search(r"(?<![A-Z0-9])L[TE]0[4-7]_|LANDSAT_[4-7]", texts)
-    if surface and (older or surface == _THEMATIC_MAPPER):
+def _as_landsat_8(names: Sequence[str | None], texts: str, path: str) -> tuple[list[str | None], list[str]]:
+    """(names, notes): surface reflectance that is numbered as on Landsat 4 to 7, whose SR_B4 is near infrared and not
+    red, as Landsat 8 numbers it; UserError where only the numbers tell."""
+    surface = {str(name) for name in names if str(name).startswith(("SR_B", "ST_B"))}
+    if surface and older_landsat(texts):
+        return [THEMATIC_MAPPER.get(str(name), name) for name in names], [OLDER_NOTE]
+    if surface - {"ST_B6"} == {name for name in THEMATIC_MAPPER if name.startswith("SR_")}:
         raise UserError(
             f"{path} numbers its bands as Landsat 4 to 7 do; name them as Landsat 8's, in the file's order, with "
             "--bands (SR_B1 blue is SR_B2, ..., SR_B5 is SR_B6, SR_B7 stays)."
         )
+    return list(names), []
 
 
 def _as_told(told: Sequence[str], count: int, path: str) -> list[str]:
@@ -161,62 +153,25 @@ def _canonical_of(text: str | None, sensor: str | None) -> str | None:
     return canonical(text)
 
 
-def _band_of_file_name(path: str, sensor: str | None) -> str | None:
+def _band_of_file_name(path: str, sensor: str | None, family: Family | None) -> str | None:
     """The band a single-band file is named after, as in ``<patch>_B04.tif`` or ``LC08_..._ST_B10.TIF``."""
-    stem = re.sub(r"_\d0m$", "", PurePath(path).stem)  # the pixel size at the end of Level-2A names
+    stem = re.sub(r"_(\d0m|\(Raw\))$", "", PurePath(path).stem)  # Level-2A's pixel size; Copernicus Browser's ending
     landsat = re.search(r"(?:(SR|ST)_)?B\d{1,2}$", stem.upper())
     if sensor in ("landsat_l1", "landsat_l2") and landsat:
         return _canonical_of(landsat.group(), sensor)
     name = canonical(stem.split("_")[-1])
+    if family is not None and name in family.numbers:
+        return family.numbers[name]
     return name if any(name in SENSORS[sensor].bands for sensor in ("s2_l1c", "s1")) else None
 
 
-def _channel_of_other_sar(path: str, dtype: str, tags: Mapping[str, str]) -> str | None:
+def _channel_of_other_sar(path: str, tags: Mapping[str, str]) -> str | None:
     """The polarisation of the one channel of a file that names another SAR sensor, "CO" where it tells none."""
-    texts = " ".join((PurePath(path).name, *map(str, tags.values())))
-    if dtype == "uint8" or not any(pattern.search(texts) for pattern in _OTHER_SAR.values()):
+    if other_radar(path, tags) is None:
         return None
-    found = set(_POLARISATION.findall(texts.upper().replace("_", " ")))
+    texts = " ".join((PurePath(path).name, *map(str, tags.values()))).upper().replace("_", " ")
+    found = {name for name in RADAR if re.search(rf"(?<![A-Z]){name}(?![A-Z])", texts)}
     return found.pop() if len(found) == 1 else "CO"
-
-
-def _sensor_of_names(
-    names: tuple[str, ...], dtype: str, path: str, tags: Mapping[str, str], gsd: float | None
-) -> tuple[str | None, str]:
-    file = f"{PurePath(path).name} {tags.get('PRODUCT_URI', '')}"
-    present = {name for name in names if not auxiliary(name)}
-    if dtype == "uint8" and len(names) == 3 and (present == {"R", "G", "B"} or present <= set(SENSORS["s2_l1c"].bands)):
-        return "rgb8", "three 8-bit bands are a rendering, not a measurement"
-    if present and present <= {*SENSORS["s1"].bands, "CO"}:
-        return _sensor_of_polarisations(present, " ".join((file, *map(str, tags.values()))))
-    for name in ("landsat_l2", "landsat_l1"):
-        if present and present <= set(SENSORS[name].bands):
-            return name, f"the bands are named as in {SENSORS[name].title}"
-    if present and present <= set(SENSORS["s2_l1c"].bands) and dtype != "uint8" and not _LANDSAT.search(file):
-        product = sentinel2_product(path, tags)
-        if product:
-            return f"s2_{product[0].lower()}", f"the product name says Level-{product[0][1:]}"
-        if "B10" in present:
-            return "s2_l1c", "band B10 exists in Level-1C only"
-        return "s2_l2a", "Sentinel-2 names without B10"
-    if present == {"IR"}:
-        return "infrared", "the band is named so"
-    if present and present <= set(SENSORS["vhr"].bands):
-        if dtype == "uint8":
-            return "vhr", "8-bit colour bands"
-        if gsd is not None and gsd <= VERY_HIGH_GSD:
-            return "vhr", f"colour bands with pixels of {gsd:.2f} m"
-    return None, ""
-
-
-def _sensor_of_polarisations(present: set[str], texts: str) -> tuple[str, str]:
-    for sensor, pattern in _OTHER_SAR.items():
-        found = pattern.search(texts)
-        if found:
-            return sensor, f"the file or its tags name {found.group()}"
-    if {"VV", "HH"} <= present or len(present) > 2:
-        return "sar_x", f"Sentinel-1 never has {' '.join(sorted(present))} together"
-    return "s1", "the bands are polarisations"
 
 
 def _by_layout(

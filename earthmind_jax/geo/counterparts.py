@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.bands import canonical, nearest_name
+from earthmind_jax.geo.band_names import canonical, nanometres
+from earthmind_jax.geo.bands import nearest_name
 from earthmind_jax.geo.radiometry import SENSORS
 
 WAVELENGTHS = {band: wave for sensor in SENSORS.values() for band, wave in sensor.wavelengths.items()}
@@ -67,16 +68,22 @@ def _polarised(band: str, names: Sequence[str]) -> tuple[int, str] | None:
     return None
 
 
+def wavelength(band: str) -> float | None:
+    """Micrometres at the centre of a band; None of one that has none."""
+    named = nanometres(band)
+    return named / 1000 if named else WAVELENGTHS.get(band)
+
+
 def _of_wavelength(band: str, names: Sequence[str]) -> tuple[int, str] | None:
-    wave = WAVELENGTHS.get(band)
-    there = [(abs(WAVELENGTHS[name] - wave), i) for i, name in enumerate(names) if wave and name in WAVELENGTHS]
+    wave = wavelength(band)
+    there = [(abs(own - wave), i) for i, name in enumerate(names) if wave and (own := wavelength(name))]
     if not there:
         return None
     distance, position = min(there)
     if distance > WAVELENGTH_TOLERANCE * wave:
         return None
     name = names[position]
-    return position, f"{band} ({wave:.3f} um) is taken from {name} ({WAVELENGTHS[name]:.3f} um)"
+    return position, f"{band} ({wave:.3f} um) is taken from {name} ({wavelength(name):.3f} um)"
 
 
 def _lacking(band: str, names: Sequence[str], path: str, kind: str) -> str:
@@ -87,6 +94,6 @@ def _lacking(band: str, names: Sequence[str], path: str, kind: str) -> str:
             f"{path} has no band {band!r} that is known: its {len(names)} bands have no names; name them in order "
             f"with {option} (such as {option} {'HH HV' if kind == 'sar' else 'B02 B03 B04 B08'})."
         )
-    wave = WAVELENGTHS.get(band) if kind == "optical" else None
+    wave = wavelength(band) if kind == "optical" else None
     what = f" ({wave:.3f} um) and none within {WAVELENGTH_TOLERANCE:.0%} of it" if wave else nearest_name(band, names)
     return f"{path} has no band {band!r}{what}; it has {there}."

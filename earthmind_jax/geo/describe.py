@@ -20,7 +20,7 @@ from earthmind_jax.geo.grid import Grid, require_map
 from earthmind_jax.geo.no_sensor import no_sensor
 from earthmind_jax.geo.onto import onto_map
 from earthmind_jax.geo.overview import read_overview
-from earthmind_jax.geo.radiometry import SENSORS, calibrate
+from earthmind_jax.geo.radiometry import SENSORS, calibrate, unknown
 from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.reflectance import processing_baseline
 from earthmind_jax.geo.sample import SAMPLE_SIDE
@@ -49,6 +49,7 @@ def describe(
     *,
     sensor: str | None = None,
     names: Sequence[str] | None = None,
+    kind: str | None = None,
     height: float | None = None,
     dem: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -57,6 +58,7 @@ def describe(
 
     Args:
       sensor, names, options: what the caller knows, see ``raster.read_raster`` and ``radiometry.calibrate``.
+      kind: "optical" or "sar": as what it is to be used.
       height, dem: of the ground, for an image placed by RPCs, see ``control.place_of``.
 
     Raises:
@@ -70,7 +72,7 @@ def describe(
         if palette and dataset.driver in PICTURE_DRIVERS:
             facts = {"file": dataset.name, "taken for": "rgb8", "title": "picture shown in the colours of its palette"}
             return Description(facts=facts | {"width": size[1], "height": size[0]}, overview=None, kind="unknown")
-    raw = read_overview(path, sensor=sensor, names=names, labels=palette)
+    raw = read_overview(path, sensor=sensor, names=names, labels=palette, kind=kind)
     other = None if told else no_sensor(raw, palette)
     if other is not None:
         return Description(facts=_facts(raw, raw, size, *other), overview=None, kind=other[0])
@@ -78,9 +80,7 @@ def describe(
         found = calibrate(raw, "rgb8")
         return _described(raw, found, size, "rgb8", "8-bit grey picture", place)
     if raw.sensor is None:
-        what = f"from no known sensor; name it with --sensor or --sar-sensor ({', '.join(SENSORS)})"
-        if all(name.startswith("band_") for name in raw.bands):
-            what += ", and its bands with --bands or --sar-bands"
+        what = unknown(raw.bands, raw.notes)
         return Description(facts=_facts(raw, raw, size, "unknown", what), overview=None, kind="unknown")
     entry = SENSORS[raw.sensor]
     given = {key: value for key, value in options.items() if key in entry.options}

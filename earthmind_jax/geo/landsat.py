@@ -28,7 +28,17 @@ SURFACE_SCALE, SURFACE_OFFSET = 0.0000275, -0.2
 KELVIN_SCALE, KELVIN_OFFSET = 0.00341802, 149.0
 SOURCE_TAG = "METADATA_FILE"  # of a product: where its coefficients are from
 DARKEST_MEDIAN = -0.1  # surface reflectance: a scene darker than this does not hold Collection 2 numbers
+# Level-2 bands as Landsat 4 to 7 number them -> as Landsat 8 does.
+THEMATIC_MAPPER = {"SR_B1": "SR_B2", "SR_B2": "SR_B3", "SR_B3": "SR_B4", "SR_B4": "SR_B5", "SR_B5": "SR_B6",
+                   "SR_B7": "SR_B7", "ST_B6": "ST_B10"}  # fmt: skip
+OLDER_NOTE = "numbered as on Landsat 4 to 7, and called as Landsat 8 does (its SR_B3 is SR_B4)"
+_OLDER = re.compile(r"(?<![A-Z0-9])L[TE]0[4-7]_|LANDSAT_[4-7]")
 _PRODUCT = re.compile(r"L[COT]0[89]_L[12][A-Z]{2}_\d{6}_\d{8}_\d{8}_\d{2}_[A-Z0-9]{2}")
+
+
+def older_landsat(text: str) -> bool:
+    """Whether a product name, or any other text, is of Landsat 4 to 7."""
+    return bool(_OLDER.search(text))
 
 
 def to_surface(raster: Raster) -> Raster:
@@ -74,9 +84,13 @@ def to_top_of_atmosphere(raster: Raster, *, mtl: str | os.PathLike[str] | None =
     """
     if raster.unit != "raw":
         return raster
-    facts, source = _metadata(raster, mtl)
     stored = raster.stored or raster.bands
     thermal = np.array([name.startswith("BT_") for name in stored])
+    if mtl is None and raster.dtype.startswith("float") and _is_physical(raster):
+        notes = ["floating point values around 1: already reflectance (and kelvin), no coefficient applied"]
+        ones = np.ones(len(stored)), np.zeros(len(stored))
+        return _finished(raster, np.array(raster.data, np.float32), thermal, notes, ones)
+    facts, source = _metadata(raster, mtl)
     digital, data = np.asarray(raster.data, np.float32), np.empty(raster.data.shape, np.float32)
     notes, elevation = [f"Level-1 coefficients from {source}"], None
     if not thermal.all():
@@ -91,6 +105,13 @@ def to_top_of_atmosphere(raster: Raster, *, mtl: str | os.PathLike[str] | None =
     for i, curve in enumerate(curves):
         data[i] = curve(digital[i])
     return _finished(raster, data, thermal, notes, curves=curves)
+
+
+def _is_physical(raster: Raster) -> bool:
+    """Whether the reflective bands of a scene hold reflectance already, as Earth Engine has it."""
+    sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
+    reflective = [i for i, name in enumerate(sample.bands) if not name.startswith("BT_")]
+    return bool(reflective) and is_reflectance(sample.values[reflective][:, sample.valid])
 
 
 def _curve(raster: Raster, facts: Mapping[str, float], band: str, elevation: float | None) -> Any:

@@ -28,8 +28,8 @@ def no_sensor(raw: Raster, palette: bool = False) -> tuple[str, str] | None:
     whole = bool((kinds == np.rint(kinds)).all())
     most = MOST_CLASSES if raw.dtype == "uint8" else MOST_WIDE_CLASSES
     if palette or (whole and kinds.size <= most):
-        words = f"_{PurePath(raw.path).stem.upper()}_"
-        if any(f"_{name}_" in words for name in QUALITY_BANDS):
+        words = f"_{PurePath(raw.path).stem.upper()}_".replace(".", "_")
+        if any(f"_{name.upper()}_" in words for name in QUALITY_BANDS):
             return "labels", f"{QUALITY}, not a sensor's image: tell it beside its image (--scl)"
         listed = " ".join(f"{value:.0f}" for value in kinds[:12]) + (" ..." if kinds.size > 12 else "")
         return "labels", f"class values ({listed}), not a sensor's image: truth to compare with (segment --truth)"

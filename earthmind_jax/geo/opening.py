@@ -53,6 +53,8 @@ def open_raster(path: str | os.PathLike[str], labels: bool = False) -> Iterator[
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = open_product(product) if product else rasterio.open(inside[1] if inside else name)
     except (RasterioError, OSError, ValueError, UnicodeError) as error:
+        if name.lower().endswith(".hdr"):
+            raise UserError(f"{name} is the header of an ENVI image; give the image itself, beside it.") from error
         raise UserError(f"{name} cannot be opened as a raster; is it a GeoTIFF, PNG or JPEG, and complete?") from error
     with dataset:
         _require_image(dataset, name, labels)
@@ -115,7 +117,7 @@ def file_stamp(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     name = inside[0] if inside else name
     if not os.path.exists(name):
         return None
-    product = product_of(name)
+    product = None if inside else product_of(name)
     files = {name, *(band.shown for band in product.bands)} if product is not None else {name}
     found = [os.stat(file) for file in files if os.path.exists(file)]
     return max(status.st_mtime_ns for status in found), sum(status.st_size for status in found)

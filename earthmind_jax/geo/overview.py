@@ -21,10 +21,12 @@ def read_overview(
     sensor: str | None = None,
     names: Sequence[str] | None = None,
     labels: bool = False,
+    kind: str | None = None,
 ) -> Raster:
-    """The whole scene with all of its measured bands, decimated to at most ``SAMPLE_SIDE`` rows and columns."""
+    """The whole scene with all of its measured bands (``kind``: "optical" or "sar" ones), decimated to at most
+    ``SAMPLE_SIDE`` rows and columns."""
     with open_raster(path, labels) as dataset:
-        scene = contents(dataset, sensor, names)
+        scene = contents(dataset, sensor, names, kind)
         size = dataset.height, dataset.width
         product = product_in(dataset)
         facts: dict[str, Any] = {

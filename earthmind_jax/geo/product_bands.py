@@ -1,5 +1,6 @@
 """A folder of single-band files that are named after their bands: B02.tif, T32TQM_20230601T101601_B8A_20m.jp2, VV.tif,
-LC08_..._SR_B4.TIF, or the asset names of catalogues (red.tif, nir08.tif, swir16.tif, qa_pixel.tif).
+LC08_..._SR_B4.TIF, HLS.L30....B05.tif, N46E010_20_sl_HH_F02DAR.tif, or the asset names of catalogues (red.tif,
+nir08.tif, swir16.tif, qa_pixel.tif, iw-vv.rtc.tiff).
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.families import family_of
 from earthmind_jax.geo.product_files import Files
-from earthmind_jax.geo.product_vrt import BandFile, assemble
+from earthmind_jax.geo.product_vrt import CLASSES, BandFile, assemble
 from earthmind_jax.geo.products import Product
 
 POLARISATIONS = {"VV", "VH", "HH", "HV"}
-ENDINGS = (".tif", ".tiff", ".jp2")
+ENDINGS = (".tif", ".tiff", ".jp2", ".img")
 _SIZE = re.compile(r"[_.-]?(\d\d)m$", re.IGNORECASE)
 _BAND = re.compile(
-    r"(?:^|[_.\- ])((?:SR_|ST_|TOA_|BT_)?B(?:0?[1-9]|1[0-3]|0?8A)|SCL|QA_PIXEL|VV|VH|HH|HV)(?:[_.-]db)?$", re.IGNORECASE
+    r"(?:^|[_.\- ])((?:SR_|ST_|TOA_|BT_)?B(?:0?[1-9]|1[0-3]|0?8A)|SCL|QA_PIXEL|Fmask|VV|VH|HH|HV)"
+    r"(?:[_.-]db|_\(Raw\))?$",
+    re.IGNORECASE,
 )
+_POLARISATION = re.compile(r"(?:^|[_.\-])(VV|VH|HH|HV)(?=[_.\-])", re.IGNORECASE)
 # Of Element 84's Earth Search and Microsoft's Planetary Computer: the STAC common names.
 _COMMON = {
     "coastal", "blue", "green", "red", "rededge", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09", "cirrus",
@@ -48,6 +53,9 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
     chosen: dict[str, str] = {}
     for name, band in named.items():
         rival = chosen.get(band)
+        if rival is not None and {True, False} == {"_FRE_" in name, "_FRE_" in rival}:
+            chosen[band] = name if "_FRE_" in name else rival  # Theia: corrected for slopes, too
+            continue
         if rival is not None and _size(name) == _size(rival):
             raise UserError(
                 f"{files.path} has two files of the band {band} ({rival}, {name}); put the bands of one image into a "
@@ -62,8 +70,12 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
             "names that USGS gives (..._SR_B4.TIF; of Level-1 with the MTL file beside)."
         )
     sensor, reason = known_sensor(chosen)
+    family = family_of(next(iter(chosen.values())), {})
+    numbers = family.numbers if family is not None else {}
+    if family is not None:
+        sensor, reason = family.sensor, f"{family.title}, by the names of its files"
     bands = [
-        BandFile(name=band, file=files.gdal(name), shown=files.shown(name), nodata=_nodata(band))
+        BandFile(name=numbers.get(band, band), file=files.gdal(name), shown=files.shown(name), nodata=_nodata(band))
         for band, name in sorted(chosen.items(), key=lambda item: _order(item[0], len(chosen)))
     ]
     xml, notes = assemble(bands, None)
@@ -85,10 +97,15 @@ def band_of(name: str) -> str | None:
     if stem.lower() in _COMMON:
         return stem.lower()
     found = _BAND.search(stem)
+    inside = {text.upper() for text in _POLARISATION.findall(stem)}
+    if found is None and len(inside) == 1 and not _OTHER.search(stem):
+        return inside.pop()
     if found is None:
         last = re.split(r"[_.\- ]", stem)[-1].lower()
         return last if last in _COMMON - {"pan", "red", "green", "blue", "nir"} else None
     text = found.group(1).upper()
+    if text == "FMASK":
+        return "Fmask"
     family, number = re.fullmatch(r"((?:SR|ST|TOA|BT)_B|B)?0*(.+)", text).groups()
     if family == "B" and number != "8A":
         return f"B{int(number):02d}"
@@ -113,11 +130,11 @@ def known_sensor(names: Iterable[str]) -> tuple[str | None, str]:
 
 
 def _nodata(band: str) -> float | None:
-    return {"QA_PIXEL": 1.0, "SCL": 0.0}.get(band)
+    return {"QA_PIXEL": 1.0, "SCL": 0.0, "Fmask": 255.0}.get(band)
 
 
 def _order(band: str, count: int) -> tuple[Any, ...]:
     """Measurements first; B8A in its place; three colours as a picture has them."""
     if count == 3 and band in _COLOURS:
         return False, str(_COLOURS[band])
-    return band in ("SCL", "QA_PIXEL"), band.replace("B8A", "B08A")
+    return band in CLASSES, band.replace("B8A", "B08A")

@@ -1,7 +1,8 @@
-"""Landsat 8/9 Collection 2 scenes as USGS delivers them: a GeoTIFF for each band, and the metadata (MTL).
+"""Landsat Collection 2 scenes as USGS delivers them: a GeoTIFF for each band, and the metadata (MTL). Level-2 of all
+since Landsat 4, Level-1 of Landsat 8 and 9.
 
-File names: Landsat 8-9 Collection 2 Level-1 and Level-2 data format control books. The panchromatic band has smaller
-pixels on a grid of its own and is left out.
+File names: Landsat Collection 2 Level-1 and Level-2 data format control books. The panchromatic band has smaller pixels
+on a grid of its own and is left out.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.landsat import SOURCE_TAG
+from earthmind_jax.geo.landsat import OLDER_NOTE, SOURCE_TAG, THEMATIC_MAPPER, older_landsat
 from earthmind_jax.geo.mtl import mtl_numbers, mtl_pairs
 from earthmind_jax.geo.product_files import Files
 from earthmind_jax.geo.product_vrt import BandFile, assemble
@@ -18,7 +19,7 @@ from earthmind_jax.geo.products import Product
 _PRODUCT = r"(L[COTEM]0\d_L[12]\w{2}_\d{6}_\d{8}_\d{8}_\d{2}_[A-Z0-9]{2})"
 _FILE = re.compile(rf"{_PRODUCT}_(?:(?:SR_|ST_)?B\d+|QA_PIXEL)\.TIFF?", re.IGNORECASE)
 _MTL = re.compile(rf"{_PRODUCT}_MTL\.(txt|json|xml)", re.IGNORECASE)
-_OWN_NAME = re.compile(r"L[CO]0[89]_L([12])(?:SP|SR|TP|GT|GS)_")
+_OWN_NAME = re.compile(r"(?:L[CO]0[89]_L([12])(?:SP|SR|TP|GT|GS)|L[TE]0[457]_L(2)S[PR])_")
 FILL = 1.0  # the value of QA_PIXEL where nothing was measured
 
 
@@ -43,26 +44,28 @@ def find(files: Files, path: str, granule: str = "") -> Product | None:
     level = _OWN_NAME.match(scene)
     if level is None:
         raise UserError(
-            f"{files.path} holds {scene}, and only Landsat 8/9 with its reflective bands is read from its files; make "
-            "one raster of the bands and name them with --bands, as Landsat 8 numbers them."
+            f"{files.path} holds {scene}; of Landsat 4 to 7 Level-2 is read, and of Landsat 8/9 what has reflective "
+            "bands: give the Level-2 product of the scene."
         )
-    images = _images(top, scene, level.group(1))
+    images = _images(top, scene, level := level.group(1) or level.group(2))
     if not any(name.startswith(("SR_", "TOA_", "ST_", "BT_")) for name in images):
         raise UserError(f"{files.path} has metadata of {scene} but no band files ({scene}_..._B4.TIF) beside it.")
     bands = [
         BandFile(name=b, file=files.gdal(f), shown=files.shown(f), nodata=FILL if b == "QA_PIXEL" else 0.0)
         for b, f in images.items()
     ]
-    tags, notes = _tags(files, top, scene, level.group(1))
+    tags, notes = _tags(files, top, scene, level)
+    if older_landsat(scene):
+        notes.append(OLDER_NOTE)
     xml, more = assemble(bands, tags)
     if "QA_PIXEL" in images:
         notes.append("the product's QA_PIXEL tells cloud, shadow and fill, which are invalid")
     return Product(
         path=path,
-        title=f"Landsat 8/9 Collection {int(scene[-5:-3])} Level-{level.group(1)} scene",
+        title=f"Landsat {int(scene[2:4])} Collection {int(scene[-5:-3])} Level-{level} scene",
         bands=tuple(bands),
         xml=xml,
-        sensor=f"landsat_l{level.group(1)}",
+        sensor=f"landsat_l{level}",
         reason=f"its files are named after the scene {scene}",
         notes=(*notes, *more),
     )
@@ -72,7 +75,9 @@ def _images(names: list[str], scene: str, level: str) -> dict[str, str]:
     """The file of each band by the name of ``radiometry.SENSORS``, QA_PIXEL last."""
     files = {name.upper()[len(scene) + 1 :].rpartition(".")[0]: name for name in names if _FILE.fullmatch(name)
              and name.upper().startswith(scene)}  # fmt: skip
-    if level == "2":
+    if older_landsat(scene):
+        known = {band: own for own, band in THEMATIC_MAPPER.items()}
+    elif level == "2":
         known = {band: band for band in (*(f"SR_B{i}" for i in range(1, 8)), "ST_B10")}
     else:
         known = {f"TOA_B{i}": f"B{i}" for i in (*range(1, 8), 9)} | {f"BT_B{i}": f"B{i}" for i in (10, 11)}

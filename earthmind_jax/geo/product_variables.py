@@ -1,4 +1,4 @@
-"""A NetCDF or HDF5 file with a variable for each band (as openEO writes it): those on one grid are one image.
+"""A NetCDF or HDF5 file with a variable for each band (openEO, NISAR's GCOV): those on one grid are one image.
 
 GDAL calls the variables subdatasets; one of them alone is named in its syntax, ``NETCDF:"file.nc":B02``.
 """
@@ -9,6 +9,7 @@ import re
 import warnings
 
 import rasterio
+from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from earthmind_jax.errors import UserError
@@ -16,6 +17,7 @@ from earthmind_jax.geo.product_bands import band_of, known_sensor
 from earthmind_jax.geo.product_vrt import BandFile, assemble
 from earthmind_jax.geo.products import Product
 
+_POWER = re.compile(r"(VV|VH|HH|HV)\1")  # on the diagonal of the covariance matrix, as NISAR's GCOV names it
 _PARTS = re.compile(r'(?i)(NETCDF|HDF5):"?([^"]+?)"?:(?:/*)([^"]+)$')
 
 
@@ -27,6 +29,20 @@ def split(name: str) -> tuple[str, str] | None:
     driver, file, variable = found.groups()
     inside = f"//{variable}" if driver.upper() == "HDF5" else variable
     return file, f'{driver.upper()}:"{file}":{inside}'
+
+
+def _placed(file: str, name: str) -> str:
+    """What opens a variable together with its place: GDAL's HDF5 driver knows no coordinates, that of NetCDF does."""
+    other = name.replace("HDF5:", "NETCDF:").replace(":///", ":/").replace("://", ":/")
+    if other == name:
+        return name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(other) as dataset:
+                return other if dataset.crs is not None and dataset.transform != Affine.identity() else name
+    except (RasterioError, OSError, ValueError):
+        return name
 
 
 def find(path: str) -> Product | None:
@@ -44,12 +60,13 @@ def find(path: str) -> Product | None:
         return None
     if count or not inside:
         return None
-    found = {}
-    for name in inside:
-        parts = split(name)
-        band = parts and band_of(f"{parts[1].rpartition(':')[2].rpartition('/')[2]}.")
-        if parts and band:
-            found.setdefault(band, parts[1])
+    found: dict[str, str] = {}
+    for parts in filter(None, map(split, inside)):
+        variable = parts[1].rpartition(":")[2].rpartition("/")[2]
+        power = _POWER.fullmatch(variable)
+        band = power.group(1) if power else band_of(f"{variable}.")
+        if band:
+            found.setdefault(band, _placed(*parts))
     if not found:
         shown = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
         raise UserError(

@@ -22,11 +22,19 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.sound import require_blocks, require_pixel_size
 
 # What a file's name says it is: of an archive that others made, nothing else is opened.
-DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+DRIVERS = {
+    ".img": "ENVI",
+    ".tif": "GTiff",
+    ".tiff": "GTiff",
+    ".jp2": "JP2OpenJPEG",
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+}
 NEAR = 1e-3  # pixels, to which edges are rounded
 LARGEST_BLOCK = 2048  # rows and columns
 COLOURS = ("", "red", "green", "blue")
-CLASSES = ("SCL", "QA_PIXEL")
+CLASSES = ("SCL", "QA_PIXEL", "Fmask")
 _GDAL_TYPES = {
     "uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
     "float32": "Float32", "float64": "Float64",
@@ -36,8 +44,8 @@ _GDAL_TYPES = {
 @dataclass(frozen=True, kw_only=True)
 class BandFile:
     """One band: its ``name``, what GDAL opens its file by, the ``index`` of the band in it, what messages call the
-    file, the number without a measurement where the file does not tell it, and of a palette image which of the colours
-    (1 red, 2 green, 3 blue) it is."""
+    file, the number without a measurement where the file does not tell it, of a palette image which of the colours
+    (1 red, 2 green, 3 blue) it is, and the scale and offset, and the unit, that stand elsewhere than in the file."""
 
     name: str
     file: str
@@ -45,6 +53,8 @@ class BandFile:
     index: int = 1
     nodata: float | None = None
     colour: int = 0
+    scaling: tuple[float, float] | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,11 +121,21 @@ def assemble(
     return tostring(root, encoding="unicode"), tuple(notes)
 
 
+def _opened(file: str) -> rasterio.DatasetReader:
+    ending = os.path.splitext(file)[1].lower()
+    try:
+        return rasterio.open(file, driver=DRIVERS.get(ending))
+    except RasterioError:
+        if ending != ".img":
+            raise
+        return rasterio.open(file, driver="HFA")  # ERDAS gives its files this ending, too
+
+
 def _header(band: BandFile, single: bool) -> _Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(band.file, driver=DRIVERS.get(os.path.splitext(band.file)[1].lower()))
+            dataset = _opened(band.file)
     except (RasterioError, OSError, ValueError, UnicodeError) as error:
         raise UserError(
             f"{band.shown} cannot be opened as a GeoTIFF or JPEG 2000 file; is it complete? Copy it again."
@@ -139,8 +159,8 @@ def _header(band: BandFile, single: bool) -> _Header:
             dataset.nodatavals[i],
             (tuple(points), crs) if points and dataset.crs is None else (),
             COLOURS[band.colour] or dataset.colorinterp[i].name,
-            (dataset.scales[i], dataset.offsets[i]),
-            dataset.units[i] or "",
+            band.scaling or (dataset.scales[i], dataset.offsets[i]),
+            band.unit or dataset.units[i] or "",
             dataset.tags(),
         )
 

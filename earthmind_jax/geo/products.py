@@ -29,7 +29,9 @@ PACKED = "read inside a packed zip file: unpacked it reads several times as fast
 CHECKPOINT = "config.json"
 PICTURES = (".png", ".jpg", ".jpeg")
 VARIABLES = (".nc", ".h5", ".hdf5", ".he5")
-_METADATA = re.compile(r"(?i)MTD_(MSIL\w+|TL)\.xml|S2\w_\w+_MTD_(SAF)?L\w+\.xml|manifest\.safe|.*_MTL\.(txt|json|xml)")
+_METADATA = re.compile(
+    r"(?i).*\.dim|MTD_(MSIL\w+|TL)\.xml|S2\w_\w+_MTD_(SAF)?L\w+\.xml|manifest\.safe|.*_MTL\.(txt|json|xml)"
+)
 _CONTAINER = re.compile(r"(?i)\.(SAFE|zip|tar)$")
 
 
@@ -41,7 +43,7 @@ class Product:
       path: as it was given.
       title: what it is, in words.
       bands: of the raster, in its order.
-      xml: the virtual raster.
+      xml: the virtual raster, or what GDAL opens the product by with its own ``driver``.
       sensor: an entry of ``radiometry.SENSORS``, and the ``reason``; None where it is not known.
       notes: what there is to say of it.
       calibration: polarisation -> table of what makes its numbers backscatter (``sar_calibration``).
@@ -55,6 +57,12 @@ class Product:
     reason: str = ""
     notes: tuple[str, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    driver: str | None = None
+
+    @property
+    def named_after(self) -> str:
+        """What tells its sensor: its own name, or that of the one file it is read by."""
+        return self.path if self.driver is None else self.bands[0].shown
 
     def files_note(self, names: Sequence[str]) -> list[str]:
         """Which files the bands of these names are read from; nothing of one that is a single file itself."""
@@ -80,7 +88,7 @@ def product_in(dataset: DatasetReader) -> Product | None:
 @ensure_env
 def open_product(product: Product) -> ProductReader:
     """Opens it as one raster; rasterio's errors where GDAL cannot."""
-    reader = ProductReader(product.xml)
+    reader = ProductReader(product.xml, driver=product.driver)
     reader.product = product
     return reader
 
@@ -140,22 +148,40 @@ def _found(name: str, stamp: tuple[int, ...]) -> Product | None:
         from earthmind_jax.geo import product_variables
 
         return product_variables.find(name)
-    from earthmind_jax.geo import product_bands, product_landsat, product_sentinel1, product_sentinel2
+    from earthmind_jax.geo import (
+        product_airbus,
+        product_bands,
+        product_beam,
+        product_landsat,
+        product_sentinel1,
+        product_sentinel2,
+    )
 
-    files, granule = _files(name)
+    header = _header_of(name)
+    files, granule = _files(header)
     finders: list[Callable[..., Product | None]] = [
         product_sentinel2.find,
         product_sentinel1.find,
         product_landsat.find,
         product_bands.find,
+        product_beam.find,
+        product_airbus.find,
     ]
+    if header.lower().endswith(".dim"):
+        finders = [product_beam.find]
     for find in finders:
-        product = find(files, name, granule)
+        product = find(files, header, granule)
         if product is not None and files.packed:
             return replace(product, notes=(*product.notes, PACKED))
         if product is not None:
             return product
     raise UserError(_nothing(name, files))
+
+
+def _header_of(name: str) -> str:
+    """The header of a SNAP product whose folder of files was named; any other name as it is."""
+    header = f"{os.path.splitext(name.rstrip('/'))[0]}.dim"
+    return header if name.rstrip("/").endswith(".data") and os.path.isfile(header) else name
 
 
 def _files(name: str) -> tuple[Files, str]:

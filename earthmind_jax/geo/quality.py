@@ -1,6 +1,8 @@
-"""Quality bands to validity: Sentinel-2's scene classification (SCL) and Landsat's QA_PIXEL."""
+"""Quality bands to validity: Sentinel-2's scene classification (SCL), Landsat's QA_PIXEL, and HLS's Fmask."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,14 +14,17 @@ SCL_INVALID = (0, 1, 3, 8, 9, 10)
 SCL_LAST = 11
 # Landsat Collection 2 QA_PIXEL: fill, dilated cloud, cirrus, cloud, cloud shadow. Snow (bit 5) is a measurement.
 QA_INVALID_BITS = (0, 1, 2, 3, 4)
-QUALITY_BANDS = ("SCL", "QA_PIXEL")
+# HLS v2.0 Fmask: cirrus, cloud, next to one of them, shadow. Snow (bit 4) and water (5) are measurements, 255 is fill.
+FMASK_INVALID_BITS = (0, 1, 2, 3)
+QUALITY_BANDS = ("SCL", "QA_PIXEL", "Fmask")
+BITS = {"QA_PIXEL": QA_INVALID_BITS, "Fmask": FMASK_INVALID_BITS}
 CLOUD_CLASSES = (3, 8, 9, 10)  # of SCL: shadow, cloud of medium and high probability, thin cirrus
-CLOUD_BITS = (1, 2, 3, 4)  # of QA_PIXEL: all that is invalid but fill
+CLOUD_BITS = {"QA_PIXEL": (1, 2, 3, 4), "Fmask": FMASK_INVALID_BITS}  # all that is invalid but fill
 
 
 def quality_of(sensor: str | None) -> str:
     """The quality band of a sensor's products."""
-    return "QA_PIXEL" if str(sensor).startswith("landsat") else "SCL"
+    return "QA_PIXEL" if str(sensor).startswith("landsat") else "Fmask" if sensor == "reflectance" else "SCL"
 
 
 def cloudy(name: str, values: np.ndarray) -> np.ndarray:
@@ -27,23 +32,26 @@ def cloudy(name: str, values: np.ndarray) -> np.ndarray:
     if name == "SCL":
         return np.isin(values, CLOUD_CLASSES)
     codes = np.nan_to_num(values, nan=0.0).astype(np.int64)
-    bits = np.bitwise_or.reduce([1 << bit for bit in CLOUD_BITS])
-    return ((codes & bits) != 0) & ((codes & 1) == 0)
+    fill = codes == 255 if name == "Fmask" else (codes & 1) != 0
+    return ((codes & _mask(CLOUD_BITS[name])) != 0) & ~fill
 
 
 def quality_valid(name: str, values: np.ndarray, path: str) -> np.ndarray:
-    """bool: pixels that a quality band (``SCL`` or ``QA_PIXEL``) calls a clear view of the ground.
+    """bool: pixels that a quality band (``SCL``, ``QA_PIXEL`` or ``Fmask``) calls a clear view of the ground.
 
     Raises:
       UserError: values that the band cannot have.
     """
     values = np.nan_to_num(values, nan=0.0)
-    if name == "QA_PIXEL":
-        bits = np.bitwise_or.reduce([1 << bit for bit in QA_INVALID_BITS])
-        return (values.astype(np.int64) & bits) == 0
+    if name in BITS:
+        return (values.astype(np.int64) & _mask(BITS[name])) == 0
     if values.size and (values.min() < 0 or values.max() > SCL_LAST or (values % 1 != 0).any()):
         raise UserError(f"{path} is no scene classification: SCL values are whole numbers from 0 to {SCL_LAST}.")
     return ~np.isin(values, SCL_INVALID)
+
+
+def _mask(bits: Sequence[int]) -> int:
+    return sum(1 << bit for bit in bits)
 
 
 def quality_note(name: str, valid: np.ndarray) -> str:

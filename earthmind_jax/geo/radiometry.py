@@ -7,7 +7,7 @@ which to believe.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.backscatter import border_noise, to_db
+from earthmind_jax.geo.backscatter import PALSAR, border_noise, to_db
 from earthmind_jax.geo.landsat import to_surface, to_top_of_atmosphere
-from earthmind_jax.geo.reflectance import decide_offset, detect_offset, to_reflectance
+from earthmind_jax.geo.reflectance import DOUBTFUL, decide_offset, detect_offset, to_reflectance
 from earthmind_jax.geo.stretch import to_infrared, to_picture
+from earthmind_jax.geo.surface import to_scaled_reflectance
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
@@ -62,16 +63,26 @@ def calibrate(raster: Raster, sensor: str | None = None, **options: Any) -> Rast
     name = sensor or raster.sensor
     if name not in SENSORS:
         what = f"{raster.name} ({len(raster.bands)} bands {' '.join(raster.bands)}, {raster.dtype})"
-        raise UserError(
-            f"{what} is from no known sensor; name it: {', '.join(SENSORS)} (--sensor for the optical file, "
-            "--sar-sensor for SAR)."
-        )
+        raise UserError(f"{what} is {unknown(raster.bands, raster.notes)}")
     entry = SENSORS[name]
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in entry.options:
             raise UserError(f"{raster.name}: the option {key!r} means nothing for {entry.title}.")
     return entry.calibrate(raster, **given)
+
+
+def unknown(bands: Sequence[str], notes: Sequence[str]) -> str:
+    """The end of a sentence that asks what a file is: it begins with "from no known sensor"."""
+    listed = {kind: [key for key, entry in SENSORS.items() if entry.kind == kind] for kind in ("optical", "sar")}
+    doubt = next((f" ({note})" for note in notes if DOUBTFUL in note), "")
+    nameless = all(name.startswith("band_") for name in bands)
+    order = ", and its bands in their order with --bands (such as red green blue nir) or --sar-bands"
+    return (
+        f"from no known sensor{doubt}; name it: --sensor {', '.join(listed['optical'])} (reflectance where its numbers "
+        "are surface reflectance, or 10000 times it; vhr where they are mere brightness), or --sar-sensor "
+        f"{', '.join(listed['sar'])}{order if nameless else ''}."
+    )
 
 
 def to_display(raster: Raster) -> Raster:
@@ -114,6 +125,16 @@ _TOA_COMMON = {
     **{f"b{i}": f"TOA_B{i}" for i in range(1, 10)}, "b10": "BT_B10", "b11": "BT_B11",
 }  # fmt: skip
 
+# Any optical sensor's bands by the common names of catalogues (STAC's eo extension), green_i as PlanetScope has it.
+_COMMON_MICROMETRES = {
+    "coastal": 0.443, "blue": 0.485, "green_i": 0.531, "green": 0.56, "yellow": 0.605, "red": 0.66, "rededge": 0.705,
+    "rededge1": 0.704, "rededge2": 0.74, "rededge3": 0.783, "nir": 0.84, "nir08": 0.865, "nir09": 0.945,
+    "cirrus": 1.374, "swir16": 1.61, "swir22": 2.2,
+}  # fmt: skip
+_COMMON_NAMES = dict(zip(_COMMON_MICROMETRES, _COMMON_MICROMETRES, strict=True)) | {
+    "r": "red", "g": "green", "b": "blue", "n": "nir", "nearinfrared": "nir08", "near infrared": "nir",
+}  # fmt: skip
+
 _COLOUR_COMMON = {"red": "R", "green": "G", "blue": "B", "nir": "N", "nir08": "N", "near infrared": "N", "pan": "PAN"}
 _COLOUR_MICROMETRES = {"R": 0.66, "G": 0.56, "B": 0.48, "N": 0.83}
 
@@ -138,13 +159,18 @@ SENSORS: dict[str, Sensor] = {
         calibrate=to_display, is_8bit=True,
     ),
     "landsat_l2": Sensor(
-        title="Landsat 8/9 Collection 2 Level-2", kind="optical", bands=(*_SR, "ST_B10"), calibrate=to_surface,
+        title="Landsat Collection 2 Level-2 (bands as Landsat 8/9 number them)", kind="optical",
+        bands=(*_SR, "ST_B10"), calibrate=to_surface,
         told_layouts=(_SR, (*_SR, "ST_B10")), aliases=_SR_COMMON, wavelengths=_SR_MICROMETRES,
     ),
     "landsat_l1": Sensor(
         title="Landsat 8/9 Level-1", kind="optical", bands=(*_TOA, "BT_B10", "BT_B11"),
         calibrate=to_top_of_atmosphere, options=("mtl",), told_layouts=((*_TOA, "BT_B10", "BT_B11"),),
         aliases=_TOA_COMMON, wavelengths=_TOA_MICROMETRES,
+    ),
+    "reflectance": Sensor(
+        title="surface reflectance of any optical sensor", kind="optical", bands=tuple(_COMMON_MICROMETRES),
+        calibrate=to_scaled_reflectance, aliases=_COMMON_NAMES, wavelengths=_COMMON_MICROMETRES,
     ),
     "vhr": Sensor(
         title="very-high-resolution colour", kind="optical", bands=("R", "G", "B", "N", "PAN"), calibrate=to_picture,
@@ -155,9 +181,13 @@ SENSORS: dict[str, Sensor] = {
         options=("scale",), told_layouts=(("IR",),),
     ),
     "sar_x": Sensor(
-        title="SAR of another sensor (X-band: TerraSAR-X, Capella, Umbra, ICEYE)", kind="sar",
+        title="SAR of another sensor (TerraSAR-X, Capella, Umbra, ICEYE, RADARSAT)", kind="sar",
         bands=("HH", "HV", "VH", "VV", "CO"), told_layouts=(("HH", "HV", "VH", "VV"), ("CO",)),
         calibrate=_relative_db, options=_SAR_OPTIONS,
+    ),
+    "sar_l": Sensor(
+        title="L-band SAR (ALOS PALSAR, ALOS-2, NISAR)", kind="sar", bands=("HH", "HV", "VH", "VV"),
+        told_layouts=(("HH", "HV"), ("HH",)), calibrate=partial(to_db, nominal=PALSAR), options=_SAR_OPTIONS,
     ),
     "gf3": Sensor(
         title="GaoFen-3 SAR", kind="sar", bands=("HH", "HV", "VH", "VV", "CO"),

@@ -25,6 +25,8 @@ from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.opening import open_raster, read_masks, read_values, require_room
 from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.quality import quality_note, quality_valid
+from earthmind_jax.geo.radiometry import unknown
+from earthmind_jax.geo.reflectance import DOUBTFUL
 
 __all__ = [
     "FILL",
@@ -62,7 +64,7 @@ def read_raster(
     """
     with open_raster(path, labels) as dataset:
         wanted = bands if isinstance(bands, Wanted) else Wanted(bands=None if bands is None else tuple(bands))
-        scene = contents(dataset, sensor, wanted.names)
+        scene = contents(dataset, sensor, wanted.names, wanted.kind)
         stored, called, notes = _chosen(scene, wanted, dataset.name)
         place = dict(zip((*scene.bands, *scene.others), (*scene.indexes, *scene.other_indexes), strict=True))
         indexes = [place[name] for name in stored]
@@ -113,11 +115,14 @@ def read_raster(
 
 
 def peek_sensor(
-    path: str | os.PathLike[str], sensor: str | None = None, names: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    sensor: str | None = None,
+    names: Sequence[str] | None = None,
+    kind: str | None = None,
 ) -> tuple[str | None, str]:
-    """(sensor guess, dtype) of a file from its header alone."""
+    """(sensor guess, dtype) of a file, or of its bands of a ``kind``, from its header alone."""
     with open_raster(path) as dataset:
-        scene = contents(dataset, sensor, names)
+        scene = contents(dataset, sensor, names, kind)
         return scene.sensor, dataset.dtypes[scene.indexes[0] - 1]
 
 
@@ -133,7 +138,7 @@ def peek_bands(path: str | os.PathLike[str], bands: Sequence[str], sensor: str |
     """UserError unless a file's header names all ``bands`` (``sensor``: as what it is read), or counterparts of them
     where ``kind`` ("optical" or "sar") is given."""
     with open_raster(path) as dataset:
-        names = contents(dataset, sensor).bands
+        names = contents(dataset, sensor, kind=kind or None).bands
         if kind:
             choose(bands, names, dataset.name, kind)
         else:
@@ -149,7 +154,12 @@ def _chosen(scene: Contents, wanted: Wanted, path: str) -> tuple[list[str], list
         every = [*scene.bands, *scene.others]
         stored = [every[i] for i in select(wanted.bands, every, path)]
         return stored, stored, notes
-    positions, called, more = choose(wanted.bands, scene.bands, path, wanted.kind)
+    try:
+        positions, called, more = choose(wanted.bands, scene.bands, path, wanted.kind)
+    except UserError as error:
+        if any(DOUBTFUL in note for note in notes):  # what they are comes before which are there
+            raise UserError(f"{path} is {unknown(scene.bands, notes)}") from error
+        raise
     return [scene.bands[i] for i in positions], called, notes + more
 
 

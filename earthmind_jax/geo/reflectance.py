@@ -33,8 +33,13 @@ DARK_PERCENT = 0.1  # percentile that stands for the darkest pixels
 SATURATED = 65535
 POSSIBLE = -0.5, 10.0  # reflectance between which everything measured lies
 PERCENT_BELOW = 150.0  # a reflectance of 0.015: no scene is that dark throughout
+DARKEST_OF_ALL = 6500.0  # DN: only snow is as bright throughout; Landsat stores black as 7273
 OWN_PROCESSING = 99.99  # baseline N9999: made by a user's sen2cor, from a product with the offset or without
 
+BY_NAMES = "Sentinel-2 names without B10"  # all that some files tell of their sensor
+DOUBTFUL = "mean other bands on Sentinel-2 than on Landsat, or are a mere count"  # ... and where they tell nothing
+# Copernicus Browser's raw bands, as whole numbers stretched from reflectance 0 to 1.
+_RAW = re.compile(r"(?i)Sentinel-2_L\w\w_B\w\w_\(Raw\)")
 _HARMONIZED = re.compile(r"(?i)S2_(SR_)?HARMONI[SZ]ED")  # Earth Engine's collections
 # Of BigEarthNet v2: made by sen2cor 2.11 from products of 2017 and 2018 without the offset.
 _PATCH = re.compile(r"S2[AB]_MSIL2A_201[78]\d{4}T\d{6}_N9999_R\d{3}_T\w{5}_\d\d_\d\d")
@@ -109,6 +114,8 @@ def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[fl
     tags = _plain(raster.tags)
     if _HARMONIZED.search(" ".join((PurePath(raster.path).name, *tags.values()))):
         return 0.0, "a harmonised collection has applied it already"
+    if _RAW.search(_names(raster)):
+        return 0.0, "a raw band of Copernicus Browser, which has applied it already"
     if _PATCH.search(PurePath(raster.path).name):
         return 0.0, "a patch of BigEarthNet v2, made from a product without it"
     if any(key.endswith("BOA_OFFSET_APPLIED") and value.lower() in ("true", "1", "yes") for key, value in tags.items()):
@@ -129,7 +136,19 @@ def decide_offset(raster: Raster, sample: SceneSample | None = None) -> tuple[fl
         if told and sure and seen == 0:
             return 0.0, f"baseline {baseline:05.2f} adds it, but {dark}: it has been applied before"
         return told, f"processing baseline {baseline:05.2f}"
+    if any(BY_NAMES in note for note in raster.notes):
+        _require_dark(raster, sample or raster.scene_sample(), dark)
     return seen, dark + ("" if sure else "; not certain, give the offset if you know it")
+
+
+def _require_dark(raster: Raster, sample: SceneSample, reason: str) -> None:
+    """UserError where nothing but the names of the bands says Sentinel-2, and no pixel is dark enough for it."""
+    values, _ = sample.known
+    if values.shape[-1] and float(np.percentile(values, DARK_PERCENT, axis=-1).min()) > DARKEST_OF_ALL:
+        raise UserError(
+            f"{raster.path or raster.name} names its bands as Sentinel-2 does, but {reason}, which are rather the "
+            "numbers of Landsat Collection 2: say which it is (--sensor landsat_l2, or --sensor s2_l2a)."
+        )
 
 
 def _own_offset(tags: Mapping[str, str], band: str) -> float | None:
@@ -231,7 +250,15 @@ def _scaled(raster: Raster) -> tuple[tuple[float, str], tuple[float, str] | None
     return (scale, f"x {scale:g} (band scale)"), named
 
 
+def _names(raster: Raster) -> str:
+    """The file's own name, and that of the first file of a folder."""
+    return f"{PurePath(raster.path).name} {raster.tags.get('PRODUCT_URI', '')}"
+
+
 def _quantification(raster: Raster) -> tuple[float, str]:
+    full = np.iinfo(raster.dtype).max if np.issubdtype(np.dtype(raster.dtype), np.integer) else None
+    if full and _RAW.search(_names(raster)):
+        return 1 / full, f"/ {full} (a raw band of Copernicus Browser, in {raster.dtype})"
     for key, value in _plain(raster.tags).items():
         number = _number(value) if key.endswith("QUANTIFICATION_VALUE") else None
         if number:

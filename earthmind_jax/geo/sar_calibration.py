@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -12,12 +13,15 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.safe_xml import local_name
+from earthmind_jax.geo.safe_xml import local_name, parse_xml
 
 # power = factor x DN squared: TerraSAR-X calFactor, ICEYE calibration_factor
 _POWER_FACTORS = ("calibration_factor", "calfactor", "calibration_constant")
 # amplitude = factor x DN: Capella scale_factor (inside the image description), Umbra
 _AMPLITUDE_FACTORS = ("scale_factor", "scalefactor")
+_FACTORS = _POWER_FACTORS + _AMPLITUDE_FACTORS
+LIKELY_ONE = 1e-2, 1e7  # of COSMO-SkyMed a "calibration constant" of 1e18 is a part of its formula only
+LARGEST_BESIDE = 1 << 26  # bytes of a metadata file
 
 
 def amplitude_of_one(tags: Mapping[str, str]) -> tuple[float, str] | None:
@@ -25,15 +29,43 @@ def amplitude_of_one(tags: Mapping[str, str]) -> tuple[float, str] | None:
     metadata into ``TIFFTAG_IMAGEDESCRIPTION``); None where none tells."""
     for key, value in _pairs(tags):
         name = key.lower().rpartition(":")[2]
-        if name not in _POWER_FACTORS + _AMPLITUDE_FACTORS:
+        if name not in _FACTORS:
             continue
         try:
             factor = float(value)
         except (TypeError, ValueError):
             continue
-        if math.isfinite(factor) and factor > 0:
-            return (factor**-0.5 if name in _POWER_FACTORS else 1 / factor), f"tag {key} = {factor:g}"
+        if not (math.isfinite(factor) and factor > 0 and factor != 1):  # 1 is what xarray writes where there is none
+            continue
+        one = factor**-0.5 if name in _POWER_FACTORS else 1 / factor
+        if LIKELY_ONE[0] <= one <= LIKELY_ONE[1]:
+            return one, f"tag {key} = {factor:g}"
     return None
+
+
+def amplitude_beside(path: str, names: Sequence[str]) -> tuple[float, str] | None:
+    """The same from the metadata file beside an image: ``<its name>.xml`` (ICEYE), ``.json`` or ``_extended.json``
+    (Capella); None where there is none, or its factors are not those of these bands."""
+    if not path or not os.path.isfile(path):
+        return None
+    stem = os.path.splitext(path)[0]
+    for beside in (f"{stem}.xml", f"{stem}_extended.json", f"{stem}.json"):
+        try:
+            with open(beside, "rb") as file:
+                data = file.read(LARGEST_BESIDE)
+            tags = {"": data.decode()} if beside.endswith(".json") else _factors(parse_xml(data, beside))
+        except (OSError, UnicodeError, UserError):
+            continue
+        found = amplitude_of_one(tags)
+        if found is not None and len(names) == 1:
+            return found[0], f"{os.path.basename(beside)}, {found[1].removeprefix('tag ')}"
+    return None
+
+
+def _factors(root: Element) -> dict[str, str]:
+    """What an XML file calls a factor, where it tells one alone."""
+    texts = [(local_name(e), (e.text or "").strip()) for e in root.iter() if local_name(e).lower() in _FACTORS]
+    return dict(texts) if len(set(texts)) == 1 else {}
 
 
 def _pairs(tags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -18,9 +18,9 @@ class Told:
     """Facts about an optical and a SAR file that win over what would be detected."""
 
     sensor: str | None = None
-    """of the optical file: s2_l2a, s2_l1c, landsat_l2, landsat_l1, vhr, infrared or rgb8."""
+    """of the optical file: s2_l2a, s2_l1c, landsat_l2, landsat_l1, reflectance (any other), vhr, infrared or rgb8."""
     sar_sensor: str | None = None
-    """of the SAR file: s1, sar_x or gf3."""
+    """of the SAR file: s1, sar_l, sar_x or gf3."""
     sar_scale: str | None = None
     """of the SAR file: dB, linear (power), amplitude or dn."""
     calibration: float | None = None
@@ -28,11 +28,11 @@ class Told:
     offset: float | None = None
     """number to add to Sentinel-2 digital numbers: -1000 or 0."""
     bands: tuple[str, ...] = ()
-    """names of the optical file's bands, in its order."""
+    """names of the optical file's bands, in its order (B04, red, swir16, 665nm; any other word: not to be used)."""
     sar_bands: tuple[str, ...] = ()
     """names of the SAR file's bands, in its order."""
     scl: Path | None = None
-    """scene classification (SCL) or QA_PIXEL file of the optical image: cloud is invalid."""
+    """scene classification (SCL), QA_PIXEL or Fmask file of the optical image: cloud is invalid."""
     mtl: Path | None = None
     """metadata file of a Landsat Level-1 scene."""
     height: float | None = None

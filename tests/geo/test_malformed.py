@@ -141,7 +141,7 @@ def test_a_partner_that_does_not_fit(says, profile, tmp_path, capfd):
     ("given", "says"),
     [
         (["--sensor", "s2l2a"], "did you mean s2_l2a?"),
-        (["--offset", "5", "--sensor", "vhr"], "'offset' means nothing"),
+        (["--sensor", "vhr"], "numbers its bands (B02 B03 B04 B08 B11), which does not say"),
         (["--bands", "B02", "B03"], "has 5 bands"),
         (["--bands", "B02", "B03", "B04", "B04", "B11"], "more than one band"),
         (["--sar-scale", "dB"], "there is none"),

@@ -341,20 +341,6 @@ def test_a_fourth_channel_is_near_infrared_or_alpha(make_tif, alpha):
         assert (raw.bands, raw.sensor) == (("R", "G", "B"), "rgb8")
 
 
-def test_landsat_in_other_names_is_not_taken_for_sentinel2(tmp_path):
-    """Its B05 is near infrared, Sentinel-2's a red edge; told whose it is, the file's own scale holds."""
-    for i in (2, 3, 4, 5):
-        path = tmp_path / "scene" / f"HLS.L30.T32TQM.2023152T101601.v2.0.B{i:02d}.tif"
-        with rasterio.open(downloads.image(path, downloads.numbers(i, 12, 200), 30), "r+") as file:
-            file.scales = (0.0001,)
-    raw = read_raster(tmp_path / "scene")
-    assert raw.sensor is None
-    with pytest.raises(UserError, match="from no known sensor"):
-        load_images({"optical": tmp_path / "scene"}, SensorConfig())
-    told = calibrate(read_raster(tmp_path / "scene", ("SR_B5",), sensor="landsat_l2"))
-    np.testing.assert_allclose(told.data[0], downloads.numbers(5, 12, 200) * 1e-4, atol=1e-6)
-
-
 def test_a_change_inside_a_product_is_seen(tmp_path):
     """By the sample that decisions rest on, and by a scene that is to be continued."""
     for name, value in (("B02", 2000), ("B03", 3000)):

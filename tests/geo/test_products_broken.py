@@ -128,10 +128,10 @@ def two_scenes(scene: Path) -> None:
         shutil.copy(file, file.with_name(file.name.replace("193028", "193029")))
 
 
-@broken("l2", "only Landsat 8/9 with its reflective bands is read from its files")
+@broken("l2", "of Landsat 4 to 7 Level-2 is read")
 def landsat_7(scene: Path) -> None:
     for file in sorted(scene.iterdir()):
-        file.rename(file.with_name(file.name.replace("LC08", "LE07")))
+        file.rename(file.with_name(file.name.replace("LC08_L2SP", "LE07_L1TP")))
 
 
 @broken("l2", "is no Landsat MTL file: it does not tell SUN_ELEVATION")

@@ -282,7 +282,7 @@ def test_black_is_a_colour(make_tif):
 @pytest.mark.parametrize(
     ("array", "options", "message"),
     [
-        (land(5), {}, "from no known sensor; name it: s2_l2a"),
+        (land(5), {}, "from no known sensor; name it: --sensor s2_l2a"),
         (land(12), {"scale": "dB"}, "'scale' means nothing for Sentinel-2"),
         (land(3, 0, 255, "uint8"), {"sensor": "s2_l2a"}, "8-bit rendering"),
         (land(12), {"sensor": "rgb8"}, "an 8-bit rendering is uint8"),

@@ -10,7 +10,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.windows import Window
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.bands import canonical
+from earthmind_jax.geo.band_names import canonical
 from earthmind_jax.geo.raster import read_raster, require_georeference
 
 
@@ -101,7 +101,9 @@ def test_landsat_is_not_sentinel(make_tif):
     for name, names in (("LC08_L2SP_193026.tif", ["B4", "B5"]), ("a.tif", ["SR_B4", "SR_B5"])):
         raster = read_raster(make_tif(name, numbers(2), names=names))
         assert (raster.sensor, raster.bands) == ("landsat_l2", ("SR_B4", "SR_B5"))
-    assert read_raster(make_tif("LT05_L2SP_193026.tif", numbers(2), names=["B4", "B5"])).sensor is None
+    for names in (["B4", "B5"], ["SR_B4", "SR_B5"]):  # numbered otherwise, and called as Landsat 8 does
+        raster = read_raster(make_tif("LT05_L2SP_193026.tif", numbers(2), names=names))
+        assert (raster.sensor, raster.bands) == ("landsat_l2", ("SR_B5", "SR_B6"))
 
 
 def test_8bit_triplet_is_a_rendering(make_tif):

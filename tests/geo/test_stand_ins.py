@@ -68,7 +68,7 @@ def test_infrared_is_a_grey_picture_for_any_model(make_tif, sensors):
 
 def test_nameless_single_bands_are_asked_about(make_tif):
     path = make_tif("a.tif", RNG.uniform(280, 310, (1, 30, 30)).astype(np.float32))
-    with pytest.raises(UserError, match=r"no known sensor.*infrared.*--sensor"):
+    with pytest.raises(UserError, match=r"no known sensor.*--sensor .*infrared"):
         frames_of(path)
     assert frames_of(path, told=Told(sensor="infrared"))[0].shape == (1, 30, 30, 3)
 
