@@ -166,7 +166,7 @@ def train(
             chosen = jax.random.randint(key, (LEARNT,), 0, len(masks))
             none = jnp.zeros((LEARNT, 1))
             batch = Batch(none, none, none, none, none, masks=masks[chosen])
-            marks, targets = sample_marks(jax.random.fold_in(key, 1), batch, run)
+            marks, targets, _ = sample_marks(jax.random.fold_in(key, 1), batch, run)
             drawn = earthmind.ground(config, rest | learned, jax.tree.map(lambda x: x[chosen], features), None, marks)
             terms, _ = mask_losses(run, key, drawn.logits, targets, jnp.ones(targets.shape[:2], bool))
             return loss.mask_bce * terms["bce"] + loss.mask_dice * terms["dice"] + terms["contrast"]
