@@ -27,11 +27,16 @@ class Group:
     learning_rate: float | None = None  # multiplies optim.learning_rate
     weight_decay: float = 0.0
     rows: int = 0  # of the vocabulary only this many last rows learn (those of new tokens); 0: all
+    scale: float = 1.0  # what the parameters are multiplied by once, before the first step
 
     def __post_init__(self) -> None:
         require(
             self.rows == 0 or (self.rows > 0 and self.learning_rate is not None),
             f"optim.groups: '{self.pattern}' has rows={self.rows}, which needs a positive number and a learning rate.",
+        )
+        require(
+            self.scale == 1 or self.learning_rate is not None,
+            f"optim.groups: '{self.pattern}' has scale={self.scale:g}, which needs a learning rate (0 lets it stay).",
         )
 
 
