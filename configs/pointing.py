@@ -35,7 +35,7 @@ def _stage(name: str, steps: int, scenes: int, marks: int, shapes: float = 0.0) 
         from_start=True,
         model=EarthMindConfig(lm=LmConfig(remat="none"), max_length=1024),
         data=DataConfig(
-            batch_size=scenes, text_length=256, masks_per_sample=6, turns=6, tasks=(SEGMENTATION,) * 6, views=VIEWS,
+            batch_size=scenes, text_length=256, masks_per_sample=4, turns=6, tasks=(SEGMENTATION,) * 6, views=VIEWS,
             drop_optical=0.1, drop_sar=0.1,
         ),
         optim=OptimConfig(
