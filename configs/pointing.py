@@ -20,7 +20,7 @@ SMOOTHER = 0.3
 
 def get_config() -> tuple[RunConfig, ...]:
     """Places, then objects."""
-    return _stage("places", 300, scenes=4, marks=12, shapes=1.0), _stage("objects", 2000, scenes=8, marks=8)
+    return _stage("places", 300, scenes=4, marks=12, shapes=1.0), _stage("objects", 1600, scenes=8, marks=8)
 
 
 def _stage(name: str, steps: int, scenes: int, marks: int, shapes: float = 0.0) -> RunConfig:
@@ -46,6 +46,6 @@ def _stage(name: str, steps: int, scenes: int, marks: int, shapes: float = 0.0) 
             points=0, text=0.0, seg=0.0, phrase=1.0, mark=1.0, marks=marks, mark_shapes=shapes, mask_contrast=1.0,
         ),
         steps=steps,
-        checkpoint_every=500,
+        checkpoint_every=400,
         keep=1,
     )  # fmt: skip
