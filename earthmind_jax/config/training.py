@@ -27,11 +27,16 @@ class Group:
     learning_rate: float | None = None  # multiplies optim.learning_rate
     weight_decay: float = 0.0
     rows: int = 0  # of the vocabulary only this many last rows learn (those of new tokens); 0: all
+    scale: float = 1.0  # what the parameters are multiplied by once, before the first step
 
     def __post_init__(self) -> None:
         require(
             self.rows == 0 or (self.rows > 0 and self.learning_rate is not None),
             f"optim.groups: '{self.pattern}' has rows={self.rows}, which needs a positive number and a learning rate.",
+        )
+        require(
+            self.scale == 1 or self.learning_rate is not None,
+            f"optim.groups: '{self.pattern}' has scale={self.scale:g}, which needs a learning rate (0 lets it stay).",
         )
 
 
@@ -74,6 +79,7 @@ class LossConfig:
     seg: float = 1.0  # multiplies the mask losses of [SEG]
     phrase: float = 0.0  # the same for masks drawn from the phrase's own embeddings (ours, for training from scratch)
     mark: float = 0.0  # the same for masks drawn from a click in the target, or its box, alone (as SAM2 learns)
+    marks: int = 0  # drawn in each image, more than one of a mask where it has fewer; 0: one of each mask
     mark_parts: bool = True  # a mark means the connected part of its mask; false: all of it
     mark_shapes: float = 0.0  # share of the marks that mean their own shape, to learn places first (train/marks.py)
     align: float = 0.0  # squared distance of the [SEG] prompt from the phrase's prompt, which stays put (ours)
@@ -81,6 +87,7 @@ class LossConfig:
     vocab_chunk: int = 1024  # tokens per chunk of the cross-entropy, on each shard of the batch
 
     def __post_init__(self) -> None:
+        require(self.marks >= 0, f"loss.marks must not be negative, as {self.marks} is.")
         require(0 <= self.mark_shapes <= 1, f"loss.mark_shapes must be a share from 0 to 1, not {self.mark_shapes}.")
 
 

@@ -111,8 +111,9 @@ def _masks(config: RunConfig, ledger: Ledger, batch: float, tiles: int, tensor: 
     if g is None:
         return 0.0, 0.0
     images = batch * (2 if config.model.fusion.grounding == "fused" else 1)
-    kinds = (config.loss.text > 0 or config.loss.seg > 0) + (config.loss.phrase > 0) + (config.loss.mark > 0)
-    objects, cells = batch * config.data.masks_per_sample * kinds, (g.image_size // 16) ** 2
+    kinds = (config.loss.text > 0 or config.loss.seg > 0) + (config.loss.phrase > 0)
+    marks = (config.loss.marks or config.data.masks_per_sample) * (config.loss.mark > 0)
+    objects, cells = batch * (config.data.masks_per_sample * kinds + marks), (g.image_size // 16) ** 2
     block = [(g.image_size // 4 // 2**i) ** 2 * width * size for i, width in enumerate(g.stage_widths)]
     # Of a trunk block: input, two normed copies, queries, keys, values, output, and the hidden layer twice.
     each = [values * (8 + 2 * g.mlp_ratio) for values in block]

@@ -28,7 +28,7 @@ def count(ledger: Ledger, config: RunConfig, speaks: bool) -> None:
     image = blended or ledger.learns(TRUNK, NECK, "pyramid/", "grounding/no_mem_embed", "grounding/prompt")
     prompts = upstream or ledger.learns("text_hidden_fcs")
     # A mark is as many tokens as a language prompt: two points, and one of "no point".
-    objects += data.batch_size * data.masks_per_sample * (config.loss.mark > 0)
+    objects += data.batch_size * (config.loss.marks or data.masks_per_sample) * (config.loss.mark > 0)
     _decoder(ledger, model.grounding, data.batch_size, objects, image, prompts or ledger.learns(DECODER))
 
 

@@ -35,6 +35,7 @@ class Assignment:
             paths = [p for p, j in self.index.items() if i == j]
             state = "frozen" if group.learning_rate is None else f"lr x {group.learning_rate:g}"
             state += f", last {group.rows} rows" if group.rows else ""
+            state += f", scaled by {group.scale:g}" if group.scale != 1 else ""
             rows.append((group.pattern, state, len(paths), sum(math.prod(shapes[p].shape) for p in paths)))
         return rows
 
@@ -71,7 +72,8 @@ def split(
 ) -> tuple[Params, Params]:
     """(trainable in their own dtype, frozen in the compute dtype); ``api.combine`` puts them together again.
 
-    A parameter of whose vocabulary only the last rows learn is in both: those rows, and the whole.
+    A parameter of whose vocabulary only the last rows learn is in both: those rows, and the whole. What has a ``scale``
+    is multiplied by it.
 
     Args:
       axes: logical axes of every parameter.
@@ -81,9 +83,11 @@ def split(
     """
     trainable, frozen = {}, {}
     for path, x in params.items():
-        rows = assignment.groups[assignment.index[path]].rows
+        group = assignment.groups[assignment.index[path]]
+        rows = group.rows
         if assignment.trainable(path):
-            trainable[path] = _last(path, x, rows, axes[path]) if rows else x
+            learns = _last(path, x, rows, axes[path]) if rows else x
+            trainable[path] = learns if group.scale == 1 else (learns * group.scale).astype(x.dtype)
         if rows or not assignment.trainable(path):
             frozen[path] = x.astype(frozen_dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
     return trainable, frozen

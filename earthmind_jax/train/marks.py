@@ -18,21 +18,23 @@ from earthmind_jax.config import RunConfig
 from earthmind_jax.types import Batch, VisualPrompts
 
 NOISE = 0.1  # of a box's sides, standard deviation of its corners
-KINDS = 3  # a click, a click and one beside the object, a box
+KINDS = 3  # a click, two clicks, a box
 RADIUS = 0.125  # of the image: the disc that stands for a click where marks stand for shapes
 SMALLEST = 0.1  # of the image: sides of boxes that stand for themselves
 
 
 class Marked(NamedTuple):
-    """Marks [B M ...] (of stacks for each on every date [(B F) M ...]) and what they mean, bool [B M h w]."""
+    """Marks [B N ...] (of stacks for each on every date [(B F) N ...]), what they mean, bool [B N h w], and the masks
+    that they are of, int [B N]."""
 
     prompts: VisualPrompts
     targets: Array
+    of: Array
 
 
 def sample_marks(key: Array, batch: Batch, config: RunConfig) -> Marked | None:
-    """One mark for each target mask: a click on the object, a click on it and another on the background, or its box,
-    each a third of the time. An empty mask's means nothing.
+    """One mark for each target mask, or ``loss.marks`` for each image: a click on the object, a click on it and another
+    beside or on it, or its box, each a third of the time. An empty mask's means nothing.
 
     Of a share ``loss.mark_shapes`` the target is the mark's own shape instead, wherever it lies: all of a box drawn
     anywhere, or a disc round the click.
@@ -40,26 +42,30 @@ def sample_marks(key: Array, batch: Batch, config: RunConfig) -> Marked | None:
     if batch.masks is None or config.model.grounding is None:
         return None
     masks = batch.masks.reshape(-1, *batch.masks.shape[-3:]) > 0.5  # [B M h w]
+    of = _masks_of(jax.random.fold_in(key, 1), masks.any((-2, -1)), config.loss.marks)
+    masks = jnp.take_along_axis(masks, of[..., None, None], axis=1)  # [B N h w]
     height, width = masks.shape[-2:]
     scale = config.model.grounding.image_size / width
-    kinds, inner, outer, noise, shapes, corners = jax.random.split(key, 6)
+    kinds, inner, second, outer, noise, shapes, corners = jax.random.split(key, 7)
     kind, click = jax.random.randint(kinds, masks.shape[:2], 0, KINDS), _pixel(inner, masks)
     boxed = kind == 2
     targets = _part(masks, click) if config.loss.mark_parts else masks
+    beside = jax.random.bernoulli(outer, 0.5, kind.shape)
     if config.loss.mark_shapes:
         shape = jnp.where(boxed[..., None, None], _any_box(corners, masks.shape), _disc(click, masks.shape))
         shaped = jax.random.bernoulli(shapes, config.loss.mark_shapes, masks.shape[:2]) & masks.any((-2, -1))
         targets = jnp.where(shaped[..., None, None], shape, targets)
-    clicks = jnp.stack([click, _pixel(outer, ~targets)], axis=2)  # [B M 2 2]
+        beside |= shaped  # clicks have no order: which of two the disc is round could not be told
+    beside &= ~targets.all((-2, -1))  # of an object that fills the image nothing is beside it
+    other = _pixel(second, targets ^ beside[..., None, None])
+    clicks = jnp.stack([click, other], axis=2)  # [B N 2 2]
     box = _box(targets)
     sides = jnp.concatenate([box[..., 1, :] - box[..., 0, :]] * 2, -1).reshape(box.shape)
     box = jnp.clip(box + NOISE * sides * jax.random.normal(noise, box.shape), 0, jnp.array([width, height]))
     points = jnp.where(boxed[..., None, None], box, clicks) * scale
-    labels = jnp.where(boxed[..., None], jnp.array([2, 3]), jnp.array([1, 0]))
-    # Of an object that fills the image nothing is beside it.
-    beside = (kind == 1) & ~targets.all((-2, -1))
-    valid = jnp.stack([jnp.ones_like(boxed), boxed | beside], axis=-1)
-    return Marked(VisualPrompts(points.astype(jnp.float32), labels.astype(jnp.int32), valid), targets)
+    labels = jnp.where(boxed[..., None], jnp.array([2, 3]), jnp.stack([jnp.ones_like(kind), ~beside], axis=-1))
+    valid = jnp.stack([jnp.ones_like(boxed), kind > 0], axis=-1)
+    return Marked(VisualPrompts(points.astype(jnp.float32), labels.astype(jnp.int32), valid), targets, of)
 
 
 def pointing(key: Array, batch: Batch, config: RunConfig) -> Marked | None:
@@ -68,8 +74,9 @@ def pointing(key: Array, batch: Batch, config: RunConfig) -> Marked | None:
     drawn, own = sample_marks(key, batch, config), batch.marks
     if drawn is None or own is None:
         return drawn
-    prompts, masks = drawn.prompts, batch.masks.reshape(drawn.targets.shape) > 0.5
+    prompts, masks = drawn.prompts, batch.masks.reshape(-1, *batch.masks.shape[-3:]) > 0.5
     own = jax.tree.map(lambda x: jnp.repeat(x, len(prompts.labels) // len(x), axis=0), own)
+    own, masks = jax.tree.map(lambda x: x[jnp.arange(len(x))[:, None], drawn.of], (own, masks))
     there = own.labels[..., 0] >= 0
     more = [(0, 0), (0, 0), (0, own.labels.shape[2] - prompts.labels.shape[2])]
     prompts = VisualPrompts(
@@ -80,7 +87,17 @@ def pointing(key: Array, batch: Batch, config: RunConfig) -> Marked | None:
         own.masked,
     )
     told = there if own.masked is None else there | own.masked
-    return Marked(prompts, jnp.where(told[..., None, None], masks, drawn.targets))
+    return Marked(prompts, jnp.where(told[..., None, None], masks, drawn.targets), drawn.of)
+
+
+def _masks_of(key: Array, there: Array, marks: int) -> Array:
+    """Which of the masks [B M] each mark is of, int [B N]: all in their order, or where ``marks`` has a number as many
+    of those that are ``there``, again and again in a random order."""
+    if not marks:
+        return jnp.broadcast_to(jnp.arange(there.shape[1]), there.shape)
+    order = jnp.argsort(jnp.where(there, jax.random.uniform(key, there.shape), 2.0), axis=1)
+    turn = jnp.arange(marks) % jnp.maximum(there.sum(1, keepdims=True), 1)
+    return jnp.take_along_axis(order, turn, axis=1)
 
 
 def _part(masks: Array, click: Array) -> Array:

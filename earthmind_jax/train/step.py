@@ -55,14 +55,18 @@ def loss_terms(config: RunConfig, params: Params, batch: Batch, key: jax.Array) 
             metrics[f"{PREFIX}text"] = of_samples(batch, sources, totals, counts)
         loss = weights.text * metrics["text"]
     if batch.masks is not None and batch.mask_valid is not None:
-        meant = batch.masks if marked is None else marked.targets.reshape(batch.masks.shape)
-        for name, weight, masks, valid, targets in (
-            ("", weights.seg, out.masks, batch.mask_valid, batch.masks),
-            ("phrase_", weights.phrase, out.phrase_masks, out.phrase_valid, batch.masks),
-            ("mark_", weights.mark, out.marked, meant.any((-2, -1)), meant),
-        ):
+        lead, known = batch.mask_valid.shape[:-1], batch.mask_valid
+        named = out.phrase_valid if out.phrase_valid is None or known.ndim == 2 else out.phrase_valid[:, None]
+        kinds = [
+            ("", weights.seg, out.masks, known, batch.masks),
+            ("phrase_", weights.phrase, out.phrase_masks, None if named is None else known & named, batch.masks),
+        ]
+        if marked is not None:
+            whose = jnp.take_along_axis(known.reshape(len(marked.of), -1), marked.of, axis=1)
+            meant = (whose & marked.targets.any((-2, -1)), marked.targets)
+            kinds.append(("mark_", weights.mark, out.marked, *(x.reshape(*lead, *x.shape[1:]) for x in meant)))
+        for name, weight, masks, keep, targets in kinds:
             if weight and masks is not None:
-                keep = batch.mask_valid & (valid if valid.ndim == batch.mask_valid.ndim else valid[:, None])
                 terms, each = mask_losses(config, points, masks.logits, targets, keep)
                 scale = {"bce": weights.mask_bce, "dice": weights.mask_dice, "contrast": weights.mask_contrast}
                 loss = loss + weight * sum((scale[term] * value for term, value in terms.items()), start=jnp.zeros(()))

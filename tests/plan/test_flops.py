@@ -20,6 +20,8 @@ from earthmind_jax.plan.memory import abstract_mesh, held_per_device
 
 LEARNS = "lora/|lm/(embed|head)/|projector/|fusion/|pyramid/|text_hidden_fcs/|grounding/decoder/"
 ADAPTED = (Group(pattern=LEARNS, learning_rate=1.0), Group(pattern=".*"))
+# How often the search for connected parts goes round depends on the masks.
+MARKS = {"loss.mark": 1.0, "loss.marks": 3, "loss.mark_parts": False}
 
 
 def one_device():
@@ -44,7 +46,7 @@ def text_only(mode="hca_plus"):
 
 CASES = {
     "everything learns": config(text_only("concat"), **{"model.vision.remat": "full"}),
-    "adapters and masks": config(adapted(support.model()), ADAPTED, **{"loss.vocab_chunk": 64}),
+    "adapters and masks": config(adapted(support.model()), ADAPTED, **{"loss.vocab_chunk": 64, **MARKS}),
 }
 
 

@@ -113,6 +113,25 @@ def test_groups_have_their_own_rate_and_decay():
         np.testing.assert_allclose(updates[name], expected, rtol=1e-4)
 
 
+def test_what_has_a_scale_starts_multiplied_by_it():
+    groups = (
+        Group(pattern="a", learning_rate=0.0, scale=0.5),
+        Group(pattern="b", learning_rate=1.0),
+        Group(pattern="c"),
+    )
+    params, table = {name: jnp.full(3, 2.0) for name in "abc"}, assign(["a", "b", "c"], groups)
+    trainable, frozen = split(params, table, jnp.dtype("bfloat16"), dict.fromkeys(params, ("embed",)))
+    assert {name: float(x[0]) for name, x in (trainable | frozen).items()} == {"a": 1.0, "b": 2.0, "c": 2.0}
+    assert (set(trainable), trainable["a"].dtype) == ({"a", "b"}, jnp.float32)
+    assert table.table(params)[0][1] == "lr x 0, scaled by 0.5"
+    tx = optimiser(OptimConfig(groups=groups), table, 10)
+    moved, _ = tx.update(jax.tree.map(jnp.ones_like, trainable), tx.init(trainable), trainable)
+    assert (moved["a"] == 0).all()
+    assert (moved["b"] < 0).all()
+    with pytest.raises(UserError, match=r"'c' has scale=0.3, which needs a learning rate"):
+        Group(pattern="c", scale=0.3)
+
+
 def test_gradients_are_clipped_by_their_common_norm():
     config = OptimConfig(clip=1.0)
     params = {"a": jnp.zeros(3), "b": jnp.zeros(1)}

@@ -46,12 +46,12 @@ def test_marks_lie_where_their_masks_are():
     size = CONFIG.grounding.image_size
     kinds = set()
     for seed in range(6):
-        marks, targets = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), RUN))
+        marks, targets, _ = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), RUN))
         np.testing.assert_array_equal(targets, np.asarray(batch().masks) > 0.5)
         for b, m in np.ndindex(4, 2):
             mask = np.asarray(batch().masks[b, m]) > 0.5
             points, labels, valid = marks.points[b, m], marks.labels[b, m], marks.valid[b, m]
-            kinds.add((labels[0], valid[1]))
+            kinds.add((labels[0], labels[1] if valid[1] else None))
             if labels[0] == 2:
                 rows, columns = np.nonzero(mask)
                 side = np.array([np.ptp(columns) + 1, np.ptp(rows) + 1])
@@ -60,14 +60,14 @@ def test_marks_lie_where_their_masks_are():
                 continue
             cell = (points * mask.shape[0] / size).astype(int)
             assert mask[cell[0, 1], cell[0, 0]]
-            assert not valid[1] or not mask[cell[1, 1], cell[1, 0]]
-    assert kinds == {(1, False), (1, True), (2, True)}
+            assert not valid[1] or mask[cell[1, 1], cell[1, 0]] == labels[1]
+    assert kinds == {(1, None), (1, 0), (1, 1), (2, 3)}
 
 
 def test_an_object_that_fills_the_image_has_nothing_beside_it():
     full = batch().replace(masks=jnp.ones_like(batch().masks))
-    marks, _ = sample_marks(jax.random.key(0), full, RUN)
-    assert not np.asarray(marks.valid[..., 1] & (marks.labels[..., 0] == 1)).any()
+    marks, _, _ = sample_marks(jax.random.key(0), full, RUN)
+    assert not np.asarray(marks.valid[..., 1] & (marks.labels[..., 1] == 0)).any()
 
 
 def spiral(size):
@@ -91,7 +91,7 @@ def test_a_mark_means_the_connected_part_it_lies_in():
     draw = jax.jit(lambda key: (sample_marks(key, many, RUN), sample_marks(key, many, whole)))
     scale = CONFIG.grounding.image_size / 16
     for seed in range(5):
-        (marks, parts), (_, all_of_it) = jax.tree.map(np.asarray, draw(jax.random.key(seed)))
+        (marks, parts, _), (_, all_of_it, _) = jax.tree.map(np.asarray, draw(jax.random.key(seed)))
         np.testing.assert_array_equal(all_of_it, noise)
         assert not parts[0, 1].any()
         for b, m in zip(*np.nonzero(noise.any((2, 3))), strict=True):
@@ -102,11 +102,29 @@ def test_a_mark_means_the_connected_part_it_lies_in():
                 assert parts[b, m][tuple((marks.points[b, m, 0, ::-1] / scale).astype(int))]
 
 
+def test_an_image_of_few_masks_gets_further_marks_of_them():
+    """Each mask that is not empty has its turn before one is pointed at again, elsewhere; records' marks go along."""
+    more = dataclasses.replace(RUN, loss=LossConfig(marks=3))
+    own = steered().replace(masks=batch().masks.at[2, 0].set(0).at[3].set(0))
+    marks, targets, of = jax.tree.map(np.asarray, pointing(jax.random.key(1), own, more))
+    assert marks.points.shape == (4, 3, 4, 2)
+    assert set(of[0]) == set(of[1]) == {0, 1}
+    assert of[2].tolist() == [1, 1, 1]
+    assert len({tuple(point) for point in marks.points[2, :, 0]}) == 3
+    np.testing.assert_array_equal(targets, np.take_along_axis(np.asarray(own.masks), of[..., None, None], 1) > 0.5)
+    for b, m in ((0, 1), (1, 0)):
+        for slot in np.flatnonzero(of[b] == m):
+            np.testing.assert_array_equal(marks.points[b, slot], own.marks.points[b, m])
+            assert marks.masked[b, slot] == own.marks.masked[b, m]
+    with pytest.raises(UserError, match="marks"):
+        LossConfig(marks=-1)
+
+
 def test_marks_can_mean_their_own_shape():
     shapes = dataclasses.replace(RUN, loss=LossConfig(mark_shapes=1.0))
     size, sizes = CONFIG.grounding.image_size, set()
     for seed in range(6):
-        marks, targets = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), shapes))
+        marks, targets, _ = jax.tree.map(np.asarray, sample_marks(jax.random.key(seed), batch(), shapes))
         rows, columns = (np.indices(targets.shape[2:]) + 0.5) * size / targets.shape[-1]
         for b, m in np.ndindex(4, 2):
             (x, y), (right, low) = marks.points[b, m]
@@ -136,7 +154,7 @@ def steered():
 def test_marks_of_a_record_stand_in_for_drawn_ones():
     key, own = jax.random.key(3), steered()
     parts = own.replace(masks=jnp.asarray(np.random.default_rng(3).random((4, 2, 16, 16)) < 0.5, jnp.float32))
-    (made, meant), (drawn, drawn_parts) = pointing(key, parts, RUN), sample_marks(key, parts, RUN)
+    (made, meant, _), (drawn, drawn_parts, _) = pointing(key, parts, RUN), sample_marks(key, parts, RUN)
     np.testing.assert_array_equal(pointing(key, parts.replace(marks=None), RUN).prompts.points, drawn.points)
     for b, m in np.ndindex(4, 2):
         own_mark = (b, m) in ((0, 1), (1, 0))
@@ -151,7 +169,7 @@ def test_marks_of_a_record_stand_in_for_drawn_ones():
         assert made.valid[b, m].tolist() == [*drawn.valid[b, m].tolist(), False, False]
     assert made.masked.tolist() == [[False, False], [True, False], [False, False], [False, False]]
     stacked = own.replace(masks=jnp.stack([own.masks] * 3, 1), mask_valid=jnp.stack([own.mask_valid] * 3, 1))
-    each, _ = pointing(key, stacked, RUN)
+    each, _, _ = pointing(key, stacked, RUN)
     assert each.points.shape == (12, 2, 4, 2)
     for date in range(3):
         np.testing.assert_array_equal(each.points[date, 1], own.marks.points[0, 1])
@@ -188,7 +206,7 @@ def nothing():
 
 def test_the_decoder_learns_from_them():
     """The loss falls, every part of the decoder that marks go through moves, and the mark decides what is drawn."""
-    loss = LossConfig(points=0, text=0.0, seg=0.0, mark=1.0, mask_contrast=1.0)
+    loss = LossConfig(points=0, text=0.0, seg=0.0, mark=1.0, marks=3, mask_contrast=1.0)
     config = dataclasses.replace(support.run_config(CONFIG), loss=loss)
     paths = [path for path in support.params(CONFIG) if path.startswith("grounding/")]
     new = jax.jit(functools.partial(earthmind.init, CONFIG, only=paths))(jax.random.key(0))
