@@ -227,8 +227,7 @@ def outline(reader: SceneReader) -> Images:
 
 def seen(view: View) -> View:
     """The view; UserError where no sensor has data in it, or at something that is pointed at."""
-    dates = [images for images in (view.images, *view.images.later) if images.pictures]
-    valid = np.logical_or.reduce([images.valid for images in dates])
+    valid = view.images.valid_on_some_date
     if not valid.any():
         raise UserError("No sensor has data in the part that is asked about: all of it is nodata; ask about another.")
     for mark in view.marks:
