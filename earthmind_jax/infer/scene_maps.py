@@ -50,6 +50,13 @@ class SceneResult:
         return [self.out / name for name in self.answer["files"]]
 
     @property
+    def masks(self) -> list[Path]:
+        """The mask of every target on every date, as ``answer`` lists them."""
+        numbers = {target: number for number, target in enumerate(self.answer["targets"], 1)}
+        names = [mask_name(numbers[mask["target"]], mask.get("date", "")) for mask in self.answer["masks"]]
+        return [self.out / f"{name}.tif" for name in names]
+
+    @property
     def first(self) -> dict[str, Any]:
         """What the answer says of the first target's mask, of several dates for each."""
         masks = [mask for mask in self.answer["masks"] if mask["target"] == self.answer["targets"][0]]

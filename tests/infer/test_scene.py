@@ -201,7 +201,7 @@ def test_a_scene_that_only_control_places(tmp_path, kind):
     rows = list(reader.rows(iter([(0, 50), (40, height)])))
     frames, valid = sensor_frames(*whole.pictures["sar"], "sar", sensors)
     for part in rows:
-        got, seen = part.frames["sar"]
+        ((got, seen),) = part.frames["sar"]
         np.testing.assert_array_equal(seen, valid[part.top : part.bottom])
         off = np.abs(got.astype(int) - frames[:, part.top : part.bottom])
         assert off[:, seen].max() <= 1  # of 255
@@ -230,7 +230,7 @@ def test_longitudes_may_count_from_either_side(tmp_path):
     reader = SceneReader({"optical": tmp_path / "o.tif", "sar": tmp_path / "s.tif"}, SensorConfig())
     assert reader.overlap == pytest.approx(0.75)
     (rows,) = reader.rows(iter([(0, 40)]))
-    assert rows.frames["sar"][1].mean() == pytest.approx(0.75)
+    assert rows.frames["sar"][0][1].mean() == pytest.approx(0.75)
 
 
 def test_windows_far_larger_than_the_model_s_own(pair, tmp_path):
