@@ -19,7 +19,7 @@ from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.stac import stac_item, write_stac_item
 from earthmind_jax.geo.stream import trace_file
 from earthmind_jax.geo.vector import geojson_writer
-from earthmind_jax.geo.write import BLOCK, cog_writer
+from earthmind_jax.geo.write import BLOCK, cog_writer, remove_unfinished
 from earthmind_jax.infer.result import Answer, Mask, mask_name
 from earthmind_jax.infer.scene_read import SceneReader
 from earthmind_jax.infer.scene_store import ANSWER, Canvas, Store
@@ -138,6 +138,8 @@ def write_maps(
     }
     answer["files"].insert(-1, write_item(out, reader, files, answer, questions).name)
     with writing(out):
+        for name in answer["files"]:
+            remove_unfinished(out / name)
         write_text(out / ANSWER, json.dumps(answer, indent=2, ensure_ascii=False))
     return SceneResult(out, answer, seconds | {"maps": perf_counter() - started})
 

@@ -189,7 +189,7 @@ class Store:
 
 
 def finished(out: Path, work: dict[str, Any]) -> dict[str, Any] | None:
-    """The answer in ``out`` if this run has written one.
+    """The answer in ``out`` if this run has written one; a kill behind it may have left the work, which goes now.
 
     Raises:
       UserError: it is that of another run.
@@ -198,6 +198,7 @@ def finished(out: Path, work: dict[str, Any]) -> dict[str, Any] | None:
     if answer is None:
         return None
     refuse_other(answer.get("run"), json.loads(json.dumps(work)), out)
+    shutil.rmtree(out / PLACE, ignore_errors=True)
     return answer
 
 

@@ -169,6 +169,7 @@ def test_broken_off_and_continued(series, whole, tmp_path, monkeypatch):
         return dataclasses.replace(images, notes=(*images.notes, "nothing of it lies here"))
 
     monkeypatch.setattr(scene_read, "load_dates", more)
+    (out / ".mask_1_2024-06-11.0123456789ab.tif.plain.tif").touch()  # left by a kill
     draw(series, out, weights=True, report=report)
     assert scenes.contents(out) == scenes.contents(whole.out)
     with pytest.raises(UserError, match="another optical"):
