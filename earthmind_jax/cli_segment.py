@@ -58,7 +58,7 @@ def segment(
         out: directory for the results.
         window: side of windows in pixels, a multiple of the model's own.
         overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).
-        weights: also write the fusion weight of SAR as a GeoTIFF, one pixel a token.
+        weights: also write the fusion weight of SAR as a GeoTIFF, one pixel a token; of several dates one for all.
         picture: write a plain PNG mask (for images without georeference).
         truth: raster of labels to compare with, on any grid that covers the image; prints the foreground IoU.
         truth_value: the value in truth of each mask, in the order of the targets (1 for a single one).

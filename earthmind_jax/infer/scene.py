@@ -56,7 +56,7 @@ def segment_scene(
       optical, sar: a file, or one for each date; a sensor with a single one shows it beside every date of the other.
       window: side in pixels, a multiple of the model's own; None is the model's own.
       overlap: share of a window common to neighbours, 0 to 0.9.
-      weights: also write the weight of SAR on the token grid.
+      weights: also write the weight of SAR on the token grid, of several dates one for all.
       options: what is known about the files, as of :func:`earthmind_jax.data.read.load_images`.
 
     Raises:
