@@ -111,7 +111,7 @@ def write_maps(
             counted = {"pixels": pixels, "share": pixels / max(1, valid), "score": score}
             masks.append(made.about | counted | {"fusion": _shares(weight, tokens)})
         if weights:
-            cells = grid.transform @ Affine.scale(lattice.cell)
+            cells = grid.transform @ Affine.scale(*lattice.cell[::-1])
             _write(out / f"mask_{number}_sar_weight.tif", store.weight[number - 1], cells, grid, about, "weight of SAR")
     files = [path.name for made in drawn for path in (made.mask, made.probability)]
     files += [f"mask_{number}_sar_weight.tif" for number in range(1, len(names) + 1) if weights]

@@ -46,7 +46,7 @@ class WindowModel:
     """Answers the same questions about one window after another.
 
     Attributes:
-      side: of a window, pixels.
+      shape: rows and columns of a window.
       dates: D, masks that each question draws.
       batch_size: windows that go through the model at once.
       grid: tokens along a side of the tile that shows the whole window.
@@ -64,6 +64,7 @@ class WindowModel:
     ) -> None:
         """
         Args:
+          side: of a window, pixels; less along a side of the scene that is shorter.
           views: sensor -> what its images are in the scene: the dates, and three-channel frames that each makes.
           rows: windows times questions and dates that go through the model at once (one window at least).
           max_new: tokens in which an answer must have come to its ``[SEG]``.
@@ -74,7 +75,9 @@ class WindowModel:
         config = engine.config
         if config.grounding is None:
             raise UserError("This model has no mask decoder; it answers in text only.")
-        self.engine, self.side, self.max_new = engine, side, max_new
+        self.engine, self.max_new = engine, max_new
+        scene = next(iter(views.values())).shape
+        self.shape = min(side, scene[0]), min(side, scene[1])
         self.dates = max(view.dates for view in views.values())
         if self.dates > earthmind.PROMPTED_FRAMES and not config.grounding.memory:
             raise UserError(
@@ -83,7 +86,7 @@ class WindowModel:
             )
         self.count, self.batch_size = len(questions), max(1, rows // (len(questions) * self.dates))
         self.grid = config.vision.grid
-        views = {name: replace(view, shape=(side, side)) for name, view in views.items()}
+        views = {name: replace(view, shape=self.shape) for name, view in views.items()}
         data = DataConfig(masks_per_sample=1, turns=2**30)
         self._layouts = [arrange((Turn(q),), views, config, data, engine.tokenizer, Buckets()) for q in questions]
         self._prompts = _stacked(self._layouts, config.tokens.pad)
@@ -94,17 +97,15 @@ class WindowModel:
         return self._layouts[0]
 
     def window(self, frames: Mapping[str, Sequence[Frames]]) -> Window:
-        """A window of ``side`` pixels or less, with the dates of each sensor; what is missing at its lower right is
-        filled up as without data."""
+        """A window, with the dates of each sensor."""
         config = self.engine.config
         assert config.grounding is not None
-        square = {name: [_filled(date, self.side) for date in dates] for name, dates in frames.items()}
-        asked = {name: dates[: self.layout.dates] for name, dates in square.items()}
+        asked = {name: list(dates[: self.layout.dates]) for name, dates in frames.items()}
         pixels, valid = tile_frames(asked, self.layout, config)
         side = config.grounding.image_size
         ground = {
             name: np.stack([tiles.direct_resize(pictures[0], side) for pictures, _ in dates])
-            for name, dates in square.items()
+            for name, dates in frames.items()
         }
         # A single image stands beside every date of the other sensor.
         ground = {name: np.broadcast_to(seen, (self.dates, *seen.shape[1:])) for name, seen in ground.items()}
@@ -143,21 +144,21 @@ class WindowModel:
         weights = np.asarray(earthmind.grounding_weights(fused), np.float32)
         weights = np.moveaxis(weights.reshape(size, self.count, self.grid, self.grid, 2), 1, -1)
         if made.seg_states.shape[1] == 0:
-            return np.zeros((size, self.side, self.side, self.count * self.dates), np.float32), weights
+            return np.zeros((size, *self.shape, self.count * self.dates), np.float32), weights
         found = np.asarray(made.seg_valid[:, 0])
         # One date is encoded with the windows; of several each is encoded where it is drawn.
         draw, given = (_draw, features) if self.dates == 1 else (_draw_dates, batch.ground)
         drawn = draw(
             engine.config,
-            self.side,
+            self.shape,
             engine.params,
             given,
             earthmind.grounding_weights(fused),
             made.seg_states[:, :1],
             found,
         )
-        drawn = np.asarray(drawn).reshape(size, self.count, self.side, self.side, self.dates)
-        return np.moveaxis(drawn, 1, 3).reshape(size, self.side, self.side, -1), weights
+        drawn = np.asarray(drawn).reshape(size, self.count, *self.shape, self.dates)
+        return np.moveaxis(drawn, 1, 3).reshape(size, *self.shape, -1), weights
 
 
 def _stacked(layouts: Sequence[Layout], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -171,17 +172,6 @@ def _stacked(layouts: Sequence[Layout], pad: int) -> tuple[np.ndarray, np.ndarra
         tokens[row, used], index[row, used] = prompt.tokens, prompt.visual_index
         question[row, used] = prompt.question
     return tokens, question, index, np.array([len(p) for p in prompts], np.int32)
-
-
-def _filled(frames: Frames, side: int) -> Frames:
-    pixels, valid = frames
-    if valid.shape == (side, side):
-        return frames
-    square = np.empty((len(pixels), side, side, 3), np.uint8)
-    square[:] = tiles.to_uint8(tiles.MEAN)
-    there = np.zeros((side, side), bool)
-    square[:, : valid.shape[0], : valid.shape[1]], there[: valid.shape[0], : valid.shape[1]] = pixels, valid
-    return square, there
 
 
 def _normalised(pixels: Array) -> Array:
@@ -227,43 +217,43 @@ def _sensors(images: dict[str, Array]) -> tuple[Array | None, Array | None]:
 @partial(jax.jit, static_argnums=(0, 1))
 def _draw(
     config: EarthMindConfig,
-    side: int,
+    shape: tuple[int, int],
     params: Params,
     seen: tuple[ImageFeatures, Array | None],
     weights: Array,
     states: Array,
     found: Array,
 ) -> Array:
-    """Probability [B*K side side 1] of the ``[SEG]`` states [B*K 1 d]; 0 where there is none."""
+    """Probability [B*K H W 1] of the ``[SEG]`` states [B*K 1 d]; 0 where there is none."""
     features, presence = seen
     count = len(states) // (len(features.embed) if presence is None else len(presence))
     features, presence = earthmind.repeat_features(features, presence, count)
     if presence is not None:
         features = earthmind.blend_features(features, presence, weights)
     prompts = earthmind.seg_prompt(config, params, states)
-    return _probability(earthmind.ground(config, params, features, prompts).logits, side, found)
+    return _probability(earthmind.ground(config, params, features, prompts).logits, shape, found)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _draw_dates(
     config: EarthMindConfig,
-    side: int,
+    shape: tuple[int, int],
     params: Params,
     ground: dict[str, Array],
     weights: Array,
     states: Array,
     found: Array,
 ) -> Array:
-    """:func:`_draw` on every date of the images [B F G G 3]: [B*K side side F]."""
+    """:func:`_draw` on every date of the images [B F G G 3]: [B*K H W F]."""
     prompts = earthmind.seg_prompt(config, params, states)
     count = len(states) // len(next(iter(ground.values())))
     tracked = earthmind.track(config, params, *_sensors(ground), prompts, weights=weights, questions=count)
-    return _probability(tracked.logits[:, :, 0], side, found)
+    return _probability(tracked.logits[:, :, 0], shape, found)
 
 
-def _probability(logits: Array, side: int, found: Array) -> Array:
-    """Of mask logits [R F h w] the probability [R side side F]; 0 in rows that were not ``found``."""
+def _probability(logits: Array, shape: tuple[int, int], found: Array) -> Array:
+    """Of mask logits [R F h w] the probability [R H W F]; 0 in rows that were not ``found``."""
     # As infer.answer.upsample: first to the decoder's image, then to the window.
     full = bilinear(jnp.moveaxis(logits, 1, -1), (4 * logits.shape[-2], 4 * logits.shape[-1]))
-    drawn = jax.nn.sigmoid(bilinear(full, (side, side)))
+    drawn = jax.nn.sigmoid(bilinear(full, shape))
     return jnp.where(found[:, None, None, None], drawn, 0)

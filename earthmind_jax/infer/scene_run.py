@@ -111,16 +111,17 @@ class SceneRun:
         top, bottom = lattice.band(work.row)
         for i, left in enumerate(work.lefts):
             right = min(left + lattice.side, lattice.shape[1])
-            self.blend.add((slice(top, bottom), slice(left, right)), probability[i, : bottom - top, : right - left])
+            self.blend.add((slice(top, bottom), slice(left, right)), probability[i])
+            spans = enumerate(((top, bottom), (left, right)))
             cells = [
-                np.arange(lattice.token(first), min(lattice.token(last), count))
-                for first, last, count in zip((top, left), (bottom, right), lattice.tokens, strict=True)
+                np.arange(lattice.token(first, axis), min(lattice.token(last, axis), lattice.tokens[axis]))
+                for axis, (first, last) in spans
             ]
             if not all(map(len, cells)):
                 continue
             tokens = [
-                (((c + 0.5) * lattice.cell - first) / lattice.cell).astype(int)
-                for c, first in zip(cells, (top, left), strict=True)
+                (((c + 0.5) * cell - first) / cell).astype(int)
+                for c, first, cell in zip(cells, (top, left), lattice.cell, strict=True)
             ]
             both = weights[i][tokens[0][:, None], tokens[1]]  # [h w 2 K]
             place = slice(cells[0][0], cells[0][-1] + 1), slice(cells[1][0], cells[1][-1] + 1)

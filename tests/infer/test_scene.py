@@ -121,8 +121,16 @@ def test_odd_sizes(size, tmp_path):
     """Smaller than a window, one pixel more than a window, narrow."""
     pair = scenes.write(tmp_path, "odd", size)
     made = scenes.draw(pair, tmp_path / "out", targets=("lake",), weights=True)
-    assert read(made.out / "mask_1.tif").shape == size
-    assert set(np.unique(read(made.out / "mask_1.tif"))) <= {0, 1}
+    (mask,) = scenes.model().segment("lake", **pair).masks
+    percent = read(made.out / "mask_1_probability.tif")
+    assert percent.shape == size
+    assert np.abs(percent / 100 - mask.probability)[mask.valid].max() < 0.011
+    np.testing.assert_array_equal(percent == 255, ~mask.valid)
+    with rasterio.open(made.out / "mask_1_sar_weight.tif") as weight, rasterio.open(pair["optical"]) as optical:
+        cells = [min(32, length) / scenes.model().config.vision.grid for length in size]
+        assert (weight.transform.a, -weight.transform.e) == pytest.approx((10 * cells[1], 10 * cells[0]))
+        assert weight.shape == pytest.approx([n / c for n, c in zip(size, cells, strict=True)], abs=0.51)
+        assert weight.bounds.top == optical.bounds.top
 
 
 def test_windows_without_data_are_left_out_and_stay_nodata(pair, tmp_path):
