@@ -1,4 +1,4 @@
-"""Scenes of any size: masks of several targets, window by window, from files to files.
+"""Scenes of any size: masks of several targets, on one date or several, window by window, from files to files.
 
 Memory holds a band of rows and never the scene. Reading, preparing, the model and writing go on at the same time. What
 is finished is kept (:mod:`earthmind_jax.infer.scene_store`), so a run that was killed goes on where it was.
@@ -114,8 +114,8 @@ def ask_scene(
         answer = finished(out, work)
         if answer is not None:
             return SceneResult(out, answer)
-        shapes, pictures = (lattice.shape, lattice.tokens), reader.pictures
-        store = Store(out, work, len(questions), *shapes, pictures, windows.dates)
+        sizes = lattice.shape, lattice.tokens
+        store = Store(out, work, len(questions), *sizes, reader.pictures, windows.dates)
         with closing(store):
             seconds = {}
             if store.done.pixels < lattice.shape[0]:

@@ -35,7 +35,7 @@ Frames = tuple[np.ndarray, np.ndarray]
 """uint8 [F h w 3] of one sensor, and bool [h w], where it has data."""
 
 
-Dated = dict[str, list[Frames]]
+DatedFrames = dict[str, list[Frames]]
 """Of each sensor the frames of every date, or of the single one that it has."""
 
 
@@ -44,7 +44,7 @@ class Rows:
     """Whole rows of a scene."""
 
     top: int
-    frames: Dated
+    frames: DatedFrames
 
     @property
     def bottom(self) -> int:
@@ -60,7 +60,7 @@ class Rows:
     def part(self, top: int, bottom: int) -> Rows:
         return Rows(top, self.window(slice(top - self.top, bottom - self.top), slice(None)))
 
-    def window(self, rows: slice, columns: slice) -> Dated:
+    def window(self, rows: slice, columns: slice) -> DatedFrames:
         """The frames of a part of these rows."""
         return {
             name: [(frames[:, rows, columns], valid[rows, columns]) for frames, valid in dates]
@@ -99,10 +99,9 @@ class SceneReader:
         for name, paths in self.dates.items():
             if not paths:
                 raise UserError(f"The list of {name} images is empty; give at least one, or leave it out.")
-        count = count_dates(self.dates)
-        for name, paths in self.dates.items():
             for path in paths:
                 _require_raster(path, name)
+        count = count_dates(self.dates)
         self.sources = {name: paths[0] for name, paths in self.dates.items()}
         self.sensors, self.options = sensors, options
         self.told: Told = options.get("told", NOTHING)
@@ -214,7 +213,7 @@ class SceneReader:
         self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
         return images
 
-    def _framed(self, images: Images) -> Dated:
+    def _framed(self, images: Images) -> DatedFrames:
         dates = (images, *images.later)
         return {
             name: [sensor_frames(*each.pictures[name], name, self.sensors) for each in dates if name in each.pictures]
@@ -253,7 +252,7 @@ def _join(parts: list[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else Rows(parts[0].top, _joined([part.frames for part in parts], 0))
 
 
-def _joined(parts: list[Dated], axis: int) -> Dated:
+def _joined(parts: list[DatedFrames], axis: int) -> DatedFrames:
     """Parts that lie below (``axis`` 0) or beside (1) one another as one."""
     return {
         name: [

@@ -39,14 +39,15 @@ class Done:
     """What is finished.
 
     Attributes:
+      valid: pixels with data in any sensor, for each date.
       row: the last finished row of windows, -1 for none; ``pixels``, the finished rows of pixels.
       windows, empty: windows done, and those of them that hold no data.
       weights, tokens: for each target the sum of the weights of SAR and how many tokens it is over.
       seen: pixels with data in the reference image and in all sensors on the first date, and in any sensor on any.
-      valid: pixels with data in any sensor, for each date.
       notes: what was found out while reading.
     """
 
+    valid: tuple[int, ...]
     row: int = -1
     pixels: int = 0
     windows: int = 0
@@ -54,7 +55,6 @@ class Done:
     weights: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     seen: tuple[int, int, int] = (0, 0, 0)
-    valid: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
 

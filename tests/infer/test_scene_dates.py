@@ -15,6 +15,7 @@ import support
 from affine import Affine
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
+from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.dates import load_dates
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.errors import UserError
@@ -208,3 +209,10 @@ def test_what_cannot_be_drawn(series, tmp_path):
     with pytest.raises(UserError, match="6 dates, and this model has no memory"):
         scenes.draw(series, out)
     assert not out.exists()
+    with rasterio.open(optical[0]) as file:
+        profile = {**file.profile, "count": 3, "dtype": "uint8", "photometric": "RGB", "nodata": None}
+        with rasterio.open(tmp_path / "rgb.tif", "w", **profile) as picture:
+            picture.write((file.read((4, 3, 2)) // 32).astype(np.uint8))
+    bands = SensorConfig(optical_bands=("B04", "B03", "B02", "B11", "B08", "B04"))
+    with pytest.raises(UserError, match=r"rgb\.tif\) are finished pictures and some have bands"):
+        SceneReader({"optical": [optical[0], tmp_path / "rgb.tif"]}, bands)
