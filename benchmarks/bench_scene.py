@@ -1,14 +1,14 @@
 """A simulated scene of any size through ``earthmind segment``: speed, memory, and what is seen of the windows.
 
     python benchmarks/bench_scene.py demo/checkpoint [--side 10980] [--targets water] [--window 64] [--overlap 0.5]
-        [--check 1024] [--seed 0] [--folder DIR]
+        [--dates 1] [--check 1024] [--seed 0] [--folder DIR]
 
 Writes a Sentinel-2 scene (12 bands, uint16) and its SAR image, in another coordinate system and with larger pixels, as
 a mosaic of simulated tiles; segments it, and prints one JSON line: square kilometres and windows a second, seconds of
 each part, peak memory, and how the probability jumps where windows begin and end and elsewhere. ``--check`` segments a
 part of that side again with windows that overlap more, and with twice the window, and tells on how many pixels away
-from edges the masks agree, for several distances from them. With ``--folder`` the files are kept there, and a run that
-was broken off goes on.
+from edges the masks agree, for several distances from them. ``--dates`` makes such a pair for each of so many dates.
+With ``--folder`` the files are kept there, and a run that was broken off goes on.
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ def _profile(height: int, width: int, count: int, dtype: str, crs: str, transfor
     }  # fmt: skip
 
 
-def make_pair(folder: Path, side: int, *, tiles: int = 24, seed: int = 0) -> None:
-    """``s2.tif`` and ``s1.tif`` in ``folder``; the optical swath ends in the scene, and so does the SAR image."""
+def make_pair(folder: Path, side: int, *, tiles: int = 24, seed: int = 0, date: int = 1) -> None:
+    """The files of a date in ``folder``; the optical swath ends in the scene, and so does the SAR image."""
     mosaic = Mosaic(side, tiles, seed)
     transform = from_origin(399960.0, 5300040.0, GSD, GSD)
-    with rasterio.open(folder / "s2.tif", "w", **_profile(side, side, 12, "uint16", CRS, transform, 0)) as file:
+    optical, sar = (folder / f"{name}_{date}.tif" for name in ("s2", "s1"))
+    with rasterio.open(optical, "w", **_profile(side, side, 12, "uint16", CRS, transform, 0)) as file:
         file.descriptions = BANDS
         file.update_tags(PROCESSING_BASELINE="05.11", BOA_ADD_OFFSET=-1000, QUANTIFICATION_VALUE=10000)
         for row in range(0, side, TILE):
@@ -83,10 +84,10 @@ def make_pair(folder: Path, side: int, *, tiles: int = 24, seed: int = 0) -> Non
                 y, x = np.mgrid[row : row + height, column : column + width]
                 block = np.where(x + 0.2 * y < 0.15 * side, np.uint16(0), block)
                 file.write(block, window=Window(column, row, width, height))
-    _make_sar(folder, mosaic, side, transform)
+    _make_sar(sar, mosaic, side, transform)
 
 
-def _make_sar(folder: Path, mosaic: Mosaic, side: int, transform: Any) -> None:
+def _make_sar(path: Path, mosaic: Mosaic, side: int, transform: Any) -> None:
     west, south, east, north = transform_bounds(
         CRS, SAR_CRS, transform.c, transform.f - side * GSD, transform.c + side * GSD, transform.f
     )
@@ -94,7 +95,7 @@ def _make_sar(folder: Path, mosaic: Mosaic, side: int, transform: Any) -> None:
     height, width = int((north - south) / pixel), int(0.95 * (east - west) / pixel)
     place = from_origin(west, north, pixel, pixel)
     noise = speckle(mosaic.rng, (2 * TILE, 2 * TILE))
-    with rasterio.open(folder / "s1.tif", "w", **_profile(height, width, 2, "float32", SAR_CRS, place, 0)) as file:
+    with rasterio.open(path, "w", **_profile(height, width, 2, "float32", SAR_CRS, place, 0)) as file:
         file.descriptions = POLARISATIONS
         file.update_tags(SCALE="linear")
         for row in range(0, height, TILE):
@@ -182,15 +183,15 @@ def check(model: Any, folder: Path, side: int, options: argparse.Namespace) -> d
     own = window_side(model, options.window)
     part = folder / "part"
     part.mkdir(exist_ok=True)
-    if not (part / "s1.tif").exists():
+    if not (part / "s1_1.tif").exists():
         make_pair(part, side, tiles=4, seed=options.seed + 1)
     more = (1 + options.overlap) / 2
     ways = {"as told": {}, f"overlap {more:g}": {"overlap": more}, "twice the window": {"window": 2 * own}}
     for name, way in ways.items():
         told = {"window": own, "overlap": options.overlap} | way
         segment_scene(
-            model, options.targets, optical=part / "s2.tif", sar=part / "s1.tif", out=part / name.replace(" ", "_"),
-            **told,
+            model, options.targets, optical=part / "s2_1.tif", sar=part / "s1_1.tif",
+            out=part / name.replace(" ", "_"), **told,
         )  # fmt: skip
     found = {}
     for i, target in enumerate(options.targets, 1):
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["water"])
     parser.add_argument("--window", type=int)
     parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--dates", type=int, default=1)
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0, help="of the simulated scenes")
     parser.add_argument("--folder", type=Path)
@@ -217,11 +219,12 @@ def main() -> None:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if options.make:
-            make_pair(folder, options.side, seed=options.seed)
+            for date in range(options.dates):
+                make_pair(folder, options.side, seed=options.seed + date, date=date + 1)
             (folder / "made").touch()
             return
         if not (folder / "made").exists():  # in a process of its own, so that its memory does not count
-            told = {"--folder": folder, "--side": options.side, "--seed": options.seed}
+            told = {"--folder": folder, "--side": options.side, "--seed": options.seed, "--dates": options.dates}
             words = [str(word) for option in told.items() for word in option]
             subprocess.run([sys.executable, __file__, str(options.checkpoint), "--make", *words], check=True)
         print(json.dumps(measure(folder, options)))
@@ -236,8 +239,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     model = EarthMind.load(options.checkpoint)
     # Of the system, the libraries and the model, before any scene.
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    dated = {n: [folder / f"{n}_{i + 1}.tif" for i in range(options.dates)] for n in ("s2", "s1")}
     result = segment_scene(
-        model, options.targets, optical=folder / "s2.tif", sar=folder / "s1.tif", out=folder / "out",
+        model, options.targets, optical=dated["s2"], sar=dated["s1"], out=folder / "out",
         window=options.window, overlap=options.overlap, report=progress(),
     )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -248,6 +252,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "side": scene["pixels"],
         "targets": options.targets,
+        "dates": options.dates,
         "cores": len(os.sched_getaffinity(0)),
         "windows": scene["windows"],
         "empty windows": scene["empty windows"],
@@ -257,8 +262,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "GiB before": round(before, 2),
         "GiB at most": round(peak, 2),
         "steps of the probability": {
-            target: seams(folder / "out" / f"mask_{i}_probability.tif", lattice.rows, lattice.columns, lattice.side)
-            for i, target in enumerate(options.targets, 1)
+            path.stem: seams(path.with_stem(f"{path.stem}_probability"), lattice.rows, lattice.columns, lattice.side)
+            for path in result.masks
         },
         "agreement": check(model, folder, options.check, options) if options.check else {},
     }

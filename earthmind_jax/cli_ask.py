@@ -90,13 +90,11 @@ def ask(
     check_page(explain)
     if steer and "marks" not in places:
         raise UserError("--steer is about what is pointed at: point at something, or leave it out.")
-    one = [next(iter(images), None) for images in (optical, sar)]
-    single = not places and max(len(optical), len(sar)) == 1
     from earthmind_jax.infer.predictor import EarthMind
 
     model = EarthMind.load(checkpoint)
-    if single and large(*one, mapped=True):
-        return ask_large(model, question, *one, out, explain, max_new, temperature, told, as_json)
+    if not places and large(optical, sar, mapped=True):
+        return ask_large(model, question, optical, sar, out, explain, max_new, temperature, told, as_json)
     given = {"optical": optical or None, "sar": sar or None, "max_new": max_new, "temperature": temperature}
     given |= {"told": told, **places}
     page, extra = [], {}
@@ -139,7 +137,7 @@ def chat(
     from earthmind_jax.infer.predictor import EarthMind
 
     talk = EarthMind.load(checkpoint).conversation(optical=optical or None, sar=sar or None, told=told)
-    tell_of_reading(*(next(iter(images), None) for images in (optical, sar)))
+    tell_of_reading(optical, sar)
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     asked = refused = 0

@@ -25,8 +25,8 @@ EVERY = 2.0  # seconds between progress lines
 def segment_large(
     model: Any,
     targets: tuple[str, ...],
-    optical: Path | None,
-    sar: Path | None,
+    optical: tuple[Path, ...],
+    sar: tuple[Path, ...],
     out: Path,
     window: int | None,
     overlap: float | None,
@@ -45,30 +45,32 @@ def segment_large(
         print(f"warning: {note}", file=sys.stderr, flush=True)
     with stopping(out):
         result = segment_scene(
-            model, targets, optical=optical, sar=sar, out=out, window=window, overlap=share, weights=weights,
-            report=progress(), told=told,
+            model, targets, optical=optical or None, sar=sar or None, out=out, window=window, overlap=share,
+            weights=weights, report=progress(), told=told,
         )  # fmt: skip
     facts: dict[str, Any] = {**result.answer, "files": [str(f) for f in (*result.files, *page)]}
     facts["seconds"] = {name: round(value, 2) for name, value in result.seconds.items()}
     extra = {}
     if truth is not None:
-        masks = [_drawn(out / f"mask_{i}.tif", name) for i, name in enumerate(targets, 1)]
-        extra = {"iou": shown(targets, truth.compare(masks, None))}
+        values = dict(zip(facts["targets"], truth.values, strict=True))
+        wanted = [values[mask["target"]] for mask in facts["masks"]]
+        scores = truth.compare_each(map(_drawn, result.masks), wanted)
+        extra = {"iou": shown([_title(mask) for mask in facts["masks"]], scores)}
     if as_json:
         print(json.dumps(facts | extra, indent=2, ensure_ascii=False))
         return
     for mask in facts["masks"]:
         shares = mask["fusion"]
         weighed = f"; weights: optical {shares['optical']:.2f}, SAR {shares['sar']:.2f}" if shares else ""
-        print(f"{mask['target']}: {mask['share']:.1%} of the scene, score {mask['score']:.2f}{weighed}")
+        print(f"{_title(mask)}: {mask['share']:.1%} of the scene, score {mask['score']:.2f}{weighed}")
     print_rest(extra, facts["notes"], [*result.files, *page])
 
 
 def ask_large(
     model: Any,
     question: str,
-    optical: Path | None,
-    sar: Path | None,
+    optical: tuple[Path, ...],
+    sar: tuple[Path, ...],
     out: Path | None,
     explain: Path | None,
     max_new: int,
@@ -80,7 +82,8 @@ def ask_large(
     from earthmind_jax.cli_print import print_answer
     from earthmind_jax.infer import scene_ask
 
-    given = {"optical": optical, "sar": sar, "max_new": max_new, "temperature": temperature, "told": told}
+    sources = {"optical": optical or None, "sar": sar or None}
+    given = {**sources, "max_new": max_new, "temperature": temperature, "told": told}
     page, extra = [], {}
     tell_of_reading(optical, sar)
     if explain is None:
@@ -90,8 +93,8 @@ def ask_large(
     files: Sequence[Path] = []
     if out is not None and answer.masks:
         with stopping(out):
-            drawn = scene_ask.draw(model, answer, optical, sar, out, max_new, progress(), told)
-        files, extra = drawn.files, extra | {"scene": drawn.answer["masks"][0]}
+            drawn = scene_ask.draw(model, answer, **sources, out=out, max_new=max_new, report=progress(), told=told)
+        files, extra = drawn.files, extra | {"scene": drawn.first}
     elif out is not None:
         files = answer.save(out)
     print_answer(answer, [*files, *page], as_json, extra)
@@ -151,29 +154,35 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes}:{seconds:02d} min"
 
 
-def large(optical: Path | None, sar: Path | None, mapped: bool = False) -> bool:
-    """Whether the image that masks are drawn on is a raster too large for the small road; ``mapped``: and has a place
-    on the map, which the road for large ones needs."""
+def large(optical: tuple[Path, ...], sar: tuple[Path, ...], mapped: bool = False) -> bool:
+    """Whether the image that masks are drawn on is a raster too large for the small road, with all of its dates;
+    ``mapped``: and has a place on the map, which the road for large ones needs."""
     from earthmind_jax.data.read import is_raster
     from earthmind_jax.geo.control import place_of
     from earthmind_jax.geo.raster import open_raster
-    from earthmind_jax.infer.view import WHOLE
+    from earthmind_jax.infer.view import most_whole
 
-    path = optical if optical is not None else sar
+    path = next(iter(optical or sar), None)
     if path is None or not is_raster(path):
         return False
+    most = most_whole(max(len(optical), len(sar)))
     with open_raster(path) as dataset:
-        return dataset.height * dataset.width > WHOLE and not (mapped and place_of(dataset) is None)
+        return dataset.height * dataset.width > most and not (mapped and place_of(dataset) is None)
 
 
-def tell_of_reading(optical: Path | None, sar: Path | None) -> None:
+def tell_of_reading(optical: tuple[Path, ...], sar: tuple[Path, ...]) -> None:
     """Say on the error stream that a look at the whole of a large image reads all of it, which takes its time."""
     if large(optical, sar, mapped=True):
-        path = optical if optical is not None else sar
+        path = next(iter(optical or sar))
         print(f"{path} is large: for a look at the whole, all of it is read once", file=sys.stderr, flush=True)
 
 
-def _drawn(path: Path, name: str) -> Mask:
+def _title(mask: dict[str, Any]) -> str:
+    """What a mask of a scene is called in print, from what ``answer.json`` says of it."""
+    return f"{mask['target']} {mask.get('date', '')}".strip()
+
+
+def _drawn(path: Path) -> Mask:
     """The mask of a scene, as it was written."""
     import rasterio
 
@@ -181,4 +190,4 @@ def _drawn(path: Path, name: str) -> Mask:
 
     with rasterio.open(path) as dataset:
         drawn = dataset.read(1)
-        return Mask((drawn == 1).astype("float32"), drawn != 255, dataset.transform, dataset.crs, name=name)
+        return Mask((drawn == 1).astype("float32"), drawn != 255, dataset.transform, dataset.crs)

@@ -39,8 +39,9 @@ def segment(
     """Draw the masks of things and write them as Cloud-Optimized GeoTIFFs and GeoJSON that land on the input.
 
     One target on a small image makes a picture (panel.png), too. Several targets, an image of more than 4 million
-    pixels, or one of the options --window, --overlap and --weights take the road for large scenes: window by window,
-    from file to file. That road keeps what is finished; the same command goes on where a broken-off one was.
+    pixels (or dates of more than 33 million together), or one of the options --window, --overlap and --weights take the
+    road for large scenes: window by window, from file to file. That road keeps what is finished; the same command goes
+    on where a broken-off one was.
 
     Example: earthmind segment water forest --optical s2.tif --sar s1.tif --out results
 
@@ -57,7 +58,7 @@ def segment(
         out: directory for the results.
         window: side of windows in pixels, a multiple of the model's own.
         overlap: share of a window common to neighbours, 0 to 0.9 (large scenes: 0.5).
-        weights: also write the fusion weight of SAR as a GeoTIFF, one pixel a token.
+        weights: also write the fusion weight of SAR as a GeoTIFF, one pixel a token; of several dates one for all.
         picture: write a plain PNG mask (for images without georeference).
         truth: raster of labels to compare with, on any grid that covers the image; prints the foreground IoU.
         truth_value: the value in truth of each mask, in the order of the targets (1 for a single one).
@@ -77,14 +78,10 @@ def segment(
         raise UserError("There is nothing to segment: name a target, such as water, or point at something.")
     check_directory(out, *optical, *sar, truth)
     check_page(explain)
-    one = [next(iter(images), None) for images in (optical, sar)]
     windowed = window is not None or overlap is not None or weights
-    several = max(len(optical), len(sar)) > 1
-    if several:
-        _check_dates(optical, sar, out, windowed, whole=not (places or explain))
-    alone = not (places or picture or several)
-    scene = windowed or (alone and ((len(targets) > 1 and explain is None) or large(*one)))
-    if scene and (places or picture or (explain and not large(*one))):
+    several = len(targets) > 1 and explain is None
+    scene = windowed or (not (places or picture) and (several or large(optical, sar)))
+    if scene and (places or picture or (explain and not large(optical, sar))):
         raise UserError("Windows belong to large scenes: leave out what points at places, --explain and --picture.")
     if len(targets) > 1 and explain is not None:
         raise UserError("A page is about one target; name one.")
@@ -94,11 +91,11 @@ def segment(
     page = []
     if explain is not None:
         if not places:
-            tell_of_reading(*one)
+            tell_of_reading(optical, sar)
         reason = model.explain("".join(targets), **given, **places, segment=True, command=COMMAND.get())
         answer, page = reason.answer, [reason.save_page(explain)]
     if scene:
-        segment_large(model, targets, *one, out, window, overlap, weights, labels, told, page, as_json)
+        segment_large(model, targets, optical, sar, out, window, overlap, weights, labels, told, page, as_json)
         return
     from earthmind_jax.cli_print import print_answer
 
@@ -106,30 +103,13 @@ def segment(
         answer = model.segment(targets if len(targets) > 1 else "".join(targets), **given, **places)
     pairs = zip(answer.names, answer.masks, strict=True)
     names = [f"{mask.name} {mask.date}".strip() if mask.name else label.replace("_", " ") for label, mask in pairs]
-    extra = {} if labels is None else {"iou": shown(names, labels.compare(answer.masks, _size(*one)))}
+    extra = {} if labels is None else {"iou": shown(names, labels.compare(answer.masks, _size(optical, sar)))}
     files = [*answer.save(out, maps=not picture), *page]
     print_answer(answer, files, as_json, extra)
 
 
-def _check_dates(optical: tuple[Path, ...], sar: tuple[Path, ...], out: Path, windowed: bool, whole: bool) -> None:
-    """UserError where several dates cannot be drawn in one go, which takes all of them in memory."""
-    from earthmind_jax.data.dates import count_dates
-    from earthmind_jax.data.read import MOST_PIXELS, picture_header
-
-    count = count_dates({name: given for name, given in (("optical", optical), ("sar", sar)) if given})
-    first = (*optical, *sar)[0]
-    rows, columns = picture_header(str(first)).shape
-    way = f"draw date by date, each into a directory of its own ({out / 'date_1'}), or name a part with --crop"
-    if windowed:
-        raise UserError(f"--window, --overlap and --weights are for scenes of one date, and there are {count}; {way}.")
-    if whole and rows * columns * count > MOST_PIXELS:
-        raise UserError(
-            f"{first} has {rows} x {columns} pixels, too many to hold {count} dates in memory at once; {way}."
-        )
-
-
-def _size(optical: Path | None, sar: Path | None) -> tuple[int, int]:
+def _size(optical: tuple[Path, ...], sar: tuple[Path, ...]) -> tuple[int, int]:
     """Rows and columns of the image that masks are drawn on."""
     from earthmind_jax.data.read import picture_header
 
-    return picture_header(str(optical if optical is not None else sar)).shape
+    return picture_header(str((optical or sar)[0])).shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,15 +65,24 @@ class Truth:
         Raises:
           UserError: as of :meth:`require`, or the labels do not lie on the image.
         """
-        from earthmind_jax.evaluate.metrics import foreground_iou
-
         dates = len({mask.date for mask in masks})
         self.require([mask.name or f"mask {i}" for i, mask in enumerate(masks[::dates], 1)])
-        labels, known = self._on(masks[0], scene)  # all masks of an answer lie on the same pixels
-        for value in set(self.values) - set(np.unique(labels[known]).tolist()):
-            print(f"note: no pixel of {self.path} has the value {value} here", file=sys.stderr)
-        pairs = zip(masks, np.repeat(self.values, dates).tolist(), strict=True)
-        return [foreground_iou(mask.array, labels == value, mask.valid & known) for mask, value in pairs]
+        return self.compare_each(masks, np.repeat(self.values, dates).tolist(), scene)
+
+    def compare_each(
+        self, masks: Iterable[Mask], values: Sequence[int], scene: tuple[int, int] | None = None
+    ) -> list[float]:
+        """:meth:`compare` of masks with a value each, which need not be in memory together."""
+        from earthmind_jax.evaluate.metrics import foreground_iou
+
+        found: list[float] = []
+        for mask in masks:
+            if not found:  # all masks of an answer lie on the same pixels
+                labels, known = self._on(mask, scene)
+                for value in set(values) - set(np.unique(labels[known]).tolist()):
+                    print(f"note: no pixel of {self.path} has the value {value} here", file=sys.stderr)
+            found.append(foreground_iou(mask.array, labels == values[len(found)], mask.valid & known))
+        return found
 
     def _on(self, mask: Mask, scene: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
         """Labels on the pixels of a mask, and where there are any."""

@@ -69,7 +69,8 @@ def _require_sizes(sources: Mapping[str, Sequence[Any]], dates: int) -> None:
     if rows * columns * dates > MOST_PIXELS:
         raise UserError(
             f"{first} has {rows} x {columns} pixels, too many to hold {dates} dates in memory at once (at most "
-            f"{MOST_PIXELS / 1e6:.0f} million of all together); name a part (--crop, window), or ask date by date."
+            f"{MOST_PIXELS / 1e6:.0f} million of all together); name a part (--crop, --area, window) or draw on all of "
+            "them from file to file (earthmind segment TARGET --out DIR, infer.scene.segment_scene)."
         )
 
 

@@ -56,6 +56,11 @@ class Images:
             seen |= valid
         return seen
 
+    @property
+    def valid_on_some_date(self) -> np.ndarray:
+        """Pixels of the reference grid that at least one sensor sees on one of the dates, bool [H W]."""
+        return np.logical_or.reduce([images.valid for images in (self, *self.later) if images.pictures])
+
     def crop(self, window: tuple[slice, slice]) -> Images:
         """The part of a window of the reference grid; the transform moves along."""
         pictures = {}

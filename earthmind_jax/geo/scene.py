@@ -21,18 +21,19 @@ MOST_ROWS = 1024
 MOST_LOOKS = 256  # along each side, at which the overlap is looked up
 
 
-def strips(path: str | os.PathLike[str], grid: Grid | None = None) -> list[list[Window]]:
+def strips(path: str | os.PathLike[str], grid: Grid | None = None, dates: int = 1) -> list[list[Window]]:
     """The parts in which to read a raster: rows of them, each as wide as the image, top to bottom.
 
-    ``grid``: the map grid that an image is brought onto, whose pixels are none of the file's own.
+    ``grid``: the map grid that an image is brought onto, whose pixels are none of the file's own. ``dates``: how many
+    images of one size are read together, so that parts are smaller as far as the file's blocks allow.
     """
     with open_raster(path) as dataset:
         height, width = dataset.shape if grid is None else grid.shape
         block_rows, block_columns = dataset.block_shapes[0] if grid is None else (1, STRIP)
     if 2 * block_columns > width:  # stored in rows of the whole image
-        rows, columns = _multiple(block_rows, max(32, PART // width)), width
+        rows, columns = _multiple(block_rows, max(32, PART // dates // width)), width
     else:
-        rows, columns = _multiple(block_rows, STRIP), _multiple(block_columns, PART // STRIP)
+        rows, columns = _multiple(block_rows, STRIP // dates), _multiple(block_columns, PART // STRIP // dates)
     rows = min(rows, MOST_ROWS)
     return [
         [
@@ -44,7 +45,7 @@ def strips(path: str | os.PathLike[str], grid: Grid | None = None) -> list[list[
 
 
 def _multiple(block: int, least: int) -> int:
-    return -(-least // block) * block
+    return max(1, -(-least // block)) * block
 
 
 def sampled_overlap(reference: Raster, other: Raster, grid: Grid, place: Place, other_place: Place) -> float:

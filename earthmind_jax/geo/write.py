@@ -56,6 +56,12 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
             leftover.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what a killed process left of ``path``; nobody may be writing it now."""
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.{'[0-9a-f]' * 12}{glob.escape(path.suffix)}*"):
+        leftover.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def written_together(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder within ``directory``, whose files all move there at the end; on any failure nothing of it is left, and

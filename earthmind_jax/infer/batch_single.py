@@ -67,12 +67,11 @@ def single(
         options["marks"] = turn.regions
     if not large:
         view = model.view(images, **options, closer=True)
-    elif options or max(map(len, files.values())) > 1:
+    elif options:
         view = model.part(optical, sar, closer=True, reduced=True, **options)
     else:
-        given = {name: paths[0] for name, paths in files.items()}
-        answer, drawn = ask_large(model, turn.question, **given, out=place, max_new=max_new)
-        return Single(answer) if drawn is None else Single(answer, None, drawn.answer["masks"][0], drawn.files)
+        answer, drawn = ask_large(model, turn.question, **files, out=place, max_new=max_new)
+        return Single(answer) if drawn is None else Single(answer, None, drawn.first, drawn.files)
     assert view is not None
     asked, prompts = model.about(turn.question, view, steer)
     answer = view.placed(model.look(view.images, asked, max_new, prompts=prompts))

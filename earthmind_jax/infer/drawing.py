@@ -74,7 +74,8 @@ def pointed_at(model: EarthMind, images: Images, placed: Sequence[Mark], target:
 
 def windowed(model: EarthMind, question: str, images: Images, text: str | None, max_new: int, overlap: float) -> Answer:
     """Ask the same of every window, and blend their masks and fusion weights over the scene."""
-    places = [w for w in windows(images.shape, model.config.sensors.window, overlap) if images.valid[w].any()]
+    known = images.valid_on_some_date
+    places = [w for w in windows(images.shape, model.config.sensors.window, overlap) if known[w].any()]
     samples = [sample_of(images.crop(w), Turn(question)) for w in places]
     dates = len(images.later) + 1
     mask, fusion = Blend(images.shape, dates), Blend(images.shape, 2)

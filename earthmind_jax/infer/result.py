@@ -131,7 +131,7 @@ class Answer:
         made = []
         for mask in self.masks:
             seen[mask.date] += 1
-            made.append(f"mask_{seen[mask.date]}" + (f"_{mask.date}" if mask.date else ""))
+            made.append(mask_name(seen[mask.date], mask.date))
         return tuple(made)
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,6 +186,11 @@ class Answer:
             written.append(place / "answer.json")
             write_text(written[-1], json.dumps(self.to_dict(), indent=2, ensure_ascii=False))
         return [directory / path.name for path in written]
+
+
+def mask_name(number: int, date: str = "") -> str:
+    """What the files of the ``number``-th mask (of a date) are called."""
+    return f"mask_{number}_{date}" if date else f"mask_{number}"
 
 
 def _write_png(path: Path, mask: np.ndarray) -> Path:

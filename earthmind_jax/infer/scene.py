@@ -1,4 +1,4 @@
-"""Scenes of any size: masks of several targets, window by window, from files to files.
+"""Scenes of any size: masks of several targets, on one date or several, window by window, from files to files.
 
 Memory holds a band of rows and never the scene. Reading, preparing, the model and writing go on at the same time. What
 is finished is kept (:mod:`earthmind_jax.infer.scene_store`), so a run that was killed goes on where it was.
@@ -23,7 +23,7 @@ from earthmind_jax.geo.opening import file_stamp
 from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.scene_maps import SceneResult, write_maps
 from earthmind_jax.infer.scene_model import WindowModel
-from earthmind_jax.infer.scene_read import SceneReader
+from earthmind_jax.infer.scene_read import Files, SceneReader
 from earthmind_jax.infer.scene_run import Report, SceneRun
 from earthmind_jax.infer.scene_store import Store, finished, held
 from earthmind_jax.infer.windows import OVERLAP, Lattice
@@ -36,8 +36,8 @@ def segment_scene(
     model: EarthMind,
     targets: Sequence[str],
     *,
-    optical: str | Path | None = None,
-    sar: str | Path | None = None,
+    optical: Files | None = None,
+    sar: Files | None = None,
     out: str | Path,
     window: int | None = None,
     overlap: float = OVERLAP,
@@ -47,14 +47,16 @@ def segment_scene(
 ) -> SceneResult:
     """Draw the masks of ``targets`` over a scene of any size into the directory ``out``.
 
-    For each target a probability and a mask (Cloud-Optimized GeoTIFF on the reference image's grid) and its polygons.
-    Each window is seen once for all targets; windows without data are left out. Started again with the same arguments,
-    it goes on where it was, and the files are the same as without the interruption.
+    For each target a probability and a mask (Cloud-Optimized GeoTIFF on the reference image's grid) and its polygons;
+    of several dates one for each, on the grid of the first. Each window is seen once for all targets, with all dates
+    together; windows without data are left out. Started again with the same arguments, it goes on where it was, and the
+    files are the same as without the interruption.
 
     Args:
+      optical, sar: a file, or one for each date; a sensor with a single one shows it beside every date of the other.
       window: side in pixels, a multiple of the model's own; None is the model's own.
       overlap: share of a window common to neighbours, 0 to 0.9.
-      weights: also write the weight of SAR on the token grid.
+      weights: also write the weight of SAR on the token grid, of several dates one for all.
       options: what is known about the files, as of :func:`earthmind_jax.data.read.load_images`.
 
     Raises:
@@ -78,8 +80,8 @@ def ask_scene(
     questions: Sequence[str],
     *,
     names: Sequence[str],
-    optical: str | Path | None,
-    sar: str | Path | None,
+    optical: Files | None,
+    sar: Files | None,
     out: str | Path,
     window: int | None = None,
     overlap: float = OVERLAP,
@@ -91,13 +93,13 @@ def ask_scene(
     """:func:`segment_scene` of any questions whose answers draw a mask; ``names`` are what the results call them."""
     side = window_side(model, window)
     require(0 <= overlap <= 0.9, f"The overlap of windows must be 0 to 0.9, not {overlap}.")
-    sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
+    sources = {name: files for name, files in (("optical", optical), ("sar", sar)) if files is not None}
     started, out = perf_counter(), Path(out)
     reader = SceneReader(sources, model.config.sensors, **options)
-    windows = WindowModel(model.engine, questions, side, reader.frames, max_new=max_new)
+    windows = WindowModel(model.engine, questions, side, reader.views, max_new=max_new)
     lattice = Lattice.of(reader.shape, side, overlap, windows.grid)
     work = {
-        **{name: _file(path) for name, path in reader.sources.items()},
+        **{name: _stamp(paths) for name, paths in reader.dates.items()},
         "model": f"{model.name} {digest(model)}",
         "targets": list(names),
         "questions": list(questions),
@@ -112,7 +114,8 @@ def ask_scene(
         answer = finished(out, work)
         if answer is not None:
             return SceneResult(out, answer)
-        store = Store(out, work, len(questions), lattice.shape, lattice.tokens, tuple(reader.sources))
+        sizes = lattice.shape, lattice.tokens
+        store = Store(out, work, len(questions), *sizes, reader.pictures, windows.dates)
         with closing(store):
             seconds = {}
             if store.done.pixels < lattice.shape[0]:
@@ -157,6 +160,11 @@ def _sampled(params: Params, most: int = 1024) -> int:
         part = np.asarray(flat[:: max(1, flat.size // most)])
         value = zlib.crc32(part.tobytes(), zlib.crc32(f"{path} {flat.shape} {flat.dtype}".encode(), value))
     return value
+
+
+def _stamp(paths: Sequence[Path]) -> Any:
+    """What tells the files of a sensor from others, those of several dates in their order."""
+    return [_file(path) for path in paths] if len(paths) > 1 else _file(paths[0])
 
 
 def _file(path: Path) -> dict[str, Any]:

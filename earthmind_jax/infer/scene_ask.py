@@ -10,7 +10,7 @@ from earthmind_jax.infer.predictor import EarthMind
 from earthmind_jax.infer.result import Answer
 from earthmind_jax.infer.scene import Report, ask_scene
 from earthmind_jax.infer.scene_maps import SceneResult
-from earthmind_jax.infer.scene_read import SceneReader
+from earthmind_jax.infer.scene_read import Files, SceneReader
 from earthmind_jax.infer.view import look
 
 
@@ -18,15 +18,15 @@ def ask_large(
     model: EarthMind,
     question: str,
     *,
-    optical: str | Path | None = None,
-    sar: str | Path | None = None,
+    optical: Files | None = None,
+    sar: Files | None = None,
     out: str | Path | None = None,
     max_new: int = 256,
     temperature: float = 0.0,
     report: Report | None = None,
     told: Told = NOTHING,
 ) -> tuple[Answer, SceneResult | None]:
-    """Ask about rasters of any size.
+    """Ask about rasters of any size, of one date or several.
 
     The words are about the whole scene seen with fewer pixels (:mod:`earthmind_jax.infer.overview`). If they hold
     ``[SEG]`` and ``out`` is given, the mask is drawn at full resolution into that directory, as
@@ -49,14 +49,14 @@ def look_at(
     model: EarthMind,
     question: str,
     *,
-    optical: str | Path | None,
-    sar: str | Path | None,
+    optical: Files | None,
+    sar: Files | None,
     max_new: int,
     temperature: float,
     told: Told,
 ) -> Answer:
     """The answer to a question about the whole of a raster, seen with fewer pixels."""
-    sources = {name: path for name, path in (("optical", optical), ("sar", sar)) if path is not None}
+    sources = {name: files for name, files in (("optical", optical), ("sar", sar)) if files is not None}
     reader = SceneReader(sources, model.config.sensors, told=told)
     view = look(reader, model.config)
     return view.placed(model.look(view.images, Turn(question), max_new, temperature))
@@ -65,8 +65,8 @@ def look_at(
 def draw(
     model: EarthMind,
     answer: Answer,
-    optical: str | Path | None,
-    sar: str | Path | None,
+    optical: Files | None,
+    sar: Files | None,
     out: str | Path,
     max_new: int,
     report: Report | None,

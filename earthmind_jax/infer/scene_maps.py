@@ -19,8 +19,8 @@ from earthmind_jax.geo.grid import Grid
 from earthmind_jax.geo.stac import stac_item, write_stac_item
 from earthmind_jax.geo.stream import trace_file
 from earthmind_jax.geo.vector import geojson_writer
-from earthmind_jax.geo.write import BLOCK, cog_writer
-from earthmind_jax.infer.result import Answer, Mask
+from earthmind_jax.geo.write import BLOCK, cog_writer, remove_unfinished
+from earthmind_jax.infer.result import Answer, Mask, mask_name
 from earthmind_jax.infer.scene_read import SceneReader
 from earthmind_jax.infer.scene_store import ANSWER, Canvas, Store
 from earthmind_jax.infer.windows import Lattice
@@ -35,9 +35,9 @@ class SceneResult:
 
     Attributes:
       out: the directory.
-      answer: the contents of ``answer.json``: of every target its pixels, share of the pixels with data, area and score
-        (mean probability inside the mask), the mean weights of the sensors, what was assumed about the files, and the
-        files written.
+      answer: the contents of ``answer.json``: of every target, and of several dates on each, its pixels, share of the
+        pixels with data, area and score (mean probability inside the mask), the mean weights of the sensors, what was
+        assumed about the files, and the files written.
       seconds: what the parts of this start took; empty where everything was finished before.
     """
 
@@ -49,17 +49,34 @@ class SceneResult:
     def files(self) -> list[Path]:
         return [self.out / name for name in self.answer["files"]]
 
+    @property
+    def masks(self) -> list[Path]:
+        """The mask of every target on every date, as ``answer`` lists them."""
+        numbers = {target: number for number, target in enumerate(self.answer["targets"], 1)}
+        names = [mask_name(numbers[mask["target"]], mask.get("date", "")) for mask in self.answer["masks"]]
+        return [self.out / f"{name}.tif" for name in names]
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """What the answer says of the first target's mask, of several dates for each."""
+        masks = [mask for mask in self.answer["masks"] if mask["target"] == self.answer["targets"][0]]
+        return {mask["date"]: mask for mask in masks} if len(masks) > 1 else masks[0]
+
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rasters of one target, and what to say about them."""
+    """The rasters of one target on one date, and what to say about them."""
 
     mask: Path
     probability: Path
     target: str
+    date: str
     question: str
     model: str
-    score: float
+
+    @property
+    def about(self) -> dict[str, str]:
+        return {"target": self.target} | ({"date": self.date} if self.date else {})
 
 
 def write_maps(
@@ -78,37 +95,38 @@ def write_maps(
     started, grid, done = perf_counter(), reader.grid, store.done
     masks: list[dict[str, Any]] = []
     drawn: list[Drawn] = []
-    for k, (name, question) in enumerate(zip(names, questions, strict=True)):
-        pixels, total = _counted(store.percent[k])
-        score = total / pixels / 100 if pixels else 0.0
-        tags = {"prompt": question, "model": model, "score": round(score, 4)}
-        made = Drawn(out / f"mask_{k + 1}.tif", out / f"mask_{k + 1}_probability.tif", name, question, model, score)
-        drawn.append(made)
-        _write(made.probability, store.percent[k], grid.transform, grid, tags, "probability")
-        _write(made.mask, store.percent[k], grid.transform, grid, tags, "mask", cut=HALF)
-        masks.append(
-            {
-                "target": name,
-                "pixels": pixels,
-                "share": pixels / max(1, done.seen[2]),
-                "score": score,
-                "fusion": _shares(done.weights[k], done.tokens[k]),
-            }
-        )
+    wanted = zip(names, questions, done.weights, done.tokens, strict=True)
+    for number, (name, question, weight, tokens) in enumerate(wanted, 1):
+        about = {"prompt": question, "model": model}
+        for date, valid in zip(reader.names, done.valid, strict=True):
+            canvas = store.percent[len(drawn)]
+            pixels, total = _counted(canvas)
+            score = total / pixels / 100 if pixels else 0.0
+            tags = about | {"score": round(score, 4)}
+            stem = mask_name(number, date)
+            made = Drawn(out / f"{stem}.tif", out / f"{stem}_probability.tif", name, date, question, model)
+            drawn.append(made)
+            _write(made.probability, canvas, grid.transform, grid, tags, "probability")
+            _write(made.mask, canvas, grid.transform, grid, tags, "mask", cut=HALF)
+            counted = {"pixels": pixels, "share": pixels / max(1, valid), "score": score}
+            masks.append(made.about | counted | {"fusion": _shares(weight, tokens)})
         if weights:
-            tokens = grid.transform @ Affine.scale(lattice.cell)
-            _write(out / f"mask_{k + 1}_sar_weight.tif", store.weight[k], tokens, grid, tags, "weight of SAR")
+            cells = grid.transform @ Affine.scale(*lattice.cell[::-1])
+            _write(out / f"mask_{number}_sar_weight.tif", store.weight[number - 1], cells, grid, about, "weight of SAR")
     files = [path.name for made in drawn for path in (made.mask, made.probability)]
-    files += [f"mask_{k + 1}_sar_weight.tif" for k in range(len(drawn)) if weights]
+    files += [f"mask_{number}_sar_weight.tif" for number in range(1, len(names) + 1) if weights]
     files += [path.name for path in write_vectors(out, drawn, grid)]
     files.append(_write_panel(out, store, names, masks).name)
+    size = grid.height * grid.width
+    dates = {date: valid / size for date, valid in zip(reader.names, done.valid, strict=True) if date}
     answer = {
         "targets": list(names),
         "masks": masks,
         "scene": {
             "pixels": list(grid.shape),
             "crs": grid.crs.to_string() if grid.crs else None,
-            "valid": done.seen[2] / (grid.height * grid.width),
+            "valid": done.seen[2] / size,
+            **({"dates": dates} if dates else {}),
             "overlap": done.seen[1] / max(1, done.seen[0]) if len(reader.sources) == 2 else None,
             "windows": done.windows,
             "empty windows": done.empty,
@@ -120,6 +138,8 @@ def write_maps(
     }
     answer["files"].insert(-1, write_item(out, reader, files, answer, questions).name)
     with writing(out):
+        for name in answer["files"]:
+            remove_unfinished(out / name)
         write_text(out / ANSWER, json.dumps(answer, indent=2, ensure_ascii=False))
     return SceneResult(out, answer, seconds | {"maps": perf_counter() - started})
 
@@ -131,7 +151,7 @@ def write_vectors(out: Path, drawn: Sequence[Drawn], grid: Grid) -> list[Path]:
     with geopackage_writer(out / "masks.gpkg", grid.crs) as add_feature:
         for number, one in enumerate(drawn, 1):
             path = one.mask.with_suffix(".geojson")
-            about = {"mask": number, "target": one.target}
+            about = {"mask": number} | one.about
             traced = trace_file(
                 one.mask, probability=one.probability, prompt=one.question, model=one.model, properties=about
             )
@@ -155,7 +175,7 @@ def write_item(
         rasters | polygons,
         out,
         software={"earthmind_jax": __version__},
-        inputs={name: str(path) for name, path in reader.sources.items()},
+        inputs=reader.inputs,
         notes=answer["notes"],
         properties={
             "earthmind:questions": list(questions),
@@ -203,10 +223,10 @@ def _write_panel(out: Path, store: Store, names: Sequence[str], masks: Sequence[
     from earthmind_jax.infer.panel import write_panel
 
     step, drawn = store.step, []
-    for canvas in store.percent:
+    for canvas, mask in zip(store.percent, masks, strict=True):
         kept = [canvas.read(rows)[-rows.start % step :: step, ::step] for rows in _bands(canvas)]
         percent = np.concatenate(kept)
-        drawn.append(Mask(percent / np.float32(100), percent != NODATA, None, None))
+        drawn.append(Mask(percent / np.float32(100), percent != NODATA, None, None, mask.get("date", "")))
     weights = np.stack([canvas.read() for canvas in store.weight])
     sar = weights.mean(0, dtype=np.float32) / 100
     fusion = np.stack([1 - sar, sar], -1) * (weights[0] != NODATA)[..., None]

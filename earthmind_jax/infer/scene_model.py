@@ -1,11 +1,14 @@
-"""Many windows and many questions through the model at once: every window is seen once, whatever is asked about it."""
+"""Many windows and many questions through the model at once: every window is seen once, whatever is asked about it.
+
+A window of several dates is seen as :func:`earthmind_jax.infer.answer.answer` sees a sample of several: the first five
+are images of one prompt, a ``[SEG]`` speaks to each of these, and what it means is followed through those beyond.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +29,13 @@ from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import Batch, Fused, ImageFeatures, Params
 
 TEXT = 16  # prompts are padded to a multiple of it
-ROWS = 16  # windows times questions that go through the model at once: more do not fit a processor's caches
+ROWS = 16  # windows times questions and dates that go through the model at once: more do not fit a processor's caches
 
 
 @dataclass(frozen=True)
 class Window:
     """One window as the model takes it: of each sensor ``tiles`` uint8 [I S S 3], ``valid`` bool [I N] of their tokens,
-    and ``ground`` uint8 [G G 3] for the mask decoder."""
+    and ``ground`` uint8 [D G G 3], every date for the mask decoder."""
 
     tiles: dict[str, np.ndarray]
     valid: dict[str, np.ndarray]
@@ -43,7 +46,8 @@ class WindowModel:
     """Answers the same questions about one window after another.
 
     Attributes:
-      side: of a window, pixels.
+      shape: rows and columns of a window.
+      dates: D, masks that each question draws.
       batch_size: windows that go through the model at once.
       grid: tokens along a side of the tile that shows the whole window.
     """
@@ -53,27 +57,36 @@ class WindowModel:
         engine: Engine,
         questions: Sequence[str],
         side: int,
-        frames: Mapping[str, int],
+        views: Mapping[str, View],
         *,
         rows: int = ROWS,
         max_new: int = 32,
     ) -> None:
         """
         Args:
-          frames: sensor -> three-channel frames that its image makes.
-          rows: windows times questions that go through the model at once (one window at least).
+          side: of a window, pixels; less along a side of the scene that is shorter.
+          views: sensor -> what its images are in the scene: the dates, and three-channel frames that each makes.
+          rows: windows times questions and dates that go through the model at once (one window at least).
           max_new: tokens in which an answer must have come to its ``[SEG]``.
 
         Raises:
-          UserError: the model has no mask decoder, or a question does not fit.
+          UserError: the model has no mask decoder or cannot follow so many dates, or a question does not fit.
         """
         config = engine.config
         if config.grounding is None:
             raise UserError("This model has no mask decoder; it answers in text only.")
-        self.engine, self.side, self.max_new = engine, side, max_new
-        self.count, self.batch_size = len(questions), max(1, rows // len(questions))
+        self.engine, self.max_new = engine, max_new
+        scene = next(iter(views.values())).shape
+        self.shape = min(side, scene[0]), min(side, scene[1])
+        self.dates = max(view.dates for view in views.values())
+        if self.dates > earthmind.PROMPTED_FRAMES and not config.grounding.memory:
+            raise UserError(
+                f"There are {self.dates} dates, and this model has no memory to follow what it draws beyond the first "
+                f"{earthmind.PROMPTED_FRAMES}: give fewer at a time, or convert it with memory."
+            )
+        self.count, self.batch_size = len(questions), max(1, rows // (len(questions) * self.dates))
         self.grid = config.vision.grid
-        views = {name: View((side, side), count) for name, count in frames.items()}
+        views = {name: replace(view, shape=self.shape) for name, view in views.items()}
         data = DataConfig(masks_per_sample=1, turns=2**30)
         self._layouts = [arrange((Turn(q),), views, config, data, engine.tokenizer, Buckets()) for q in questions]
         self._prompts = _stacked(self._layouts, config.tokens.pad)
@@ -83,14 +96,19 @@ class WindowModel:
         """How a window is laid out, the same for every question but for the words."""
         return self._layouts[0]
 
-    def window(self, frames: Mapping[str, Frames]) -> Window:
-        """A window of ``side`` pixels or less; what is missing at its lower right is filled up as without data."""
+    def window(self, frames: Mapping[str, Sequence[Frames]]) -> Window:
+        """A window, with the dates of each sensor."""
         config = self.engine.config
         assert config.grounding is not None
-        square = {name: _filled(f, self.side) for name, f in frames.items()}
-        pixels, valid = tile_frames({name: [f] for name, f in square.items()}, self.layout, config)
+        asked = {name: list(dates[: self.layout.dates]) for name, dates in frames.items()}
+        pixels, valid = tile_frames(asked, self.layout, config)
         side = config.grounding.image_size
-        ground = {name: tiles.direct_resize(f[0], side) for name, (f, _) in square.items()}
+        ground = {
+            name: np.stack([tiles.direct_resize(pictures[0], side) for pictures, _ in dates])
+            for name, dates in frames.items()
+        }
+        # A single image stands beside every date of the other sensor.
+        ground = {name: np.broadcast_to(seen, (self.dates, *seen.shape[1:])) for name, seen in ground.items()}
         return Window(pixels, valid, ground)
 
     def stack(self, windows: Sequence[Window]) -> Window:
@@ -103,11 +121,12 @@ class WindowModel:
         return Window(stacked("tiles"), stacked("valid"), stacked("ground"))
 
     def __call__(self, batch: Window) -> tuple[np.ndarray, np.ndarray]:
-        """What the model draws in a batch of B windows for each of K questions.
+        """What the model draws in a batch of B windows for each of K questions on each of D dates.
 
         Returns:
-          Probability float32 [B H W K] on the window's pixels (0 where an answer has no ``[SEG]``: not there), and the
-          fusion weights (optical, SAR) float32 [B n n 2 K] on the token grid.
+          Probability float32 [B H W K*D] on the window's pixels, the dates of a question side by side (0 where an
+          answer has no ``[SEG]``: not there), and the fusion weights (optical, SAR) float32 [B n n 2 K] on the token
+          grid, which are those of the last date with data and hold for the masks of all.
         """
         engine, size = self.engine, self.batch_size
         tokens, question, index, lengths = self._prompts
@@ -125,19 +144,21 @@ class WindowModel:
         weights = np.asarray(earthmind.grounding_weights(fused), np.float32)
         weights = np.moveaxis(weights.reshape(size, self.count, self.grid, self.grid, 2), 1, -1)
         if made.seg_states.shape[1] == 0:
-            return np.zeros((size, self.side, self.side, self.count), np.float32), weights
+            return np.zeros((size, *self.shape, self.count * self.dates), np.float32), weights
         found = np.asarray(made.seg_valid[:, 0])
-        drawn = _draw(
+        # One date is encoded with the windows; of several each is encoded where it is drawn.
+        draw, given = (_draw, features) if self.dates == 1 else (_draw_dates, batch.ground)
+        drawn = draw(
             engine.config,
-            self.side,
+            self.shape,
             engine.params,
-            *features,
+            given,
             earthmind.grounding_weights(fused),
             made.seg_states[:, :1],
             found,
         )
-        drawn = np.asarray(drawn).reshape(size, self.count, self.side, self.side)
-        return np.moveaxis(drawn, 1, -1), weights
+        drawn = np.asarray(drawn).reshape(size, self.count, *self.shape, self.dates)
+        return np.moveaxis(drawn, 1, 3).reshape(size, *self.shape, -1), weights
 
 
 def _stacked(layouts: Sequence[Layout], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -151,17 +172,6 @@ def _stacked(layouts: Sequence[Layout], pad: int) -> tuple[np.ndarray, np.ndarra
         tokens[row, used], index[row, used] = prompt.tokens, prompt.visual_index
         question[row, used] = prompt.question
     return tokens, question, index, np.array([len(p) for p in prompts], np.int32)
-
-
-def _filled(frames: Frames, side: int) -> Frames:
-    pixels, valid = frames
-    if valid.shape == (side, side):
-        return frames
-    square = np.empty((len(pixels), side, side, 3), np.uint8)
-    square[:] = tiles.to_uint8(tiles.MEAN)
-    there = np.zeros((side, side), bool)
-    square[:, : valid.shape[0], : valid.shape[1]], there[: valid.shape[0], : valid.shape[1]] = pixels, valid
-    return square, there
 
 
 def _normalised(pixels: Array) -> Array:
@@ -178,11 +188,13 @@ def _see(
     ground: dict[str, Array],
     tokens: Array,
     question: Array,
-) -> tuple[Fused, tuple[ImageFeatures, Array | None]]:
-    """Fused tokens of every window and question [B*K ...], and what grounding sees of every window
+) -> tuple[Fused, tuple[ImageFeatures, Array | None] | None]:
+    """Fused tokens of every window and question [B*K ...], and what grounding sees of every window of one date
     (:func:`~earthmind_jax.models.earthmind.sensor_features`)."""
-    seen = earthmind.encode_sensors(config, params, *(_sensor(pixels, name) for name in ("optical", "sar")))
-    features = earthmind.sensor_features(config, params, *(_sensor(ground, name) for name in ("optical", "sar")))
+    seen = earthmind.encode_sensors(config, params, *_sensors(pixels))
+    features = None
+    if all(images.shape[1] == 1 for images in ground.values()):
+        features = earthmind.sensor_features(config, params, *_sensors({n: i[:, 0] for n, i in ground.items()}))
 
     def each(x: Array | None) -> Array | None:
         return None if x is None else jnp.repeat(x, count, axis=0)
@@ -196,39 +208,52 @@ def _see(
     return fused, features
 
 
-def _again(rows: Any, count: int, together: int) -> Any:
-    """Every window's rows, ``together`` of them, ``count`` times."""
-
-    def repeated(x: Array) -> Array:
-        return jnp.repeat(x.reshape(-1, together, *x.shape[1:]), count, axis=0).reshape(-1, *x.shape[1:])
-
-    return jax.tree.map(repeated, rows)
-
-
-def _sensor(images: dict[str, Array], name: str) -> Array | None:
-    return _normalised(images[name]) if name in images else None
+def _sensors(images: dict[str, Array]) -> tuple[Array | None, Array | None]:
+    """The optical and the SAR images, normalised."""
+    optical, sar = (_normalised(images[name]) if name in images else None for name in ("optical", "sar"))
+    return optical, sar
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _draw(
     config: EarthMindConfig,
-    side: int,
+    shape: tuple[int, int],
     params: Params,
-    features: ImageFeatures,
-    presence: Array | None,
+    seen: tuple[ImageFeatures, Array | None],
     weights: Array,
     states: Array,
     found: Array,
 ) -> Array:
-    """Probability [B*K side side] of the ``[SEG]`` states [B*K 1 D]; 0 where there is none."""
+    """Probability [B*K H W 1] of the ``[SEG]`` states [B*K 1 d]; 0 where there is none."""
+    features, presence = seen
     count = len(states) // (len(features.embed) if presence is None else len(presence))
-    if presence is None:
-        features = _again(features, count, 1)
-    else:
-        features = earthmind.blend_features(_again(features, count, 2), _again(presence, count, 1), weights)
+    features, presence = earthmind.repeat_features(features, presence, count)
+    if presence is not None:
+        features = earthmind.blend_features(features, presence, weights)
     prompts = earthmind.seg_prompt(config, params, states)
-    logits = earthmind.ground(config, params, features, prompts).logits
+    return _probability(earthmind.ground(config, params, features, prompts).logits, shape, found)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw_dates(
+    config: EarthMindConfig,
+    shape: tuple[int, int],
+    params: Params,
+    ground: dict[str, Array],
+    weights: Array,
+    states: Array,
+    found: Array,
+) -> Array:
+    """:func:`_draw` on every date of the images [B F G G 3]: [B*K H W F]."""
+    prompts = earthmind.seg_prompt(config, params, states)
+    count = len(states) // len(next(iter(ground.values())))
+    tracked = earthmind.track(config, params, *_sensors(ground), prompts, weights=weights, questions=count)
+    return _probability(tracked.logits[:, :, 0], shape, found)
+
+
+def _probability(logits: Array, shape: tuple[int, int], found: Array) -> Array:
+    """Of mask logits [R F h w] the probability [R H W F]; 0 in rows that were not ``found``."""
     # As infer.answer.upsample: first to the decoder's image, then to the window.
     full = bilinear(jnp.moveaxis(logits, 1, -1), (4 * logits.shape[-2], 4 * logits.shape[-1]))
-    drawn = jax.nn.sigmoid(bilinear(full, (side, side))[..., 0])
-    return jnp.where(found[:, None, None], drawn, 0)
+    drawn = jax.nn.sigmoid(bilinear(full, shape))
+    return jnp.where(found[:, None, None, None], drawn, 0)

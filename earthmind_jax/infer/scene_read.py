@@ -16,6 +16,7 @@ from rasterio.windows import Window
 from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.dates import count_dates, load_dates
 from earthmind_jax.data.encode import sensor_frames
+from earthmind_jax.data.layout import View
 from earthmind_jax.data.read import RASTERS, Images, is_raster, picture_header
 from earthmind_jax.data.records import SENSORS
 from earthmind_jax.errors import UserError
@@ -27,29 +28,44 @@ from earthmind_jax.geo.raster import Raster, open_raster, read_raster, require_g
 from earthmind_jax.geo.scene import has_data, sampled_overlap, strips
 from earthmind_jax.geo.told import NOTHING, Told
 
+Files = str | Path | Sequence[str | Path]
+"""The raster file of a sensor, or one for each date."""
+
 Frames = tuple[np.ndarray, np.ndarray]
 """uint8 [F h w 3] of one sensor, and bool [h w], where it has data."""
 
 
+DatedFrames = dict[str, list[Frames]]
+"""Of each sensor the frames of every date, or of the single one that it has."""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Whole rows of a scene: the frames of each sensor."""
+    """Whole rows of a scene."""
 
     top: int
-    frames: dict[str, Frames]
+    frames: DatedFrames
 
     @property
     def bottom(self) -> int:
-        return self.top + len(self.valid)
+        return self.top + len(next(iter(self.frames.values()))[0][1])
 
     @property
     def valid(self) -> np.ndarray:
-        """bool [h W], where any sensor has data."""
-        return np.logical_or.reduce([valid for _, valid in self.frames.values()])
+        """bool [D h W], where any sensor has data on each date; the single image of a sensor is one of the first."""
+        count = max(map(len, self.frames.values()))
+        seen = [[dates[i][1] for dates in self.frames.values() if i < len(dates)] for i in range(count)]
+        return np.stack([np.logical_or.reduce(valid) for valid in seen])
 
     def part(self, top: int, bottom: int) -> Rows:
-        cut = slice(top - self.top, bottom - self.top)
-        return Rows(top, {name: (frames[:, cut], valid[cut]) for name, (frames, valid) in self.frames.items()})
+        return Rows(top, self.window(slice(top - self.top, bottom - self.top), slice(None)))
+
+    def window(self, rows: slice, columns: slice) -> DatedFrames:
+        """The frames of a part of these rows."""
+        return {
+            name: [(frames[:, rows, columns], valid[rows, columns]) for frames, valid in dates]
+            for name, dates in self.frames.items()
+        }
 
 
 class SceneReader:
@@ -58,17 +74,16 @@ class SceneReader:
     Attributes:
       sources: sensor -> raster file, of several dates the first.
       dates: sensor -> the raster files of all dates.
+      names: what each date is called; a single one has an empty name.
       grid: the scene's pixels on the map: those of the optical image, or of the SAR image where it stands alone.
-      frames: sensor -> three-channel frames that its image makes.
+      views: sensor -> the size of its images, the dates, and three-channel frames that each makes.
       overlap: the part of the optical image that the SAR image covers, by a decimated look (1 with one sensor).
       strips: the parts in which to read it, from top to bottom, each as wide as the scene.
       notes: what was found out or decided while reading, the same for all parts read so far.
       seconds: time spent on reading.
     """
 
-    def __init__(
-        self, sources: Mapping[str, str | Path | Sequence[str | Path]], sensors: SensorConfig, **options: Any
-    ) -> None:
+    def __init__(self, sources: Mapping[str, Files], sensors: SensorConfig, **options: Any) -> None:
         """Looks at the headers, and at a decimated view of the files.
 
         Args:
@@ -81,10 +96,12 @@ class SceneReader:
         self.dates = {name: _paths(sources[name]) for name in SENSORS if sources.get(name) is not None}
         if not self.dates:
             raise UserError("Give an optical image, a SAR image, or both to segment.")
-        count_dates(self.dates)
         for name, paths in self.dates.items():
+            if not paths:
+                raise UserError(f"The list of {name} images is empty; give at least one, or leave it out.")
             for path in paths:
                 _require_raster(path, name)
+        count = count_dates(self.dates)
         self.sources = {name: paths[0] for name, paths in self.dates.items()}
         self.sensors, self.options = sensors, options
         self.told: Told = options.get("told", NOTHING)
@@ -111,15 +128,33 @@ class SceneReader:
                 _require_overlap(share, path, self.sources[here])
         self.notes: tuple[str, ...] | None = None
         self.seconds = 0.0
-        self.strips = strips(self.sources[self.reference], self.grid if controlled else None)
+        self.strips = strips(self.sources[self.reference], self.grid if controlled else None, count)
         self._tops = [strip[0].row_off for strip in self.strips]
-        self.frames = {name: len(frames) for name, (frames, _) in self._frames(Window(0, 0, 1, 1)).items()}
+        corner = self._images(Window(0, 0, 1, 1))
+        self.names = tuple(images.date for images in (corner, *corner.later))
+        self.views = {name: self._view(name, dates) for name, dates in self._framed(corner).items()}
         self.notes = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the scene."""
         return self.grid.shape
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The files by sensor, of several dates by sensor and date."""
+        if len(self.names) == 1:
+            return {name: str(path) for name, path in self.sources.items()}
+        files = {name: zip(self.names, paths, strict=False) for name, paths in self.dates.items()}
+        return {f"{name} {date}": str(path) for name, dated in files.items() for date, path in dated}
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """What each image is called in a panel: its sensor, of later dates with the date."""
+        return tuple(self.picture(name, i) for name, paths in self.dates.items() for i in range(len(paths)))
+
+    def picture(self, sensor: str, date: int) -> str:
+        return f"{sensor} {self.names[date]}" if date else sensor
 
     def rows(self, bands: Iterator[tuple[int, int]]) -> Iterator[Rows]:
         """The rows [top, bottom) of each of ``bands``, which move down the scene and may overlap."""
@@ -152,13 +187,9 @@ class SceneReader:
     def _read(self, number: int) -> Rows:
         """One strip of the scene."""
         started = perf_counter()
-        parts = [self._frames(window) for window in self.strips[number]]
-        frames = {
-            name: (np.concatenate([p[name][0] for p in parts], 2), np.concatenate([p[name][1] for p in parts], 1))
-            for name in self.sources
-        }
+        parts = [self._framed(self._images(window)) for window in self.strips[number]]
         self.seconds += perf_counter() - started
-        return Rows(self._tops[number], frames)
+        return Rows(self._tops[number], _joined(parts, 1))
 
     def _glance(self, path: Path, name: str) -> tuple[Raster, Grid | Control]:
         """A file by its first pixel, and where it lies; UserError where it has no place on the map, or no data."""
@@ -182,12 +213,24 @@ class SceneReader:
         self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
         return images
 
-    def _frames(self, window: Window) -> dict[str, Frames]:
-        images = self._images(window)
-        return {name: sensor_frames(*images.pictures[name], name, self.sensors) for name in self.sources}
+    def _framed(self, images: Images) -> DatedFrames:
+        dates = (images, *images.later)
+        return {
+            name: [sensor_frames(*each.pictures[name], name, self.sensors) for each in dates if name in each.pictures]
+            for name in self.sources
+        }
+
+    def _view(self, name: str, dates: list[Frames]) -> View:
+        counts = {len(frames) for frames, _ in dates}
+        if len(counts) > 1:
+            raise UserError(
+                f"Some of the {name} images ({', '.join(map(str, self.dates[name]))}) are finished pictures and some "
+                "have bands: give dates of one kind."
+            )
+        return View(self.shape, counts.pop(), len(dates))
 
 
-def _paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+def _paths(given: Files) -> list[Path]:
     return [Path(given)] if isinstance(given, str | Path) else [Path(path) for path in given]
 
 
@@ -206,15 +249,15 @@ def _require_overlap(share: float, path: Path | None, reference: Path | None) ->
 
 
 def _join(parts: list[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
-    return Rows(
-        parts[0].top,
-        {
-            name: (
-                np.concatenate([p.frames[name][0] for p in parts], 1),
-                np.concatenate([p.frames[name][1] for p in parts]),
-            )
-            for name in parts[0].frames
-        },
-    )
+    return parts[0] if len(parts) == 1 else Rows(parts[0].top, _joined([part.frames for part in parts], 0))
+
+
+def _joined(parts: list[DatedFrames], axis: int) -> DatedFrames:
+    """Parts that lie below (``axis`` 0) or beside (1) one another as one."""
+    return {
+        name: [
+            (np.concatenate([f for f, _ in date], axis + 1), np.concatenate([valid for _, valid in date], axis))
+            for date in zip(*(part[name] for part in parts), strict=True)
+        ]
+        for name in parts[0]
+    }

@@ -51,9 +51,11 @@ class SceneRun:
         self.windows, self.reader, self.lattice, self.store, self.report = windows, reader, lattice, store, report
         self.first = lattice.first_row(store.done.pixels)
         self.done = store.done
+        # What earlier starts found out holds where these parts say so, too.
+        reader.notes = tuple(n for n in self.done.notes if n not in self.notes) if self.done.row >= 0 else None
         top, count = lattice.rows[self.first], windows.count
         height, width = lattice.shape
-        self.blend = Blend((min(lattice.side, height), width), count, top)
+        self.blend = Blend((min(lattice.side, height), width), count * windows.dates, top)
         # Cells may begin within a window, so that a band of windows touches one more than a window has.
         self.fusion = Blend((windows.grid + 2, lattice.tokens[1]), count, lattice.token(top))
         self.seconds = {"waiting": 0.0, "model": 0.0, "blending": 0.0, "writing": 0.0}
@@ -92,7 +94,7 @@ class SceneRun:
         rows = range(self.first, len(self.lattice.rows))
         bands = self.reader.rows(self.lattice.band(row) for row in rows)
         for row, band in zip(rows, bands, strict=True):
-            seen = band.valid
+            seen = band.valid.any(0)
             lefts = [x for x in self.lattice.columns if seen[:, x : x + self.lattice.side].any()]
             size = self.windows.batch_size
             groups = [tuple(lefts[i : i + size]) for i in range(0, len(lefts), size)]
@@ -101,10 +103,7 @@ class SceneRun:
             yield _Work(row, (), None, band)
 
     def _window(self, band: Rows, left: int) -> Window:
-        columns = slice(left, left + self.lattice.side)
-        return self.windows.window(
-            {name: (frames[:, :, columns], valid[:, columns]) for name, (frames, valid) in band.frames.items()}
-        )
+        return self.windows.window(band.window(slice(None), slice(left, left + self.lattice.side)))
 
     def _add(self, work: _Work, probability: np.ndarray, weights: np.ndarray) -> None:
         """Blend what was drawn in a batch."""
@@ -112,16 +111,17 @@ class SceneRun:
         top, bottom = lattice.band(work.row)
         for i, left in enumerate(work.lefts):
             right = min(left + lattice.side, lattice.shape[1])
-            self.blend.add((slice(top, bottom), slice(left, right)), probability[i, : bottom - top, : right - left])
+            self.blend.add((slice(top, bottom), slice(left, right)), probability[i])
+            spans = enumerate(((top, bottom), (left, right)))
             cells = [
-                np.arange(lattice.token(first), min(lattice.token(last), count))
-                for first, last, count in zip((top, left), (bottom, right), lattice.tokens, strict=True)
+                np.arange(lattice.token(first, axis), min(lattice.token(last, axis), lattice.tokens[axis]))
+                for axis, (first, last) in spans
             ]
             if not all(map(len, cells)):
                 continue
             tokens = [
-                (((c + 0.5) * lattice.cell - first) / lattice.cell).astype(int)
-                for c, first in zip(cells, (top, left), strict=True)
+                (((c + 0.5) * cell - first) / cell).astype(int)
+                for c, first, cell in zip(cells, (top, left), lattice.cell, strict=True)
             ]
             both = weights[i][tokens[0][:, None], tokens[1]]  # [h w 2 K]
             place = slice(cells[0][0], cells[0][-1] + 1), slice(cells[1][0], cells[1][-1] + 1)
@@ -143,11 +143,13 @@ class SceneRun:
         assert work.band is not None
         fresh = max(top, done.pixels)
         band = work.band.part(fresh, until)
-        percent = to_percent(probability[fresh - top :], band.valid)
+        valid = band.valid
+        dated = probability[fresh - top :].reshape(*valid.shape[1:], -1, len(valid))
+        percent = np.stack([to_percent(dated[..., i], there) for i, there in enumerate(valid)], -1)
         begun = max(token_top, min(lattice.token(done.pixels), lattice.tokens[0]) if done.pixels else 0) - token_top
         weight, known = weight[begun:], known[begun:]
-        sensors = [valid for _, valid in band.frames.values()]
-        counts = tuple(int(x.sum()) for x in (sensors[0], np.logical_and.reduce(sensors), band.valid))
+        sensors = [first[1] for first, *_ in band.frames.values()]
+        counts = tuple(int(x.sum()) for x in (sensors[0], np.logical_and.reduce(sensors), valid.any(0)))
         if work.row > done.row:
             missing = len(lattice.columns) * (work.row + 1) - done.windows - done.empty
             done = replace(done, row=work.row, empty=done.empty + missing)
@@ -157,9 +159,15 @@ class SceneRun:
             weights=tuple(a + float(b) for a, b in zip(done.weights, weight[known].sum(0, np.float64), strict=True)),
             tokens=tuple(n + int(known.sum()) for n in done.tokens),
             seen=tuple(a + b for a, b in zip(done.seen, counts, strict=True)),
+            valid=tuple(n + int(there.sum()) for n, there in zip(done.valid, valid, strict=True)),
             notes=(*self.notes, *(self.reader.notes or ())),
         )
-        pictures = {name: frames[0] for name, (frames, _) in band.frames.items()}
+        pictures = {
+            self.reader.picture(name, i): frames[0]
+            for name, dates in band.frames.items()
+            for i, (frames, _) in enumerate(dates)
+        }
+        percent = percent.reshape(*valid.shape[1:], -1)
         return self.done, percent, to_percent(weight, known), token_top + begun, pictures
 
     def _tell(self, row: int, seconds: float) -> None:

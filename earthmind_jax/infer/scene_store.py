@@ -4,9 +4,11 @@
 
     OUT/.scene/work.json      what the run is: its inputs, model, targets and windows
     OUT/.scene/rows.jsonl     one line for every finished row of windows, with all that is counted so far
-    OUT/.scene/percent_K.raw  uint8 [H W] of target K: probability in percent, 255 without data
-    OUT/.scene/weight_K.raw   uint8 on the token grid: the weight of SAR in percent
-    OUT/.scene/picture_S.raw  uint8 [h w 3] of each sensor, for the panel: every n-th pixel
+    OUT/.scene/percent_K.raw  uint8 [H W] of mask K: probability in percent, 255 without data
+    OUT/.scene/weight_K.raw   uint8 on the token grid of target K: the weight of SAR in percent
+    OUT/.scene/picture_S.raw  uint8 [h w 3] of each image, for the panel: every n-th pixel
+
+A target has a mask for each date, one after another.
 
 Pixels reach the disk before the line that counts them, and plain files have nothing inside that a kill could break.
 """
@@ -37,13 +39,15 @@ class Done:
     """What is finished.
 
     Attributes:
+      valid: pixels with data in any sensor, for each date.
       row: the last finished row of windows, -1 for none; ``pixels``, the finished rows of pixels.
       windows, empty: windows done, and those of them that hold no data.
       weights, tokens: for each target the sum of the weights of SAR and how many tokens it is over.
-      seen: pixels with data in the reference image, in all sensors, in any sensor.
+      seen: pixels with data in the reference image and in all sensors on the first date, and in any sensor on any.
       notes: what was found out while reading.
     """
 
+    valid: tuple[int, ...]
     row: int = -1
     pixels: int = 0
     windows: int = 0
@@ -112,8 +116,8 @@ class Store:
 
     Attributes:
       done: what is finished.
-      percent, weight: a canvas for each target.
-      picture: a canvas [h w*3] for each sensor, of every ``step``-th pixel.
+      percent, weight: a canvas for each mask, and for each target.
+      picture: a canvas [h w*3] for each image by its name, of every ``step``-th pixel.
     """
 
     def __init__(
@@ -123,7 +127,8 @@ class Store:
         targets: int,
         shape: tuple[int, int],
         tokens: tuple[int, int],
-        sensors: Sequence[str] = (),
+        pictures: Sequence[str] = (),
+        dates: int = 1,
     ) -> None:
         """Takes up the run in ``out``, or begins one.
 
@@ -131,7 +136,7 @@ class Store:
           UserError: the run there is another one; what differs is named.
         """
         self.place = out / PLACE
-        self.done = Done(weights=(0.0,) * targets, tokens=(0,) * targets)
+        self.done = Done(weights=(0.0,) * targets, tokens=(0,) * targets, valid=(0,) * dates)
         work = json.loads(json.dumps(work))
         with writing(out):
             self.place.mkdir(exist_ok=True)
@@ -144,11 +149,11 @@ class Store:
             # Whatever a kill left of a last line goes: the next one would be appended to it.
             write_text(self.place / LOG, "" if self.done.row < 0 else _line(self.done))
             self._log = open(self.place / LOG, "a")  # noqa: SIM115 - open as long as the work goes on
-        self.percent = [Canvas(self.place / f"percent_{k}.raw", shape) for k in range(targets)]
+        self.percent = [Canvas(self.place / f"percent_{k}.raw", shape) for k in range(targets * dates)]
         self.weight = [Canvas(self.place / f"weight_{k}.raw", tokens) for k in range(targets)]
         self.step = -(-max(shape) // PICTURE)
         height, width = (-(-side // self.step) for side in shape)
-        self.picture = {name: Canvas(self.place / f"picture_{name}.raw", (height, 3 * width)) for name in sensors}
+        self.picture = {name: Canvas(self.place / f"picture_{name}.raw", (height, 3 * width)) for name in pictures}
 
     def add(
         self,
@@ -158,12 +163,12 @@ class Store:
         weight_top: int,
         pictures: Mapping[str, np.ndarray],
     ) -> None:
-        """Rows of windows up to ``done.row`` are finished, and with them pixels [n W K], tokens [m w K], and each
-        sensor's picture [n W 3] of the same pixels."""
+        """Rows of windows up to ``done.row`` are finished, and with them pixels [n W M] of all masks, tokens [m w K] of
+        all targets, and each image's picture [n W 3] of the same pixels."""
         top = done.pixels - len(percent)
-        for k, (pixels, tokens) in enumerate(zip(self.percent, self.weight, strict=True)):
-            pixels.write(top, percent[..., k])
-            tokens.write(weight_top, weight[..., k])
+        for canvases, first, values in ((self.percent, top, percent), (self.weight, weight_top, weight)):
+            for k, canvas in enumerate(canvases):
+                canvas.write(first, values[..., k])
         first = -top % self.step
         for name, pixels in pictures.items():
             shown = pixels[first :: self.step, :: self.step]
@@ -184,7 +189,7 @@ class Store:
 
 
 def finished(out: Path, work: dict[str, Any]) -> dict[str, Any] | None:
-    """The answer in ``out`` if this run has written one.
+    """The answer in ``out`` if this run has written one; a kill behind it may have left the work, which goes now.
 
     Raises:
       UserError: it is that of another run.
@@ -193,6 +198,7 @@ def finished(out: Path, work: dict[str, Any]) -> dict[str, Any] | None:
     if answer is None:
         return None
     refuse_other(answer.get("run"), json.loads(json.dumps(work)), out)
+    shutil.rmtree(out / PLACE, ignore_errors=True)
     return answer
 
 

@@ -23,6 +23,11 @@ from earthmind_jax.infer.scene_read import SceneReader
 WHOLE = 2**22  # pixels; of larger rasters only the part that is asked about is read
 
 
+def most_whole(dates: int) -> int:
+    """Pixels of an image up to which so many dates of it are read as a whole: those of all must fit into memory."""
+    return min(WHOLE, MOST_PIXELS // max(dates, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """The part of a scene that is asked about.
@@ -138,7 +143,7 @@ def part_of(
     """
     pointed = not (region is None and marks is None and window is None)
     dates = max(len(_several(source)) for source in (optical, sar))
-    above = WHOLE if pointed or light else MOST_PIXELS // max(dates, 1)
+    above = None if pointed or light else MOST_PIXELS // max(dates, 1)
     reader = part_reader(optical, sar, config.sensors, told, above) if pointed or reduced else None
     if reader is None:
         images = images_of(optical, sar, config.sensors, told)
@@ -181,7 +186,7 @@ def part_reader(
     optical: Any, sar: Any, sensors: SensorConfig, told: Told, above: int | None = None
 ) -> SceneReader | None:
     """What reads parts of a scene, on one date or several; None where its rasters have no more pixels than ``above``
-    (4 million), or it is not of rasters on a map.
+    (4 million, or less where there are many dates), or it is not of rasters on a map.
 
     Raises:
       UserError: as of :class:`SceneReader`.
@@ -194,7 +199,8 @@ def part_reader(
     if any(not isinstance(s, str | Path) or not is_raster(s) for _, s in files):
         return None
     headers = [picture_header(str(source)) for _, source in files]
-    if headers[0].shape[0] * headers[0].shape[1] <= (WHOLE if above is None else above):
+    most = most_whole(max(map(len, given.values()))) if above is None else above
+    if headers[0].shape[0] * headers[0].shape[1] <= most:
         return None
     if not all(header.is_raster(name) for (name, _), header in zip(files, headers, strict=True)):
         return None
@@ -227,8 +233,7 @@ def outline(reader: SceneReader) -> Images:
 
 def seen(view: View) -> View:
     """The view; UserError where no sensor has data in it, or at something that is pointed at."""
-    dates = [images for images in (view.images, *view.images.later) if images.pictures]
-    valid = np.logical_or.reduce([images.valid for images in dates])
+    valid = view.images.valid_on_some_date
     if not valid.any():
         raise UserError("No sensor has data in the part that is asked about: all of it is nodata; ask about another.")
     for mark in view.marks:

@@ -37,29 +37,30 @@ class Lattice:
     """Where the windows of a scene [H W] lie: their first rows and columns, and the token grid over all of them.
 
     Attributes:
-      cell: pixels of a token.
+      cell: pixels of a token, down and across.
     """
 
     shape: tuple[int, int]
     side: int
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-    cell: float
+    cell: tuple[float, float]
 
     @classmethod
     def of(cls, shape: tuple[int, int], side: int, overlap: float, tokens: int) -> Lattice:
         tops, lefts = (tuple(starts(length, side, overlap)) for length in shape)
-        return cls(shape, side, tops, lefts, side / tokens)
+        down, across = (min(side, length) / tokens for length in shape)
+        return cls(shape, side, tops, lefts, (down, across))
 
     @property
     def tokens(self) -> tuple[int, int]:
         """Rows and columns of the token grid: cells whose centre lies in the scene."""
-        height, width = (max(1, self.token(length)) for length in self.shape)
+        height, width = (max(1, self.token(length, axis)) for axis, length in enumerate(self.shape))
         return height, width
 
-    def token(self, pixel: int) -> int:
-        """The first cell whose centre does not lie before ``pixel``."""
-        return int(np.ceil(pixel / self.cell - 0.5))
+    def token(self, pixel: int, axis: int = 0) -> int:
+        """The first cell whose centre does not lie before the row (or, on ``axis`` 1, column) ``pixel``."""
+        return int(np.ceil(pixel / self.cell[axis] - 0.5))
 
     def next_top(self, row: int) -> int:
         """The first pixel row that windows after the row ``row`` still change."""

@@ -17,7 +17,7 @@ from support import refused, run
 from swaths import LATITUDE, LEAN, LONGITUDE, METRES, flat_at, leaning, written
 
 from earthmind_jax.cli_truth import Truth
-from earthmind_jax.data import read
+from earthmind_jax.data import dates as dates_module
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.align import load_pair
 from earthmind_jax.infer import view
@@ -58,20 +58,23 @@ def test_several_dates_and_a_large_image_with_the_reason(
     assert code == 0, err
     assert re.search(r"^iou: mask 1 date 1 [\d.]+, mask 1 2024-06-11 [\d.]+$", text, re.MULTILINE)
     assert len(list(out.glob("mask_1_*_probability.tif"))) == 2
-    refused(capsys, *dates, "water", "--weights", says="there are 2; draw date by date")
     refused(capsys, *dates, later, "water", "--sar", later, later, says="2 sar images but 3")
-    monkeypatch.setattr(read, "MOST_PIXELS", 4000)
-    refused(capsys, *dates, "water", says="too many to hold 2 dates in memory")
+    monkeypatch.setattr(dates_module, "MOST_PIXELS", 4000)
+    refused(capsys, *dates, "water", "--picture", says="too many to hold 2 dates in memory")
     monkeypatch.setattr(view, "WHOLE", 2000)
-    page = tmp_path / "reason.html"
-    one = ("--checkpoint", work / "model", "--optical", work / "a_s2.tif", "--explain", page)
-    code, text, err = run(capsys, "segment", "water", *one, "--out", tmp_path / "scene")
+    page, out = tmp_path / "reason.html", tmp_path / "scene"
+    given = ("--out", out, "--truth", work / "a_label.tif", "--explain", page, "--weights")
+    code, text, err = run(capsys, *dates, "water", *given)
     assert code == 0, err
     assert "a look at the whole" in err
     assert f"wrote {page}" in text
-    with rasterio.open(tmp_path / "scene" / "mask_1.tif") as file:
-        assert file.shape == (48, 48)
-    assert (tmp_path / "scene" / "item.json").exists()
+    assert re.search(r"^iou: water date_1 [\d.]+, water 2024-06-11 [\d.]+$", text, re.MULTILINE)
+    assert re.search(r"^water 2024-06-11: [\d.]+% of the scene, score", text, re.MULTILINE)
+    for name in ("mask_1_date_1", "mask_1_2024-06-11"):
+        with rasterio.open(out / f"{name}.tif") as file:
+            assert file.shape == (48, 48)
+    assert {path.name for path in out.glob("*weight*")} == {"mask_1_sar_weight.tif"}
+    assert (out / "item.json").exists()
     assert "What the model saw" in page.read_text()
 
 

@@ -251,7 +251,7 @@ def test_every_road_reads_a_product_as_its_stack(shelf, tmp_path):
         (rows,) = SceneReader({"optical": source, "sar": radar}, sensors).rows(iter([(0, downloads.SIDE)]))
         strips.append(rows)
     for sensor in ("optical", "sar"):
-        for one, two in zip(strips[0].frames[sensor], strips[1].frames[sensor], strict=True):
+        for one, two in zip(strips[0].frames[sensor][0], strips[1].frames[sensor][0], strict=True):
             np.testing.assert_array_equal(one, two)
 
 

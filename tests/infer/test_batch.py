@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import resource
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 import rasterio
 import support
-from questions import LINES, NEW, QUESTION, answered, images, model, pair, region
+from questions import LINES, NEW, QUESTION, answered, images, model, pair, region, written
 
+from earthmind_jax.data.buckets import Buckets
 from earthmind_jax.data.masks import decode_rle, encode_rle
 from earthmind_jax.data.records import Turn
 from earthmind_jax.errors import UserError, WorkError
 from earthmind_jax.infer import view as view_module
-from earthmind_jax.infer.batch import directory_of
+from earthmind_jax.infer.batch import directory_of, run
 from earthmind_jax.infer.journal import opened, sidecar
+from earthmind_jax.infer.requests import read_requests
 from earthmind_jax.infer.scene_ask import ask_large
 
 
@@ -171,15 +174,22 @@ def test_directories_of_ids():
     assert not any(name.startswith(".") or "/" in name for name in made)
 
 
-def test_an_image_that_does_not_fit_into_memory_is_asked_about_as_alone(folder, tmp_path, monkeypatch):
-    """Words from a view of the whole, masks window by window into the maps."""
+def test_dates_that_do_not_fit_into_memory_are_asked_about_as_alone(folder, tmp_path, monkeypatch):
+    """Words from a view of the whole, masks of every date window by window into the maps."""
     monkeypatch.setattr(view_module, "WHOLE", 2000)
-    line = {"id": "large", "question": QUESTION, **pair("large"), "maps": str(tmp_path / "maps")}
-    _, found = answered(folder, tmp_path / "answers.jsonl", [line])
-    answer, _ = ask_large(model(), QUESTION, **{n: folder / line[n] for n in support.BOTH}, max_new=NEW)
-    assert found["large"]["answer"] == answer.text
-    assert {Path(f).parent for f in found["large"]["files"]} == {tmp_path / "maps"}
-    with rasterio.open(tmp_path / "maps" / "mask_1.tif") as file:
-        drawn = file.read(1)
-    assert drawn.shape == (56, 56)
-    assert found["large"]["scene"]["share"] == pytest.approx((drawn == 1).mean(), abs=1e-6)
+    em = dataclasses.replace(model(), buckets=Buckets((2,), (256,), (2,)))
+    dates = {"optical": ["large_s2.tif"] * 2, "sar": "large_s1.tif"}
+    line = {"id": "large", "question": QUESTION, **dates, "maps": str(tmp_path / "maps")}
+    run(em, read_requests(written(folder, [line]), em), tmp_path / "answers.jsonl", batch_size=2, max_new=NEW)
+    (found,) = map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    files = {"optical": [folder / "large_s2.tif"] * 2, "sar": folder / "large_s1.tif"}
+    answer, _ = ask_large(em, QUESTION, **files, max_new=NEW)
+    assert found["answer"] == answer.text
+    assert [mask["date"] for mask in found["masks"]] == ["date_1", "date_2"]
+    assert {Path(f).parent for f in found["files"]} == {tmp_path / "maps"}
+    assert set(found["scene"]) == {"date_1", "date_2"}
+    for date, told in found["scene"].items():
+        with rasterio.open(tmp_path / "maps" / f"mask_1_{date}.tif") as file:
+            drawn = file.read(1)
+        assert drawn.shape == (56, 56)
+        assert told["share"] == pytest.approx((drawn == 1).mean(), abs=1e-6)

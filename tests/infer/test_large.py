@@ -171,6 +171,7 @@ def test_dates_of_a_large_scene(pair, small, tmp_path, monkeypatch):
             file.descriptions = names
             file.update_tags(**tags)
         files[name] = [path, later]
+    assert [view.most_whole(count) for count in (1, 2, 3)] == [4000, 4000, 8000 // 3]
     em, window = model(), (20, 60, 32, 40)
     with monkeypatch.context() as large:
         for module in (view, read, dates):

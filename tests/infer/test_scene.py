@@ -121,8 +121,16 @@ def test_odd_sizes(size, tmp_path):
     """Smaller than a window, one pixel more than a window, narrow."""
     pair = scenes.write(tmp_path, "odd", size)
     made = scenes.draw(pair, tmp_path / "out", targets=("lake",), weights=True)
-    assert read(made.out / "mask_1.tif").shape == size
-    assert set(np.unique(read(made.out / "mask_1.tif"))) <= {0, 1}
+    (mask,) = scenes.model().segment("lake", **pair).masks
+    percent = read(made.out / "mask_1_probability.tif")
+    assert percent.shape == size
+    assert np.abs(percent / 100 - mask.probability)[mask.valid].max() < 0.011
+    np.testing.assert_array_equal(percent == 255, ~mask.valid)
+    with rasterio.open(made.out / "mask_1_sar_weight.tif") as weight, rasterio.open(pair["optical"]) as optical:
+        cells = [min(32, length) / scenes.model().config.vision.grid for length in size]
+        assert (weight.transform.a, -weight.transform.e) == pytest.approx((10 * cells[1], 10 * cells[0]))
+        assert weight.shape == pytest.approx([n / c for n, c in zip(size, cells, strict=True)], abs=0.51)
+        assert weight.bounds.top == optical.bounds.top
 
 
 def test_windows_without_data_are_left_out_and_stay_nodata(pair, tmp_path):
@@ -201,7 +209,7 @@ def test_a_scene_that_only_control_places(tmp_path, kind):
     rows = list(reader.rows(iter([(0, 50), (40, height)])))
     frames, valid = sensor_frames(*whole.pictures["sar"], "sar", sensors)
     for part in rows:
-        got, seen = part.frames["sar"]
+        ((got, seen),) = part.frames["sar"]
         np.testing.assert_array_equal(seen, valid[part.top : part.bottom])
         off = np.abs(got.astype(int) - frames[:, part.top : part.bottom])
         assert off[:, seen].max() <= 1  # of 255
@@ -230,7 +238,7 @@ def test_longitudes_may_count_from_either_side(tmp_path):
     reader = SceneReader({"optical": tmp_path / "o.tif", "sar": tmp_path / "s.tif"}, SensorConfig())
     assert reader.overlap == pytest.approx(0.75)
     (rows,) = reader.rows(iter([(0, 40)]))
-    assert rows.frames["sar"][1].mean() == pytest.approx(0.75)
+    assert rows.frames["sar"][0][1].mean() == pytest.approx(0.75)
 
 
 def test_windows_far_larger_than_the_model_s_own(pair, tmp_path):

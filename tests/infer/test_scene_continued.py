@@ -106,6 +106,7 @@ def test_killed_by_the_system_and_continued(folder, whole, tmp_path):
 
 def test_a_finished_run_is_not_repeated_and_another_is_refused(pair, whole):
     before = scenes.contents(whole.out)
+    (whole.out / PLACE).mkdir()  # killed before it was removed
     again = scenes.draw(pair, whole.out, weights=True)
     assert again.answer == whole.answer
     with pytest.raises(UserError, match="another targets and questions"):

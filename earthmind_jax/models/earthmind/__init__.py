@@ -14,6 +14,7 @@ from earthmind_jax.models.earthmind.masks import (
     blend_features,
     ground,
     image_features,
+    repeat_features,
     sensor_features,
     track,
 )
@@ -24,5 +25,5 @@ from earthmind_jax.models.earthmind.visual import encode, encode_sensors, fuse, 
 __all__ = [
     "PROMPTED_FRAMES", "ForwardOutput", "blend_features", "embed", "encode", "encode_sensors", "forward", "fuse",
     "ground", "grounding_weights", "head_kernel", "image_features", "init", "language", "logits", "param_axes",
-    "place", "refine", "seg_prompt", "sensor_features", "shapes", "track", "whole_tile",
+    "place", "refine", "repeat_features", "seg_prompt", "sensor_features", "shapes", "track", "whole_tile",
 ]  # fmt: skip

@@ -84,6 +84,19 @@ def blend_features(both: ImageFeatures, presence: Array, weights: Array | None =
     return ImageFeatures(embed=blend(both.embed), high=tuple(blend(x) for x in both.high))
 
 
+def repeat_features(features: ImageFeatures, presence: Array | None, count: int) -> tuple[ImageFeatures, Array | None]:
+    """:func:`sensor_features` of B images for ``count`` questions about each, those about one image side by side."""
+    if count == 1:
+        return features, presence
+
+    def repeated(x: Array, together: int) -> Array:
+        return jnp.repeat(x.reshape(-1, together, *x.shape[1:]), count, axis=0).reshape(-1, *x.shape[1:])
+
+    if presence is None:
+        return jax.tree.map(lambda x: repeated(x, 1), features), None
+    return jax.tree.map(lambda x: repeated(x, 2), features), repeated(presence, 1)
+
+
 def ground(
     cfg: EarthMindConfig,
     params: Params,
@@ -109,6 +122,7 @@ def track(
     marks: VisualPrompts | None = None,
     prompted: int = PROMPTED_FRAMES,
     length: Array | None = None,
+    questions: int = 1,
 ) -> Tracked:
     """Masks on every frame of a stack (several dates): each prompt speaks to the first frames, one by one, and what it
     means there is followed through the rest (``inject_language_embd`` and ``language_embd_inference``).
@@ -120,6 +134,7 @@ def track(
       weights: fusion weights [B N 2] for all frames, as in :func:`image_features`.
       prompted: how many of the frames are prompted; frames beyond them need a model with memory.
       length: int [B], frames in use where stacks are padded at their end.
+      questions: prompts and weights [B * questions ...] are of so many questions about each stack, which is seen once.
 
     Returns:
       Arrays [B F M ...].
@@ -130,14 +145,14 @@ def track(
     count = len(next(x for x in (frames["optical"], frames["sar"]) if x is not None))
     given = {name: value for name, value in (("language", prompts), ("marks", marks)) if value is not None}
     given = jax.tree.map(lambda x: jnp.broadcast_to(x, (min(prompted, count), *x.shape)), given)
+
+    def encode(frame: dict[str, Array | None]) -> ImageFeatures:
+        features, presence = repeat_features(*sensor_features(cfg, params, **frame), questions)
+        return features if presence is None else blend_features(features, presence, weights)
+
     # As released, an object that is not there is drawn all the same.
-    return Tracker(cfg.grounding, cfg.precision, empty_absent=False).track(
-        params,
-        frames,
-        given,
-        encode=lambda frame: image_features(cfg, params, weights=weights, **frame),
-        length=length,
-    )
+    tracker = Tracker(cfg.grounding, cfg.precision, empty_absent=False)
+    return tracker.track(params, frames, given, encode=encode, length=length)
 
 
 def _image_encoder(cfg: EarthMindConfig, params: Params, image: Array) -> ImageFeatures:
