@@ -223,7 +223,7 @@ def compute_dtype(config: EarthMindConfig, x: jax.ShapeDtypeStruct) -> jax.Shape
 def stored(path: Path, directory: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every array in the orbax directory ``path``, which belongs to ``directory``."""
     with damaged(directory), ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(path).item_metadata
+        found = checkpointer.metadata(path.absolute()).item_metadata  # of a relative path orbax finds nothing
         return {name: jax.ShapeDtypeStruct(m.shape, m.dtype) for name, m in dict(found).items()}
 
 
@@ -239,7 +239,7 @@ def read(path: Path, targets: dict[str, jax.ShapeDtypeStruct], directory: Path) 
         targets, ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True
     )
     with damaged(directory), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return dict(checkpointer.restore(path, arguments))
+        return dict(checkpointer.restore(path.absolute(), arguments))
 
 
 def checked(params: Any, wanted: dict[str, jax.ShapeDtypeStruct], directory: Path) -> Any:

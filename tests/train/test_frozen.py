@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -80,9 +82,11 @@ def test_steps_hold_no_frozen_weights(made):
 
 
 @pytest.mark.parametrize("name", ["own", "referring"])
-def test_the_next_stage_shares_the_base(made, tmp_path, name):
-    """Where it freezes nothing that the stage before trained; otherwise it writes its own."""
+def test_the_next_stage_shares_the_base(made, tmp_path, name, monkeypatch):
+    """Where it freezes nothing that the stage before trained; otherwise it writes its own. By relative paths, too."""
+    monkeypatch.chdir(tmp_path)
     before = dict(zip(("own", "referring"), made[1:3], strict=True))[name]
+    before, tmp_path = Path(os.path.relpath(before)), Path()
     params = {path: np.asarray(x) for path, x in checkpoint.load(before)[1].items()}
     fewer = (Group(pattern="lora/lm/blocks/attn/", learning_rate=1.0), Group(pattern=".*"))
     for groups, shares in ((GROUPS, True), (fewer, False)):
@@ -198,9 +202,10 @@ def test_every_file_is_someones_share(made):
     assert [base.problem(share, 3) for share in range(3)] == [None] * 3
 
 
-def test_adapters_are_small_and_load_with_their_base(made, tmp_path):
+def test_adapters_are_small_and_load_with_their_base(made, tmp_path, monkeypatch):
     _, own, referring, state = made
-    for run in (own, referring):
+    monkeypatch.chdir(tmp_path)
+    for run in (Path(os.path.relpath(run)) for run in (own, referring)):
         out = tmp_path / f"{run.name}_adapters"
         written = write_result(run, out, "adapters")
         assert written == size(out)
