@@ -42,7 +42,7 @@ def model(mode: str = "hca_plus", grounding: str = "fused") -> EarthMindConfig:
 
 SEGMENTATION = "referring_segmentation"
 QUESTIONS = (
-    *[SEGMENTATION] * 4, "absent_segmentation", "object_segmentation", *["object_existence"] * 3,
+    *[SEGMENTATION] * 4, *["absent_segmentation"] * 2, "object_segmentation", *["object_existence"] * 3,
     *["hallucination_detection"] * 2, "scene_classification", "object_counting", *["spatial_relationship"] * 2,
     "caption", "region_description",
 )  # fmt: skip
