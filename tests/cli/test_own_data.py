@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import published
@@ -13,10 +14,12 @@ from earthmind_jax import checkpoint
 from earthmind_jax.models import api
 
 
-def test_from_published_files_to_a_tuned_model(one_device, tmp_path, capsys):
+def test_from_published_files_to_a_tuned_model(one_device, tmp_path, capsys, monkeypatch):
+    """By relative paths, as the README has them."""
+    monkeypatch.chdir(tmp_path)
     model = published.config()
     checkpoint.save(tmp_path / "trained", model, support.params(model), support.tokenizer(), {})
-    found = finetune.road(tmp_path, steps=2, scenes=3, held_out=1)
+    found = finetune.road(Path(), steps=2, scenes=3, held_out=1)
     assert set(found) == {"base", "tuned", "merged", "adapters_bytes", "base_bytes"}
     assert 0 < found["adapters_bytes"] < found["base_bytes"]
     said = capsys.readouterr().err
