@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one sentence on 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -18,6 +20,14 @@ from earthmind_jax.errors import UserError, WorkError
 
 app = tyro.extras.SubcommandApp()
 Named = tyro.conf.arg
+# Options of several values, which may also be given one by one: ``--point 1,2 --point=-3,4`` is ``--point 1,2 -3,4``.
+SEVERAL = frozenset(
+    f"--{name}"
+    for name in (
+        "optical", "sar", "bands", "sar-bands", "point", "box", "line", "mask", "truth-value", "base", "recorded",
+        "modes", "set",
+    )
+)  # fmt: skip
 
 
 @app.command
@@ -98,15 +108,48 @@ def _restart_with_huge_pages(arguments: list[str]) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": TUNABLES})
 
 
+def gathered(arguments: Sequence[str]) -> list[str]:
+    """The same arguments, with the values of an option of :data:`SEVERAL` that is repeated behind its first place.
+
+    The parser alone would take the values of the last place and drop the others without a word.
+    """
+    parts: list[list[str]] = [[]]
+    several: dict[str, list[str]] = {}
+    current = parts[0]
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        name = name.replace("_", "-")
+        if name in SEVERAL:
+            if name not in several:
+                parts.append(several.setdefault(name, [name]))
+            current = several[name]
+            if equals:
+                current.append(_value(value))
+                current = []
+                parts.append(current)
+        elif text.startswith("--"):
+            current = [text]
+            parts.append(current)
+        else:
+            current.append(_value(text) if current and current[0] in SEVERAL else text)
+    return [text for part in parts for text in part]
+
+
+def _value(text: str) -> str:
+    """A space before a number below zero keeps it from being taken for an option."""
+    return f" {text}" if re.match(r"-[\d.]", text) else text
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command and turns our two errors into exit codes."""
     if arguments is None:
         _restart_with_huge_pages(sys.argv[1:])
-    COMMAND.set(shlex.join(["earthmind", *(sys.argv[1:] if arguments is None else arguments)]))
+        arguments = sys.argv[1:]
+    COMMAND.set(shlex.join(["earthmind", *arguments]))
     # The host's cores are all there is to a CPU run; XLA's own notices would drown the progress line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        app.cli(prog="earthmind", args=arguments, description=__doc__)
+        app.cli(prog="earthmind", args=gathered(arguments), description=__doc__)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

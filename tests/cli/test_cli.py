@@ -16,6 +16,24 @@ from rasterio.transform import from_origin
 from support import refused, run
 
 from configs import tiny
+from earthmind_jax import cli
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        (["segment", "water", "--point", "1,2", "3,4", "-h"], None),
+        (["segment", "--point", "1,2", "--box", "0,0,2,2", "--point", "3,4", "5,6", "--json"],
+         ["segment", "--point", "1,2", "3,4", "5,6", "--box", "0,0,2,2", "--json"]),
+        (["ask", "--point=-7.5,-3", "What is it?", "--point=-8,-4"],
+         ["ask", "--point", " -7.5,-3", " -8,-4", "What is it?"]),
+        (["train", "c.py", "--set", "steps=4", "--out", "o", "--set=seed=1"],
+         ["train", "c.py", "--set", "steps=4", "seed=1", "--out", "o"]),
+        (["info", "a.tif", "--sar_bands", "VV", "--sar-bands", "VH"], ["info", "a.tif", "--sar-bands", "VV", "VH"]),
+    ],
+)  # fmt: skip
+def test_values_of_repeated_options_are_all_taken(given: list[str], taken: list[str] | None) -> None:
+    assert cli.gathered(given) == (taken or given)
 
 
 def test_ask_about_a_pair(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ def test_train_and_resume(one_device: None, tmp_path: Path, capsys: pytest.Captu
     groups = '[{"pattern": "lm/(norm|head)/", "learning_rate": 1.0}, {"pattern": ".*"}]'
     given = (
         "train", CONFIG, "--out", tmp_path / "run", "--scenes", 64, "--set", "steps=4", "checkpoint_every=2",
-        "model.grounding=null", f"optim.groups={groups}",
+        "--set=model.grounding=null", "--set", f"optim.groups={groups}",
     )  # fmt: skip
     code, _, err = run(capsys, *given, "--until", 2)
     assert code == 0, err
