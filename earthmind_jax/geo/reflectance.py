@@ -23,6 +23,7 @@ from earthmind_jax.geo.sample import LARGEST, SceneSample, sample_between
 if TYPE_CHECKING:
     from earthmind_jax.geo.raster import Raster
 
+ALREADY = "floating point values around 1: already reflectance, no scale and no offset applied"
 QUANTIFICATION = 10000.0  # DN of reflectance 1
 BASELINE_OFFSET = -1000.0
 BASELINE_WITH_OFFSET = 4.0  # processing baseline 04.00
@@ -46,6 +47,12 @@ _PATCH = re.compile(r"S2[AB]_MSIL2A_201[78]\d{4}T\d{6}_N9999_R\d{3}_T\w{5}_\d\d_
 _PRODUCT = re.compile(r"S2[ABCD]_MSI(L1C|L2A)_\d{8}T\d{6}_N(\d{2})(\d{2})")
 
 
+def require_measured(raster: Raster) -> None:
+    """UserError where the values are no numbers as a sensor's product stores them."""
+    if raster.unit != "raw" or raster.dtype == "uint8":
+        raise UserError(f"{raster.name} is an 8-bit rendering, not a measurement; read it as sensor rgb8.")
+
+
 def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     """Sentinel-2 digital numbers to reflectance (top of atmosphere for L1C, surface for L2A); it may be negative.
 
@@ -54,12 +61,11 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     """
     if raster.unit == "reflectance":
         return raster
-    if raster.unit != "raw" or raster.dtype == "uint8":
-        raise UserError(f"{raster.name} is an 8-bit rendering, not a measurement; read it as sensor rgb8.")
+    require_measured(raster)
     digital, scaled = np.asarray(raster.data, np.float32), _scaled(raster)
     sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
     if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
-        notes = ["floating point values around 1: already reflectance, no scale and no offset applied"]
+        notes = [ALREADY]
         return raster.calibrated(digital, raster.valid & ~_fill(raster, digital, 1.0, notes), "reflectance", notes)
     sample = sample_between(sample, *(bound / (scaled[0][0] if scaled else 1 / QUANTIFICATION) for bound in POSSIBLE))
     _require_numbers(raster, sample, scaled)

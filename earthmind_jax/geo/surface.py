@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.reflectance import POSSIBLE, QUANTIFICATION, file_scaling, is_reflectance
+from earthmind_jax.geo.reflectance import (
+    ALREADY,
+    POSSIBLE,
+    QUANTIFICATION,
+    file_scaling,
+    is_reflectance,
+    require_measured,
+)
 from earthmind_jax.geo.sample import LARGEST, sample_between
 
 if TYPE_CHECKING:
@@ -26,8 +33,7 @@ def to_scaled_reflectance(raster: Raster) -> Raster:
     """
     if raster.unit == "reflectance":
         return raster
-    if raster.unit != "raw" or raster.dtype == "uint8":
-        raise UserError(f"{raster.name} is an 8-bit rendering, not a measurement; read it as sensor rgb8.")
+    require_measured(raster)
     sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
     own, notes = file_scaling(raster), []
     if own is not None:
@@ -35,7 +41,7 @@ def to_scaled_reflectance(raster: Raster) -> Raster:
         notes.append(f"reflectance = DN x {scale:g} {offset:+g} (band scale and offset of the file)")
     elif raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
         scale, offset = 1.0, 0.0
-        notes.append("floating point values around 1: already reflectance, no scale and no offset applied")
+        notes.append(ALREADY)
     else:
         scale, offset = 1 / QUANTIFICATION, 0.0
         notes.append(f"reflectance = DN / {QUANTIFICATION:.0f}, as surface reflectance is stored")
