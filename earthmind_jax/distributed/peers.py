@@ -27,6 +27,7 @@ from earthmind_jax.errors import UserError, WorkError
 SILENCE = 30  # seconds after which a machine that does not answer is lost
 GRACE = 30.0  # seconds to end by itself for a process whose peer failed: both may have found the same thing
 JOINING = 20.0  # seconds to connect; without a connection jax's own timeout remains
+BLAME = 5.0  # seconds in which the watching thread learns whose loss broke a collective
 ADDRESS = 512  # bytes of it that are sent around
 WELCOME = b"welcome\n"
 
@@ -135,7 +136,7 @@ def failing_together() -> Iterator[None]:
     except BaseException as error:
         if _line is not None:
             if isinstance(error, Exception) and not isinstance(error, (UserError, WorkError)):
-                time.sleep(1.0)  # a broken collective: the watching thread knows whose fault it is and ends the process
+                time.sleep(BLAME)  # a collective broken by a loss: the watching thread says whose, and ends this process
             _line.leave("failed")
         raise
 

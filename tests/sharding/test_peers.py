@@ -25,13 +25,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOST = "failed: Process {} of this run was lost"
 TALKING = """
 import sys
+from earthmind_jax.distributed.peers import failing_together
 from earthmind_jax.distributed.start import start
 start(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
 from jax.experimental import multihost_utils
-while True:
-    multihost_utils.process_allgather(np.ones(4))
-    print("talking", flush=True)
+with failing_together():
+    while True:
+        multihost_utils.process_allgather(np.ones(4))
+        print("talking", flush=True)
 """
 CONFIG = """
     import dataclasses
