@@ -136,7 +136,7 @@ def failing_together() -> Iterator[None]:
     except BaseException as error:
         if _line is not None:
             if isinstance(error, Exception) and not isinstance(error, (UserError, WorkError)):
-                time.sleep(BLAME)  # a collective broken by a loss: the watching thread says whose, and ends this process
+                time.sleep(BLAME)  # a collective broken by a loss: the watching thread says whose, and ends the process
             _line.leave("failed")
         raise
 

@@ -44,6 +44,9 @@ def start(
 ) -> None:
     """Join the processes of this run; call it before anything asks jax for devices. Alone, it does nothing.
 
+    What follows belongs within :func:`earthmind_jax.distributed.peers.failing_together`, so that a lost process ends
+    the others in one sentence.
+
     Args:
       coordinator: ``HOST:PORT`` of process 0, or ``auto``; None takes what the launcher says.
       processes, process: how many there are and which one this is, from 0; None takes the launcher's.
