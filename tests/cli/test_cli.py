@@ -204,22 +204,20 @@ def test_missing_band_and_no_data(work: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_map_needs_a_georeference(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "p.png")
-    given = (
-        "segment",
-        "water",
-        "--checkpoint",
-        work / "model",
-        "--optical",
-        tmp_path / "p.png",
-        "--out",
-        tmp_path / "o",
-    )
-    refused(capsys, *given, says="georeference")
-    assert not (tmp_path / "o" / "mask_1.tif").exists()
-    code, _, err = run(capsys, *given, "--picture")
-    assert code == 0, err
-    assert (tmp_path / "o" / "mask_1.png").is_file()
+    colours = np.random.default_rng(0).integers(0, 255, (3, 40, 40), dtype=np.uint8)
+    Image.fromarray(np.moveaxis(colours, 0, -1)).save(tmp_path / "p.png")
+    with rasterio.open(tmp_path / "p.tif", "w", "GTiff", 40, 40, 3, dtype="uint8") as file:
+        file.write(colours)
+    for name in ("p.png", "p.tif"):
+        for targets in (("water",), ("water", "forest")):
+            out = tmp_path / name[2:] / str(len(targets))
+            given = ("segment", *targets, "--checkpoint", work / "model", "--optical", tmp_path / name, "--out", out)
+            refused(capsys, *given, says="--picture")
+            assert not out.exists()
+            code, _, err = run(capsys, *given, "--picture")
+            assert code == 0, err
+            assert len(list(out.glob("mask_*.png"))) == len(targets)
+    refused(capsys, "segment", "water", "forest", "--optical", tmp_path / "no.png", says="no.png")
 
 
 def test_unknown_names_come_with_the_nearest(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
