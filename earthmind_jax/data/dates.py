@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,6 @@ from earthmind_jax.geo.told import NOTHING, Told
 
 if TYPE_CHECKING:
     from earthmind_jax.geo.grid import Grid
-
-_DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)")
 
 
 def load_dates(
@@ -138,15 +135,16 @@ def _names(sources: Sequence[Any]) -> list[str]:
 
 def _day(source: Any) -> str:
     """The day of acquisition (tags, product name), else any date in the file's name; empty where there is none."""
+    from earthmind_jax.geo.acquired import acquisition_time, day_in_name
+
     if not isinstance(source, str | Path):
         return ""
     if is_raster(source):
-        from earthmind_jax.geo.acquired import acquisition_time
         from earthmind_jax.geo.raster import open_raster
 
         with open_raster(source) as dataset:
             time = acquisition_time(dataset.tags(), str(source))
         if time is not None:
             return str(time)[:10]
-    found = _DATE.search(Path(source).name)
-    return "-".join(found.groups()) if found else ""
+    day = day_in_name(str(source))
+    return "" if day is None else str(day)

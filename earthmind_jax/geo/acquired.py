@@ -22,6 +22,7 @@ _NAMES = (
     re.compile(r"^((?:19|20)\d{6}_\d{6})_\d\d_\w{4}_"),
     re.compile(r"HLS\.[LS]30\.T\w{5}\.((?:19|20)\d{5}T\d{6})\."),
 )
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_]?(\d\d)[-_]?(\d\d)(?!\d)")
 
 
 def acquisition_time(tags: Mapping[str, str], path: str = "") -> np.datetime64 | None:
@@ -39,6 +40,16 @@ def acquisition_time(tags: Mapping[str, str], path: str = "") -> np.datetime64 |
             time = found and _utc(_calendar(found.group(1).upper()))
             if time is not None:
                 return time
+    return None
+
+
+def day_in_name(path: str) -> np.datetime64 | None:
+    """The first day that stands in a file's name, whatever it is the day of (``s2_20240611.tif``); None without one."""
+    for found in _DAY.finditer(PurePath(path).name):
+        try:
+            return np.datetime64("-".join(found.groups()), "D")
+        except ValueError:  # the 31st of June
+            continue
     return None
 
 

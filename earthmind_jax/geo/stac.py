@@ -20,7 +20,7 @@ import rasterio
 import shapely
 
 from earthmind_jax.errors import UserError
-from earthmind_jax.geo.acquired import acquisition_time
+from earthmind_jax.geo.acquired import acquisition_time, day_in_name
 from earthmind_jax.geo.antimeridian import bounding_box, geographic
 from earthmind_jax.geo.grid import EARTH_RADIUS, WGS84, Grid, project, require_map, require_on_earth
 from earthmind_jax.geo.raster import open_raster
@@ -70,7 +70,7 @@ def stac_item(
       assets: key -> file that exists.
       directory: where the Item will lie; links are relative to it.
       software: name -> version of what made them, beside GDAL.
-      inputs: sensor -> file that the result was derived from. Their tags and names give the time.
+      inputs: sensor -> file that the result was derived from. Their tags and names give the time, or the day.
       notes: what was decided about the inputs: ``processing:lineage``.
       properties: further ones; names need a prefix such as ``earthmind:``.
       staging: where the assets lie until they move to ``directory``; None: there already.
@@ -137,7 +137,8 @@ def _outline(grid: Grid) -> np.ndarray:
 
 
 def _sources(inputs: Mapping[str, str | os.PathLike[str]]) -> tuple[list[np.datetime64], dict[str, Any]]:
-    """(times of the inputs, fields of the SAR extension) from tags and names; a file gone since says nothing."""
+    """(times of the inputs, of a day its first and last second; fields of the SAR extension) from tags and names; a
+    file gone since says nothing."""
     times, radar = [], {}
     for path in inputs.values():
         try:
@@ -146,7 +147,11 @@ def _sources(inputs: Mapping[str, str | os.PathLike[str]]) -> tuple[list[np.date
         except UserError:
             tags = {}
         time = acquisition_time(tags, os.fspath(path))
-        times += [] if time is None else [time]
+        day = day_in_name(os.fspath(path))
+        if time is not None:
+            times.append(time)
+        elif day is not None:
+            times += [day.astype("datetime64[s]"), (day + 1).astype("datetime64[s]") - 1]
         for text in (PurePath(path).name, *tags.values()):
             found = _SENTINEL1.search(str(text))
             if found:

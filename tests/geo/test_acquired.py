@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from earthmind_jax.geo.acquired import acquisition_time, days_between
+from earthmind_jax.geo.acquired import acquisition_time, day_in_name, days_between
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,21 @@ from earthmind_jax.geo.acquired import acquisition_time, days_between
 )
 def test_acquisition_time(tags, path, expected):
     assert acquisition_time(tags, path) == (None if expected is None else np.datetime64(expected, "s"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("20230101/s2_20240611.tif", "2024-06-11"),
+        ("2024-06-11_s2.tif", "2024-06-11"),
+        ("x_2024_06_11.tif", "2024-06-11"),
+        ("tile_20240631_20240611.tif", "2024-06-11"),
+        ("tile_202406112.tif", None),
+        ("20240611/s2.tif", None),
+    ],
+)
+def test_day_in_name(name, expected):
+    assert day_in_name(name) == (None if expected is None else np.datetime64(expected))
 
 
 def test_days_between():

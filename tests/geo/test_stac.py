@@ -158,6 +158,16 @@ def test_times_links_and_radar(tmp_path, make_tif):
     assert "sar:polarizations" not in alone["properties"]
 
 
+def test_a_day_alone_is_all_of_it(tmp_path, make_tif):
+    grid = Grid(from_origin(500000, 5000000, 10, 10), CRS.from_epsg(32632), 20, 20)
+    files = [make_tif(f"s2_{day}.tif", np.ones((1, 20, 20), np.uint16)) for day in ("20240611", "2024-05-01")]
+    one = check(stac_item("one", grid, {}, tmp_path, inputs={"optical": files[0]}))["properties"]
+    assert one["datetime"] is None
+    assert (one["start_datetime"], one["end_datetime"]) == ("2024-06-11T00:00:00Z", "2024-06-11T23:59:59Z")
+    both = check(stac_item("two", grid, {}, tmp_path, inputs=dict(zip("ab", files, strict=True))))["properties"]
+    assert (both["start_datetime"], both["end_datetime"]) == ("2024-05-01T00:00:00Z", "2024-06-11T23:59:59Z")
+
+
 def test_no_time_is_a_span(tmp_path):
     grid = Grid(from_origin(500000, 5000000, 10, 10), CRS.from_epsg(32632), 20, 20)
     properties = check(stac_item("one", grid, {}, tmp_path, inputs={"optical": tmp_path / "gone.tif"}))["properties"]
