@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -249,3 +250,16 @@ def test_whoever_reads_what_is_printed_may_stop() -> None:
         command.stdout.close()
         assert command.stderr.read() == ""
         assert command.wait(timeout=120) == 141
+
+
+def test_all_options_of_several_values_may_be_repeated(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    found: set[str] = set()
+    for command in ("", *cli.app._subcommands):
+        with pytest.raises(SystemExit):
+            cli.main([*([command] if command else []), "--help"])
+        text = capsys.readouterr().out
+        found |= set(re.findall(r"(--[a-z-]+) \[[A-Z]+ \[", text))
+    assert found == cli.SEVERAL
