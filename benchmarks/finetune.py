@@ -1,7 +1,7 @@
 """From published files to a model fine-tuned on one's own records, through the commands that a user types.
 
-``python benchmarks/finetune.py`` trains a small base on simulated scenes under clear skies and writes it in the
-published layout. Then: converts it, ``data check``, a dry run, ``train configs/finetune.py`` on record files of scenes
+``python benchmarks/finetune.py`` trains a small base on records of simulated scenes under clear skies and writes it in
+the published layout. Then: converts it, ``data check``, a dry run, ``train configs/finetune.py`` on records of scenes
 under clouds, ``ask``, ``result`` merged, ``ask`` again. It prints one JSON line: mask IoU and right words of the
 converted base and of the tuned model on held-out records, and the size of the adapters.
 """
@@ -41,8 +41,7 @@ def get_config():
         name="base",
         model=dataclasses.replace(model, lm=dataclasses.replace(model.lm, vocab=512, embed_init=0.15)),
         data=DataConfig(
-            batch_size=8, text_length=256, masks_per_sample=4, turns=4, sky="clear", drop_optical=0.0, drop_sar=0.0,
-            tasks=("referring_segmentation",) * 3 + ("object_existence",),
+            batch_size=8, text_length=256, masks_per_sample=4, turns=4, drop_optical=0.0, drop_sar=0.0,
         ),
         optim=OptimConfig(
             method="muon", learning_rate=2e-3, warmup=0.1, final=0.1, betas=(0.9, 0.98), groups=groups
@@ -60,10 +59,12 @@ SMALL = (
 
 
 def make_base(root: Path, steps: int) -> None:
-    """A model trained for so many steps, ``root/trained``."""
+    """A model trained for so many steps, ``root/trained``, which sees no scene twice."""
     (root / "base.py").write_text(BASE)
-    every = ("--scenes", 8 * steps, "--report-every", max(1, steps // 10))
-    command("train", root / "base.py", "--out", root / "trained", *every, "--set", f"steps={steps}")
+    (root / "seen").mkdir()
+    write_records(root / "seen", "clear.jsonl", range(20_000, 20_000 + 8 * steps), "clear")
+    given = ("--data", root / "seen" / "clear.jsonl", "--report-every", max(1, steps // 10))
+    command("train", root / "base.py", "--out", root / "trained", *given, "--set", f"steps={steps}")
 
 
 def road(root: Path, *, steps: int, scenes: int, held_out: int) -> dict[str, Any]:
@@ -113,14 +114,15 @@ def command(*arguments: object) -> None:
         main([str(argument) for argument in arguments])
 
 
-def write_records(root: Path, name: str, seeds: range) -> None:
-    """GeoTIFF pairs, masks and one line of ``name`` for each scene under clouds."""
+def write_records(root: Path, name: str, seeds: range, sky: str = "cloudy") -> None:
+    """GeoTIFF pairs, masks and one line of ``name`` for each scene, its questions in an order of chance."""
     from earthmind_jax.data.simulate import make_questions, make_scene, write_scene
 
     for number, seed in enumerate(seeds):
         rng = np.random.default_rng((seed, 5))
-        scene = make_scene(rng, size=32, cloud="cloudy")
+        scene = make_scene(rng, size=32, cloud=sky)
         asked = make_questions(scene, rng, TASKS, lettered=False)
+        rng.shuffle(asked)
         write_scene(scene, root, f"{Path(name).stem}{number}", questions=asked, records=name)
 
 
@@ -156,9 +158,9 @@ def size(directory: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--held-out", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--held-out", type=int, default=96)
     parser.add_argument("--keep", type=Path, help="directory for everything that is written")
     options = parser.parse_args()
     started = time.perf_counter()
