@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from earthmind_jax.cli_paths import COMMAND
 from earthmind_jax.cli_truth import Truth, shown
-from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import Told
 
 if TYPE_CHECKING:
@@ -169,25 +168,6 @@ def large(optical: tuple[Path, ...], sar: tuple[Path, ...], mapped: bool = False
     most = most_whole(max(len(optical), len(sar)))
     with open_raster(path) as dataset:
         return dataset.height * dataset.width > most and not (mapped and place_of(dataset) is None)
-
-
-def require_place(optical: tuple[Path, ...], sar: tuple[Path, ...]) -> None:
-    """UserError where the image that masks are drawn on has no place on the map, which a scene needs."""
-    from earthmind_jax.data.read import is_raster, read_header
-    from earthmind_jax.geo.control import place_of
-    from earthmind_jax.geo.raster import open_raster
-    from earthmind_jax.infer.result import NO_MAP
-
-    path = next(iter(optical or sar), None)
-    if path is None:
-        return
-    if is_raster(path):
-        with open_raster(path) as dataset:
-            if place_of(dataset) is not None:
-                return
-    else:
-        read_header(path)  # a file that cannot be read says so
-    raise UserError(f"{path}: {NO_MAP}")
 
 
 def tell_of_reading(optical: tuple[Path, ...], sar: tuple[Path, ...]) -> None:

@@ -10,7 +10,7 @@ import tyro
 from earthmind_jax.cli_info import TOLD
 from earthmind_jax.cli_marks import NOWHERE, Pointing
 from earthmind_jax.cli_paths import COMMAND, check_directory, check_page, limit_cache, words_after
-from earthmind_jax.cli_scene import large, require_place, segment_large, tell_of_reading
+from earthmind_jax.cli_scene import large, segment_large, tell_of_reading
 from earthmind_jax.cli_truth import Truth, shown
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.told import NOTHING, Told
@@ -83,8 +83,6 @@ def segment(
     scene = windowed or (not (places or picture) and (several or large(optical, sar)))
     if scene and (places or picture or (explain and not large(optical, sar))):
         raise UserError("Windows belong to large scenes: leave out what points at places, --explain and --picture.")
-    if scene:
-        require_place(optical, sar)
     if len(targets) > 1 and explain is not None:
         raise UserError("A page is about one target; name one.")
     labels = Truth.of(truth, truth_value, () if "marks" in places else targets)

@@ -22,7 +22,7 @@ _NAMES = (
     re.compile(r"^((?:19|20)\d{6}_\d{6})_\d\d_\w{4}_"),
     re.compile(r"HLS\.[LS]30\.T\w{5}\.((?:19|20)\d{5}T\d{6})\."),
 )
-_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_]?(\d\d)[-_]?(\d\d)(?!\d)")
+_DAY = re.compile(r"(?<!\d)((?:19|20)\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)")
 
 
 def acquisition_time(tags: Mapping[str, str], path: str = "") -> np.datetime64 | None:

@@ -147,10 +147,9 @@ def _sources(inputs: Mapping[str, str | os.PathLike[str]]) -> tuple[list[np.date
         except UserError:
             tags = {}
         time = acquisition_time(tags, os.fspath(path))
-        day = day_in_name(os.fspath(path))
         if time is not None:
             times.append(time)
-        elif day is not None:
+        elif (day := day_in_name(os.fspath(path))) is not None:
             times += [day.astype("datetime64[s]"), (day + 1).astype("datetime64[s]") - 1]
         for text in (PurePath(path).name, *tags.values()):
             found = _SENTINEL1.search(str(text))

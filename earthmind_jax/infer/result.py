@@ -17,11 +17,6 @@ from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.outline import Polygon, box_of, moved, polygons_of
 
-NO_MAP = (
-    "there is no georeference, so a mask of it cannot become a map; ask for a plain picture instead (--picture, "
-    "save(maps=False)), or give a GeoTIFF that has one."
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Mask:
@@ -168,7 +163,10 @@ class Answer:
         directory = Path(directory)
         files = " and ".join(self.sources.values()) or "The image"
         if maps and any(m.crs is None for m in self.masks):
-            raise UserError(f"{files}: {NO_MAP}")
+            raise UserError(
+                f"{files}: there is no georeference, so a mask of it cannot become a map; ask for a plain picture "
+                "instead (--picture, save(maps=False)), or give a GeoTIFF that has one."
+            )
         for mask in self.masks if maps else ():
             require_map(mask.transform, mask.crs, files, "a map")
         with writing(directory), written_together(directory) as place:

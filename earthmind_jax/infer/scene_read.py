@@ -199,7 +199,7 @@ class SceneReader:
         with open_raster(path) as dataset:
             place = place_of(dataset, **self.told.ground()) or raster.grid
         if isinstance(place, Grid):
-            require_georeference(raster)
+            require_georeference(raster, "a map, unlike a plain picture (--picture),")
         if not has_data(raster):
             raise UserError(f"{path} has no valid pixel: all are nodata, masked or zero.")
         return raster, place
@@ -236,7 +236,11 @@ def _paths(given: Files) -> list[Path]:
 
 def _require_raster(path: Path, sensor: str) -> None:
     if not is_raster(path):
-        raise UserError(f"{path} is no GeoTIFF; a large scene is read from rasters ({', '.join(RASTERS)}).")
+        picture_header(str(path))  # a file that cannot be read says so
+        raise UserError(
+            f"{path} is no GeoTIFF; several targets, windows and large scenes are read from rasters "
+            f"({', '.join(RASTERS)}), or ask for plain pictures (--picture)."
+        )
     if sensor == "sar" and not picture_header(str(path)).is_raster(sensor):
         raise UserError(f"{path} is an 8-bit rendering; give the SAR image of a large scene as backscatter.")
 
