@@ -218,7 +218,8 @@ def test_a_map_needs_a_georeference(work: Path, tmp_path: Path, capsys: pytest.C
             code, _, err = run(capsys, *given, "--picture")
             assert code == 0, err
             assert len(list(out.glob("mask_*.png"))) == len(targets)
-    refused(capsys, "segment", "water", "forest", "--optical", tmp_path / "no.png", says="no.png")
+    missing = ("--checkpoint", work / "model", "--optical", tmp_path / "no.png")
+    refused(capsys, "segment", "water", "forest", *missing, says="no.png")
 
 
 def test_unknown_names_come_with_the_nearest(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
