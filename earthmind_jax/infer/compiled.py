@@ -116,10 +116,8 @@ def decode(
 
     def feed(state: Decoding) -> Decoding:
         i = state.step
-        greedy = sampling.greedy(state.scores)
-        drawn = sampling.sample(state.scores, jax.random.fold_in(key, i), temperature=jnp.maximum(temperature, 1e-6))
-        token = jnp.where(temperature > 0, drawn, greedy)
-        token = jnp.where(forced[i] >= 0, forced[i], token).astype(jnp.int32)
+        token = sampling.sample(state.scores, jax.random.fold_in(key, i), temperature=temperature)
+        token = jnp.where(forced[i] >= 0, forced[i], token)
         token = jnp.where(state.done, config.tokens.pad, token)
         done = state.done | jnp.isin(token, stops)
         embeds = earthmind.embed(config, params, token[:, None])
