@@ -13,17 +13,22 @@ from earthmind_jax.data.collate import sensor_frames
 from earthmind_jax.data.prompts import SEGMENTATION_QUESTIONS
 from earthmind_jax.data.read import Images
 from earthmind_jax.data.records import Turn
+from earthmind_jax.data.scene_images import picture_shape
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark
-from earthmind_jax.infer.many import Many
+from earthmind_jax.infer.engine import bucket
+from earthmind_jax.infer.many import QUESTIONS, Many
 from earthmind_jax.infer.pointing import draw
 from earthmind_jax.infer.result import Answer, Mask
 from earthmind_jax.infer.samples import dated_masks, sample_of
+from earthmind_jax.infer.scene_model import WindowModel
+from earthmind_jax.infer.scene_read import Rows, framed, views_of
 from earthmind_jax.infer.windows import OVERLAP, Blend, stretched, windows
 
 if TYPE_CHECKING:
     from earthmind_jax.infer.predictor import EarthMind
 
+CANVAS = 2**28  # probabilities of a scene that are blended at once: 1 GiB
 UNPOINTED = "Where nothing is drawn, the model may not have learnt what marks mean (loss.mark); name the target, too."
 
 
@@ -45,13 +50,15 @@ def target_masks(model: EarthMind, images: Images, targets: tuple[str, ...], max
     for target in targets:
         if not isinstance(target, str) or not target.strip():
             raise UserError(f"There is nothing to segment: one of the targets is {target!r}.")
-    if model.large(images) or images.later:
+    questions = [SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip()) for target in targets]
+    if not _on_one_grid(images):
         each = [target_mask(model, images, target, max_new, overlap) for target in targets]
         masks, texts, fusion = [a.masks for a in each], [a.text for a in each], each[0].fusion
+    elif model.large(images) or images.later:
+        masks, texts, fusion = _windowed_together(model, questions, images, max_new, overlap)
     else:
         if model.many is None:
             model.many = Many(model.engine)
-        questions = [SEGMENTATION_QUESTIONS[0].replace("{c}", target.strip()) for target in targets]
         replies = model.many.answer(sample_of(images, Turn(questions[0])), questions, model.buckets, max_new)
         drawn = [reply.mask(images.shape) for reply in replies]
         masks = [dated_masks(np.zeros(images.shape) if p is None else p, images) for p in drawn]
@@ -90,10 +97,57 @@ def windowed(model: EarthMind, question: str, images: Images, text: str | None, 
         if reply.masks or not best:
             best = reply.text
         if reply.weights is not None:
-            weights = stretched(reply.weights[0], shape)
+            weights = stretched(reply.overview, shape)
             fusion.add(place, weights, weights.sum(-1) > 0)
     drawn = dated_masks(np.moveaxis(mask.mean(), -1, 0), images)
     return answer_of(model, question, text or best, drawn, fusion.mean(), images)
+
+
+def _on_one_grid(images: Images) -> bool:
+    """Whether the pictures of all sensors and dates have the same pixels."""
+    pictures = [picture for each in (images, *images.later) for picture, _ in each.pictures.values()]
+    return {picture_shape(picture) for picture in pictures} == {images.shape}
+
+
+def _windowed_together(
+    model: EarthMind, questions: Sequence[str], images: Images, max_new: int, overlap: float
+) -> tuple[list[tuple[Mask, ...]], list[str], np.ndarray]:
+    """:func:`windowed` of several questions, each window (an image of several dates may be a single one) encoded once
+    for all of them: masks and text of each question, and the fusion weights that the first one had."""
+    large, shape, dates = model.large(images), images.shape, len(images.later) + 1
+    side, known = model.config.sensors.window if large else max(shape), images.valid_on_some_date
+    places = [w for w in windows(shape, side, overlap) if not large or known[w].any()]
+    frames = Rows(0, framed(images, model.config.sensors))
+    views = views_of(frames.frames, shape, images.sources)
+    masks: list[tuple[Mask, ...]] = []
+    texts: list[str] = []
+    fusion = Blend(shape, 2)
+    # As many at a time as a canvas for all of their masks has room for.
+    most = min(QUESTIONS[-1], max(1, CANVAS // (dates * shape[0] * shape[1])))
+    for start in range(0, len(questions), most):
+        group = questions[start : start + most]
+        # Filled up to a size that is compiled once for several counts.
+        filled = [*group, *[group[-1]] * (bucket(len(group), QUESTIONS) - len(group))]
+        seer = WindowModel(model.engine, filled, side, views, max_new=max_new, whole=True)
+        canvas = Blend(shape, len(group) * dates)
+        said = [""] * len(group)
+        for first in range(0, len(places), seer.batch_size):
+            batch = places[first : first + seer.batch_size]
+            drawn = seer(seer.stack([seer.window(frames.window(*place)) for place in batch]))
+            for i, place in enumerate(batch):
+                canvas.add(place, drawn.probability[i, ..., : len(group) * dates])
+                if start == 0:
+                    looked = drawn.weights[i, ..., 0]
+                    weights = stretched(looked, drawn.probability.shape[1:3])
+                    fusion.add(place, weights, weights.sum(-1) > 0)
+                for k in range(len(group)):
+                    if drawn.found[i, k] or not said[k]:
+                        said[k] = drawn.texts[i * seer.count + k]
+        texts += said
+        for k in range(len(group)):
+            probability = canvas.mean(channels=slice(k * dates, (k + 1) * dates))
+            masks.append(dated_masks(np.moveaxis(probability, -1, 0), images))
+    return masks, texts, fusion.mean() if large else looked
 
 
 def answer_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,24 @@ from earthmind_jax.types import Batch, Fused, ImageFeatures, Params
 
 TEXT = 16  # prompts are padded to a multiple of it
 ROWS = 16  # windows times questions and dates that go through the model at once: more do not fit a processor's caches
+
+
+class Drawn(NamedTuple):
+    """What the model draws in a batch of B windows for each of K questions on each of D dates.
+
+    Attributes:
+      probability: float32 [B H W K*D] on the window's pixels, the dates of a question side by side (0 where an answer
+        has no ``[SEG]``: not there).
+      weights: of fusion (optical, SAR), float32 [B n n 2 K] on the token grid, which are those of the last date with
+        data and hold for the masks of all.
+      texts: the answers, those of a window side by side.
+      found: bool [B K], which of them have a ``[SEG]``.
+    """
+
+    probability: np.ndarray
+    weights: np.ndarray
+    texts: list[str]
+    found: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,7 @@ class WindowModel:
         *,
         rows: int = ROWS,
         max_new: int = 32,
+        whole: bool = False,
     ) -> None:
         """
         Args:
@@ -68,6 +88,7 @@ class WindowModel:
           views: sensor -> what its images are in the scene: the dates, and three-channel frames that each makes.
           rows: windows times questions and dates that go through the model at once (one window at least).
           max_new: tokens in which an answer must have come to its ``[SEG]``.
+          whole: let answers end as they would, and not with their ``[SEG]``.
 
         Raises:
           UserError: the model has no mask decoder or cannot follow so many dates, or a question does not fit.
@@ -76,6 +97,7 @@ class WindowModel:
         if config.grounding is None:
             raise UserError("This model has no mask decoder; it answers in text only.")
         self.engine, self.max_new = engine, max_new
+        self.until = () if whole else (config.tokens.seg,)
         scene = next(iter(views.values())).shape
         self.shape = min(side, scene[0]), min(side, scene[1])
         self.dates = max(view.dates for view in views.values())
@@ -120,14 +142,8 @@ class WindowModel:
 
         return Window(stacked("tiles"), stacked("valid"), stacked("ground"))
 
-    def __call__(self, batch: Window) -> tuple[np.ndarray, np.ndarray]:
-        """What the model draws in a batch of B windows for each of K questions on each of D dates.
-
-        Returns:
-          Probability float32 [B H W K*D] on the window's pixels, the dates of a question side by side (0 where an
-          answer has no ``[SEG]``: not there), and the fusion weights (optical, SAR) float32 [B n n 2 K] on the token
-          grid, which are those of the last date with data and hold for the masks of all.
-        """
+    def __call__(self, batch: Window) -> Drawn:
+        """What the model draws in a batch of windows."""
         engine, size = self.engine, self.batch_size
         tokens, question, index, lengths = self._prompts
         fused, features = _see(
@@ -140,11 +156,12 @@ class WindowModel:
             question=np.tile(question, (size, 1)),
             visual_index=np.tile(index, (size, 1)),
         )
-        made = engine.generate(prompts, fused, max_new=self.max_new, until=(engine.config.tokens.seg,))
+        made = engine.generate(prompts, fused, max_new=self.max_new, until=self.until)
         weights = np.asarray(earthmind.grounding_weights(fused), np.float32)
         weights = np.moveaxis(weights.reshape(size, self.count, self.grid, self.grid, 2), 1, -1)
         if made.seg_states.shape[1] == 0:
-            return np.zeros((size, *self.shape, self.count * self.dates), np.float32), weights
+            nothing = np.zeros((size, *self.shape, self.count * self.dates), np.float32)
+            return Drawn(nothing, weights, made.texts, np.zeros((size, self.count), bool))
         found = np.asarray(made.seg_valid[:, 0])
         # One date is encoded with the windows; of several each is encoded where it is drawn.
         draw, given = (_draw, features) if self.dates == 1 else (_draw_dates, batch.ground)
@@ -158,7 +175,8 @@ class WindowModel:
             found,
         )
         drawn = np.asarray(drawn).reshape(size, self.count, *self.shape, self.dates)
-        return np.moveaxis(drawn, 1, 3).reshape(size, *self.shape, -1), weights
+        drawn = np.moveaxis(drawn, 1, 3).reshape(size, *self.shape, -1)
+        return Drawn(drawn, weights, made.texts, found.reshape(size, self.count))
 
 
 def _stacked(layouts: Sequence[Layout], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

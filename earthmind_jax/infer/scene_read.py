@@ -132,7 +132,8 @@ class SceneReader:
         self._tops = [strip[0].row_off for strip in self.strips]
         corner = self._images(Window(0, 0, 1, 1))
         self.names = tuple(images.date for images in (corner, *corner.later))
-        self.views = {name: self._view(name, dates) for name, dates in self._framed(corner).items()}
+        files = {name: ", ".join(map(str, paths)) for name, paths in self.dates.items()}
+        self.views = views_of(framed(corner, sensors), self.shape, files)
         self.notes = None
 
     @property
@@ -187,7 +188,7 @@ class SceneReader:
     def _read(self, number: int) -> Rows:
         """One strip of the scene."""
         started = perf_counter()
-        parts = [self._framed(self._images(window)) for window in self.strips[number]]
+        parts = [framed(self._images(window), self.sensors) for window in self.strips[number]]
         self.seconds += perf_counter() - started
         return Rows(self._tops[number], _joined(parts, 1))
 
@@ -213,21 +214,31 @@ class SceneReader:
         self.notes = images.notes if self.notes is None else tuple(n for n in self.notes if n in images.notes)
         return images
 
-    def _framed(self, images: Images) -> DatedFrames:
-        dates = (images, *images.later)
-        return {
-            name: [sensor_frames(*each.pictures[name], name, self.sensors) for each in dates if name in each.pictures]
-            for name in self.sources
-        }
 
-    def _view(self, name: str, dates: list[Frames]) -> View:
-        counts = {len(frames) for frames, _ in dates}
+def framed(images: Images, sensors: SensorConfig) -> DatedFrames:
+    """What the model sees of each sensor on each of its dates."""
+    dates = (images, *images.later)
+    return {
+        name: [sensor_frames(*each.pictures[name], name, sensors) for each in dates if name in each.pictures]
+        for name in SENSORS
+        if name in images.pictures
+    }
+
+
+def views_of(frames: DatedFrames, shape: tuple[int, int], files: Mapping[str, str]) -> dict[str, View]:
+    """What the images of each sensor are in a scene of ``shape``; UserError, which names its ``files``, where they
+    differ from date to date."""
+    views = {}
+    for name, dates in frames.items():
+        counts = {len(seen) for seen, _ in dates}
         if len(counts) > 1:
+            given = files.get(name, "in memory")
             raise UserError(
-                f"Some of the {name} images ({', '.join(map(str, self.dates[name]))}) are finished pictures and some "
-                "have bands: give dates of one kind."
+                f"Some of the {name} images ({given}) are finished pictures and some have bands: give dates of one "
+                "kind."
             )
-        return View(self.shape, counts.pop(), len(dates))
+        views[name] = View(shape, counts.pop(), len(dates))
+    return views
 
 
 def _paths(given: Files) -> list[Path]:

@@ -67,8 +67,8 @@ class SceneRun:
             written: Future[None] | None = None
             while (work := self._timed("waiting", next, works, None)) is not None:
                 if work.batch is not None:
-                    probability, weights = self._timed("model", self.windows, work.batch)
-                    self._timed("blending", self._add, work, probability, weights)
+                    drawn = self._timed("model", self.windows, work.batch)
+                    self._timed("blending", self._add, work, drawn.probability, drawn.weights)
                 if work.band is None:
                     continue
                 finished = self._timed("blending", self._finish, work)

@@ -110,10 +110,10 @@ class Blend:
         self.total[rows, window[1]] += values * weight
         self.weight[rows, window[1]] += weight
 
-    def mean(self, rows: slice = slice(None)) -> np.ndarray:
-        """[H W C], of ``rows`` of the canvas alone if given; zero where no window said anything."""
+    def mean(self, rows: slice = slice(None), channels: slice = slice(None)) -> np.ndarray:
+        """[H W C], of ``rows`` of the canvas or of ``channels`` alone if given; zero where no window said anything."""
         weight = self.weight[rows]
-        return self.total[rows] / np.where(weight > 0, weight, 1)
+        return self.total[rows, :, channels] / np.where(weight > 0, weight, 1)
 
     def finish(self, top: int) -> np.ndarray:
         """The mean of the scene's rows above ``top``, [top - self.top W C]; the canvas moves down to ``top``."""
