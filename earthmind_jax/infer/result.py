@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from earthmind_jax.errors import UserError
 from earthmind_jax.geo.grid import require_map
 from earthmind_jax.geo.marks import Mark
 from earthmind_jax.geo.outline import Polygon, box_of, moved, polygons_of
+
+ANSWER = "answer.json"
+OURS = re.compile(r"masks\.gpkg|item\.json|panel\.png|mask_[\w-]+\.(tif|geojson|png)")  # what an answer is made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +150,8 @@ class Answer:
         }
 
     def save(self, directory: str | Path, *, maps: bool = True) -> list[Path]:
-        """Write ``answer.json``, ``panel.png`` and the maps, all of them or none.
+        """Write ``answer.json``, ``panel.png`` and the maps, all of them or none. Of an answer that was saved here
+        before nothing is left: masks that this one lacks are removed.
 
         Of each mask ``mask_1.tif`` and ``mask_1_probability.tif`` (Cloud-Optimized GeoTIFF) and ``mask_1.geojson``
         (WGS84); of all together ``masks.gpkg`` (polygons in the image's CRS) and ``item.json`` (a STAC Item).
@@ -183,9 +188,25 @@ class Answer:
                 from earthmind_jax.infer.panel import write_panel
 
                 written.append(write_panel(self, place / "panel.png"))
-            written.append(place / "answer.json")
-            write_text(written[-1], json.dumps(self.to_dict(), indent=2, ensure_ascii=False))
-        return [directory / path.name for path in written]
+            names = [*(path.name for path in written), ANSWER]
+            written.append(place / ANSWER)
+            answer = self.to_dict() | {"files": names}
+            former = _files_of(directory / ANSWER)
+            write_text(written[-1], json.dumps(answer, indent=2, ensure_ascii=False))
+        with writing(directory):
+            for name in former - set(names):
+                (directory / name).unlink(missing_ok=True)
+        return [directory / name for name in names]
+
+
+def _files_of(answer: Path) -> set[str]:
+    """What an answer in this folder wrote beside itself, by its own account; of that only what answers write."""
+    try:
+        told = json.loads(answer.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    files = told.get("files", []) if isinstance(told, dict) else []
+    return {name for name in files if isinstance(name, str) and OURS.fullmatch(name)}
 
 
 def mask_name(number: int, date: str = "") -> str:

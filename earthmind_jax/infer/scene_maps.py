@@ -20,9 +20,9 @@ from earthmind_jax.geo.stac import stac_item, write_stac_item
 from earthmind_jax.geo.stream import trace_file
 from earthmind_jax.geo.vector import geojson_writer
 from earthmind_jax.geo.write import BLOCK, cog_writer, remove_unfinished
-from earthmind_jax.infer.result import Answer, Mask, mask_name
+from earthmind_jax.infer.result import ANSWER, Answer, Mask, mask_name
 from earthmind_jax.infer.scene_read import SceneReader
-from earthmind_jax.infer.scene_store import ANSWER, Canvas, Store
+from earthmind_jax.infer.scene_store import Canvas, Store
 from earthmind_jax.infer.windows import Lattice
 
 NODATA = 255

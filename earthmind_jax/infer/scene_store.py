@@ -29,9 +29,10 @@ import numpy as np
 
 from earthmind_jax.checkpoint import write_text, writing
 from earthmind_jax.errors import UserError, WorkError
+from earthmind_jax.infer.result import ANSWER
 
 PICTURE = 1024  # pixels of the longer side of a panel's pictures
-PLACE, WORK, LOG, ANSWER = ".scene", "work.json", "rows.jsonl", "answer.json"
+PLACE, WORK, LOG = ".scene", "work.json", "rows.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

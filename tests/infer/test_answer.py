@@ -151,3 +151,28 @@ def test_a_full_disk_leaves_the_former_answer(tmp_path):
     with pytest.raises(UserError, match=r"mask_1\.tif is a folder"):
         answered(4).save(tmp_path / "file")
     assert [path.name for path in (tmp_path / "file").iterdir()] == ["mask_1.tif"]
+
+
+def test_nothing_of_a_former_answer_is_left(tmp_path):
+    """Its masks would be taken for those of the answer beside them; other files of the folder stay."""
+    place = Affine(10, 0, 5e5, 0, -10, 5e6), CRS.from_epsg(32632)
+    filled = np.full((4, 5), 0.7, np.float32)
+
+    def answered(*dates):
+        return Answer("q", "a", tuple(Mask(filled, filled > 0, *place, date) for date in dates))
+
+    def names():
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    (tmp_path / "mask_9.tif").write_text("of someone else")
+    former = answered("2024-05-01", "2024-06-11", "2024-05-01").save(tmp_path)
+    assert {"mask_2_2024-05-01.geojson", "mask_1_2024-06-11.tif"} < {path.name for path in former}
+    made = answered("").save(tmp_path)
+    assert names() == sorted([*(path.name for path in made), "mask_9.tif"])
+    answered("").save(tmp_path, maps=False)
+    assert names() == ["answer.json", "mask_1.png", "mask_9.tif"]
+    for told in ('{"files": ["../kept.tif", "mask_9.tif/..", 3, "notes.txt"]}', '["mask_9.tif"]', "no json"):
+        (tmp_path / "answer.json").write_text(told)
+        (tmp_path / "notes.txt").touch()
+        answered("").save(tmp_path)
+        assert {"mask_9.tif", "notes.txt"} < set(names())
