@@ -19,6 +19,8 @@ from earthmind_jax.infer.marks import paired
 from earthmind_jax.ops.resize import bilinear
 from earthmind_jax.types import Batch, Fused, VisualPrompts
 
+TOGETHER = 2**22  # pixels of masks that are brought to an image's size at once
+
 
 @dataclass(frozen=True, eq=False)
 class Reply:
@@ -52,6 +54,13 @@ def upsample(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     full = bilinear(logits[..., None], (4 * logits.shape[-2], 4 * logits.shape[-1]))
     resized = np.asarray(bilinear(full, shape))[..., 0]
     return 1 / (1 + np.exp(-np.clip(resized, -60, 60)))
+
+
+def upsample_each(logits: Sequence[np.ndarray], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """:func:`upsample` of one mask after another, small ones together: many calls cost more than what they compute."""
+    most = max(1, TOGETHER // (shape[0] * shape[1]))
+    for start in range(0, len(logits), most):
+        yield from upsample(np.stack(logits[start : start + most]), shape)
 
 
 def answer(

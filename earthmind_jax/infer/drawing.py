@@ -16,6 +16,7 @@ from earthmind_jax.data.records import Turn
 from earthmind_jax.data.scene_images import picture_shape
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark
+from earthmind_jax.infer.answer import upsample_each
 from earthmind_jax.infer.engine import bucket
 from earthmind_jax.infer.many import QUESTIONS, Many
 from earthmind_jax.infer.pointing import draw
@@ -60,8 +61,8 @@ def target_masks(model: EarthMind, images: Images, targets: tuple[str, ...], max
         if model.many is None:
             model.many = Many(model.engine)
         replies = model.many.answer(sample_of(images, Turn(questions[0])), questions, model.buckets, max_new)
-        drawn = [reply.mask(images.shape) for reply in replies]
-        masks = [dated_masks(np.zeros(images.shape) if p is None else p, images) for p in drawn]
+        drawn = upsample_each([reply.masks[0] for reply in replies if reply.masks], images.shape)
+        masks = [dated_masks(next(drawn) if r.masks else np.zeros(images.shape), images) for r in replies]
         texts, fusion = [reply.text for reply in replies], replies[0].overview
     pairs = zip(masks, targets, strict=True)
     named = tuple(replace(mask, name=target.strip()) for several, target in pairs for mask in several)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from earthmind_jax.data.records import Turn
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.marks import Mark, place
 from earthmind_jax.geo.prompts import Prompt
-from earthmind_jax.infer.answer import overview, token_grid, upsample
+from earthmind_jax.infer.answer import overview, token_grid, upsample_each
 from earthmind_jax.infer.marks import grid_of
 from earthmind_jax.infer.samples import sample_of
 from earthmind_jax.infer.windows import Blend, stretched
@@ -168,11 +169,12 @@ def draw(
             else:
                 states = made.seg_states[:, :1].repeat(len(members), 1)
         logits = None if prompts is None else engine.masks(batch, fused, states, prompts)[0][0]
-        for slot, i in enumerate(members):
-            found = np.zeros((dates, *part.shape), np.float32)
-            if logits is not None:
-                found = upsample(logits[:dates, slot] if logits.ndim == 4 else logits[None, slot], part.shape)
-            drawn[i] = paste(np.moveaxis(found, 0, -1).astype(np.float32), window, images.shape)
+        found: Iterable[np.ndarray] = repeat(np.zeros((dates, *part.shape), np.float32))
+        if logits is not None:
+            each = logits[:dates].swapaxes(0, 1) if logits.ndim == 4 else logits[:, None]
+            found = upsample_each(each[: len(members)], part.shape)
+        for i, values in zip(members, found, strict=False):
+            drawn[i] = paste(np.moveaxis(values, 0, -1).astype(np.float32), window, images.shape)
         weights = stretched(overview(token_grid(fused.weights)[0]), part.shape)
         fusion.add(window, weights, weights.sum(-1) > 0)
     return [np.moveaxis(values, -1, 0) for values in drawn], said, fusion.mean()
