@@ -150,7 +150,8 @@ def _sources(inputs: Mapping[str, str | os.PathLike[str]]) -> tuple[list[np.date
         if time is not None:
             times.append(time)
         elif (day := day_in_name(os.fspath(path))) is not None:
-            times += [day.astype("datetime64[s]"), (day + 1).astype("datetime64[s]") - 1]
+            start, length = day.astype("datetime64[s]"), np.timedelta64(24 * 3600 - 1, "s")
+            times += [start, start + length]
         for text in (PurePath(path).name, *tags.values()):
             found = _SENTINEL1.search(str(text))
             if found:
