@@ -1,7 +1,7 @@
 """What 32 prompts on one image cost beside one: from words (``[SEG]``), and from points with the mask decoder alone.
 
     python benchmarks/bench_prompts.py                         # a model of 448 px tiles with random weights
-    python benchmarks/bench_prompts.py --checkpoint demo/checkpoint
+    python benchmarks/bench_prompts.py --checkpoint demo/checkpoint [--side 256]
 
 Each measurement runs in a process of its own and prints one JSON line: the median time of a request with everything
 compiled, the peak memory of the process, and what one prompt costs of the same kind; the last line has the ratios.
@@ -36,34 +36,38 @@ WORDS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint directory instead of random weights")
+    parser.add_argument("--side", type=int, help="of the image in pixels, above the model's own drawn in windows")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "SENSORS", "COUNT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         kind, sensors, count = options.one
-        print(json.dumps(measure(options.checkpoint, kind, tuple(sensors.split("+")), int(count))))
+        print(json.dumps(measure(options.checkpoint, options.side, kind, tuple(sensors.split("+")), int(count))))
         return
     ratios = {}
     for kind in ("words", "points"):
         for sensors in ("optical", "optical+sar"):
-            found = [_run(options.checkpoint, kind, sensors, count) for count in COUNTS]
+            found = [_run(options, kind, sensors, count) for count in COUNTS]
             ratios[f"{kind}, {sensors}"] = round(found[1]["seconds"] / found[0]["seconds"], 2)
     print(json.dumps({"32 prompts / 1 prompt": ratios}))
 
 
-def _run(checkpoint: Path | None, kind: str, sensors: str, count: int) -> dict[str, Any]:
-    given = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
+def _run(options: argparse.Namespace, kind: str, sensors: str, count: int) -> dict[str, Any]:
+    named = {"--checkpoint": options.checkpoint, "--side": options.side}
+    given = [word for name, value in named.items() if value is not None for word in (name, str(value))]
     command = [sys.executable, __file__, *given, "--one", kind, sensors, str(count)]
     line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     print(line, flush=True)
     return json.loads(line)
 
 
-def measure(checkpoint: Path | None, kind: str, sensors: tuple[str, ...], count: int) -> dict[str, Any]:
+def measure(
+    checkpoint: Path | None, side: int | None, kind: str, sensors: tuple[str, ...], count: int
+) -> dict[str, Any]:
     """Seconds of one request of ``count`` prompts, and GiB of the process at most."""
     from earthmind_jax.geo.prompts import Prompt
 
     model = _random() if checkpoint is None else _loaded(checkpoint)
-    side = model.config.vision.image_size
+    side = side or model.config.vision.image_size
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 256, (side, side, 3), np.uint8) for name in sensors}
     if kind == "words":
