@@ -84,10 +84,8 @@ def _box(text: str, number: int) -> Box:
 
 
 def _corners(box: Box, width: int, height: int) -> list[float]:
-    """The box as a polygon over the pixels that it covers (a polygon is drawn through the centres of its corners)."""
-    x1, y1, x2, y2 = (round(side * size) for side, size in zip(box, (width, height, width, height), strict=True))
-    x1, y1 = min(x1, width - 1), min(y1, height - 1)
-    x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
+    """The box as a polygon in pixels."""
+    x1, y1, x2, y2 = (side * size for side, size in zip(box, (width, height, width, height), strict=True))
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 

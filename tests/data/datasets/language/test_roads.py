@@ -24,7 +24,7 @@ from earthmind_jax.data.records import parse_record, record_values
 CFG = support.model()
 DATA = dataclasses.replace(tiny.get_config().data, turns=8, masks_per_sample=8)
 
-OUTLINE = [5, 8, 24, 8, 24, 19, 5, 19]
+OUTLINE = [5, 8, 25, 8, 25, 20, 5, 20]
 SPLITS = {
     "aid": {"all": 3, "geochat": 2},
     "dior_rsvg": {"train": 2, "val": 1, "test": 1, "train_regions": 2, "val_regions": 1, "test_regions": 1},
@@ -128,7 +128,7 @@ def test_masks_and_regions_lie_where_they_are_annotated(build, name, split):
 def test_boxes_are_drawn_where_they_are(build, split):
     first, second = records(build("dior_rsvg"), "dior_rsvg", split)
     turn = load_record(first, SensorConfig()).turns[0]
-    np.testing.assert_array_equal(turn.region if turn.region is not None else turn.masks[0], block((50, 70), 1))
+    np.testing.assert_array_equal(turn.region if turn.region is not None else turn.masks[0], block((50, 70)))
     assert "the Öltank & its pier" in (first.turns[0].answer + first.turns[0].question)
     assert second.optical == "JPEGImages/00011.JPG"
 
@@ -138,7 +138,7 @@ def test_oriented_boxes_of_vrsbench(build):
     mask = load_record(record, SensorConfig()).turns[1].masks[0]
     rows, columns = np.nonzero(mask)
     assert mask.shape == (50, 40)
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 10, 30)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 10, 29)
 
 
 def test_boxes_of_vrsbench_end_at_the_edge_of_the_image(build):
@@ -169,7 +169,7 @@ def test_boxes_of_mmrs_1m_lose_their_padding(build):
     assert not pier[30, 10]
     region = load_record(records(root, "mmrs_1m", "rsvg")[0], SensorConfig()).turns[0].region
     rows, columns = np.nonzero(region)  # of 60 x 30 pixels; the square is 60 x 60
-    assert (rows.min(), columns.min(), columns.max()) == (30, 0, 15)
+    assert (rows.min(), columns.min(), columns.max()) == (30, 0, 14)
 
 
 def test_oriented_boxes_of_mmrs_1m_lose_their_padding(build):
