@@ -24,6 +24,7 @@ from earthmind_jax.data.records import parse_record, record_values
 CFG = support.model()
 DATA = dataclasses.replace(tiny.get_config().data, turns=8, masks_per_sample=8)
 
+SIDES = ("height", "width")
 OUTLINE = [5, 8, 25, 8, 25, 20, 5, 20]
 SPLITS = {
     "aid": {"all": 3, "geochat": 2},
@@ -141,6 +142,15 @@ def test_oriented_boxes_of_vrsbench(build):
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 10, 29)
 
 
+def test_objects_of_vrsbench_without_an_expression_are_left_out(build):
+    root = build("vrsbench")
+    setting("Annotations_val/P0003_0002.json", "objects", 0, to={"obj_cls": "ship", "referring_sentence": ""})(root)
+    (record,) = records(root, "vrsbench", "val_boxes")
+    assert len(record.turns) == 1
+    edit(root, "Annotations_val/P0003_0002.json", lambda values: values["objects"].pop() and None)
+    assert not records(root, "vrsbench", "val_boxes")
+
+
 def test_boxes_of_vrsbench_end_at_the_edge_of_the_image(build):
     root = build("vrsbench")
     said = "two: {<90><-3><104><40>} and {<1><2><3><101>|<-15>}"
@@ -218,6 +228,18 @@ def test_conversations_of_several_turns_and_without_images(build, write_pairs):
     captions, asked = records(root, "earthmind_data", "rsvg")
     assert [turn.answer for turn in captions.turns] == ["the first ship", "ein zweites Schiff größer"]
     assert asked.turns[0].question == "What is {region}?"
+
+
+def test_instances_that_declare_no_size(build):
+    root = build("rrsis_d")
+    edit(
+        root,
+        "rrsisd/instances.json",
+        lambda values: [values["images"][i].pop(k) for i in (0, 1) for k in SIDES] and None,
+    )
+    for record in records(root, "rrsis_d", "train"):
+        sample = load_record(record, SensorConfig())
+        np.testing.assert_array_equal(sample.turns[0].masks[0], block(sample.optical.shape[:2]))
 
 
 def test_specks_of_an_outline_are_left_out(build):
