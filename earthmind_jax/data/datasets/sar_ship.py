@@ -38,8 +38,16 @@ def read(root: Path, split: str) -> Iterator[Line]:
         yield _line(root, folder / name)
     known = {Path(name).stem for name in chips}
     for name in stems(folder, (".txt",)):
-        if name.startswith(SATELLITES) and Path(name).stem not in known:
+        if Path(name).stem not in known and (name.startswith(SATELLITES) or _has_boxes(folder / name)):
             yield Line(f"{folder / name}", None, (": there is no chip that these boxes are of.",))
+
+
+def _has_boxes(path: Path) -> bool:
+    """Whether a text file holds boxes, and not such as the names of the classes."""
+    try:
+        return bool([_box(text, number) for number, text in enumerate(read_names(path), 1)])
+    except UserError:
+        return False
 
 
 def _folder(root: Path) -> Path | None:

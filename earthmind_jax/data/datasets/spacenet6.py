@@ -42,8 +42,13 @@ def read(root: Path, split: str) -> Iterator[Line]:
         raise UserError(f"'{root}' has no folder {SAR} for the split {split}, nor one below {PLACES[split][1]}.")
     labels = require_folder(folder, TITLE, LABELS) if split == "train" else None
     sides = _orientations(folder / ORIENTATIONS)
-    for name in stems(folder / SAR, (".tif", ".tiff")):
+    tiles = stems(folder / SAR, (".tif", ".tiff"))
+    for name in tiles:
         yield _line(root, folder, labels, name, sides)
+    seen = {Path(name).stem.replace(SAR, "Buildings") for name in tiles}
+    for name in stems(labels, (".geojson",)) if labels else ():
+        if Path(name).stem not in seen:
+            yield Line(f"{labels}/{name}", None, (": there is no SAR tile that these buildings are of.",))
 
 
 def _place(root: Path, split: str) -> Path | None:
