@@ -51,6 +51,20 @@ def test_check_takes_a_directory(tmp_path, capsys):
     assert (code, f"'{tmp_path}' has the layout of whu_opt_sar; give that folder" in err) == (2, True)
 
 
+def test_what_an_archive_leaves_around_a_data_set(tmp_path, capsys):
+    inner = tmp_path / "unpacked" / "track2"
+    inner.mkdir(parents=True)
+    layouts.dfc2023_track2(inner)
+    for name in ("__MACOSX/unpacked", ".Trashes"):
+        (tmp_path / name).mkdir(parents=True)
+    code, _, err = support.run(capsys, "data", "check", tmp_path)
+    assert (code, f"'{inner}' has the layout of dfc2023_track2; give that folder" in err) == (2, True)
+    packed = tmp_path / "a.zip"
+    packed.write_bytes(b"PK")
+    code, _, err = support.run(capsys, "data", "convert", packed, tmp_path / "out.jsonl")
+    assert (code, f"'{packed}' is an archive; unpack it first" in err) == (2, True)
+
+
 def test_problems_beyond_those_kept_are_counted(tmp_path, capsys, monkeypatch):
     layouts.sar_ship(tmp_path)
     for path in tmp_path.rglob("*.txt"):
