@@ -312,6 +312,14 @@ def test_fusion_eo(tmp_path):
     assert first.sar.shape == (40, 52, 3)
 
 
+def test_fusion_eo_without_its_outer_folders(tmp_path):
+    layouts.fusion_eo(tmp_path)
+    for path in (tmp_path / "pair_data/train").iterdir():
+        path.rename(tmp_path / path.name)
+    assert datasets.recognise(tmp_path) == "fusion_eo"
+    assert [line.record.optical for line in datasets.read(tmp_path)] == ["rgb/img/000123.png", "rgb/img/brücke.png"]
+
+
 def test_fusion_eo_beside_other_parts_is_earthmind_data(tmp_path):
     layouts.fusion_eo(tmp_path)
     (tmp_path / "final_all.json").rename(tmp_path / "pair_data" / "train" / "final_all.json")
