@@ -84,7 +84,7 @@ DATASET = Dataset(
     title=TITLE,
     splits=("train", "validation", "test"),
     read=read,
-    found=lambda root: (root / TABLE).is_file() and ((root / S2).is_dir() or (root / S1).is_dir()),
+    found=lambda root: (root / S2).is_dir() or (root / S1).is_dir(),
     layout="""
         metadata.parquet                                  patch_id, labels, split, s1_name of each patch (needs pyarrow)
         BigEarthNet-S2/<tile>/<patch>/                    <patch>_B01.tif ... <patch>_B12.tif

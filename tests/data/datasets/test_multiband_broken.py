@@ -264,9 +264,13 @@ def test_a_table_that_is_broken(tmp_path):
     line, unpaired = datasets.read(tmp_path)
     assert unpaired.problems[0].startswith(": column 's1_name': None is no name of a patch")
     assert line.problems[0].startswith(": there is no label 'Bare rock' in its nomenclature.")
+    row = {"patch_id": ["a"], "labels": [None], "s1_name": ["b"], "split": ["train"]}
+    parquet.write_table(arrow.table(row), path)
+    (line,) = datasets.read(tmp_path)
+    assert line.problems[0] == ": column 'labels' must be a list of names, not None."
     path.unlink()
     with pytest.raises(UserError, match=r"There is no '.*metadata.parquet', the table of BigEarthNet v2"):
-        list(datasets.read(tmp_path, "bigearthnet_v2"))
+        list(datasets.read(tmp_path))
 
 
 def test_a_table_without_the_library(tmp_path, monkeypatch):
