@@ -78,7 +78,7 @@ def _line(root: Path, folder: Path, labels: Path | None, name: str, sides: dict[
     optical = next((o for o in (RGB, RGBNIR) if labels and (folder / o).is_dir()), None)
     values: dict[str, Any] = {"id": f"{strip}_{tile}", "optical": None}
     if optical is not None:
-        file = (folder / optical / f"{head}{optical}_{strip}_{tile}.tif").relative_to(root).as_posix()
+        file = (folder / optical / f"{head}{optical}_{strip}_{tile}{path.suffix}").relative_to(root).as_posix()
         described = {"file": file, "bands": ["R", "G", "B", None], "stretch": OPTICAL_RANGE, "nodata": 0}
         values["optical"] = file if optical == RGB else described
     bands = ["HH", "HV", None, "VV"]

@@ -157,6 +157,13 @@ def test_spacenet6(tmp_path):
     assert (test.optical, test.turns[0].answer) == (None, None)
 
 
+def test_spacenet6_with_names_in_capitals(tmp_path):
+    layouts.spacenet6(tmp_path)
+    for path in (tmp_path / "train").rglob("*.tif"):
+        path.rename(path.with_suffix(".TIF"))
+    assert [sample.optical.shape for sample in samples(tmp_path)] == [(30, 26, 3)] * 2
+
+
 def test_spacenet6_with_a_sliver_of_a_building(tmp_path):
     layouts.spacenet6(tmp_path)
     (labels,) = (tmp_path / "train/AOI_11_Rotterdam/geojson_buildings").glob("*_tile_8680.geojson")
