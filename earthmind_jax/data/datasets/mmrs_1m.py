@@ -63,7 +63,7 @@ def _values(root: Path, path: Path, entry: Any, number: int, drawn: bool) -> dic
         image = picture(root, ".", name, PICTURES)
     except UserError:
         image = picture(root, ".", name.removeprefix("data/") if name.startswith("data/") else f"data/{name}", PICTURES)
-    sensor = "sar" if _SAR.search(f"{path.name}/{name}") else "optical"
+    sensor = "sar" if _SAR.search(f"{path.parent.name}/{path.name}/{name}") else "optical"
     turns = _llava.turns(entry.get("conversations"))
     if any(_BOXES.search(f"{turn['question']}\n{turn['answer'] or ''}") for turn in turns):
         shape = size(root, image)

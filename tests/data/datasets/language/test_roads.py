@@ -182,6 +182,14 @@ def test_boxes_of_mmrs_1m_lose_their_padding(build):
     assert (rows.min(), columns.min(), columns.max()) == (30, 0, 14)
 
 
+def test_the_sensor_of_mmrs_1m_is_in_the_names_of_files_or_their_folder(build):
+    root = build("mmrs_1m")
+    (root / "data/json/caption/SARV2").mkdir()
+    (root / "data/json/caption/UCM.json").rename(root / "data/json/caption/SARV2/train.json")
+    (line,) = datasets.read(root, "mmrs_1m", "caption")
+    assert (line.record.sar, line.record.optical) == ("data/caption/UCM/1.tif", None)
+
+
 def test_oriented_boxes_of_mmrs_1m_lose_their_padding(build):
     root = build("mmrs_1m")
     said = "<p>a ship</p>[0.5,0.25,0.75,0.5,0.5,0.75,0.25,0.5;0.25,0.5,0.5,0.75]"
