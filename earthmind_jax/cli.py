@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,6 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     COMMAND.set(shlex.join(["earthmind", *arguments]))
     # The host's cores are all there is to a CPU run; XLA's own notices would drown the progress line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Rasters without a place are ordinary input, and threads that read them undo each other's filters of this notice.
+    warnings.filterwarnings("ignore", "Dataset has no geotransform|The given matrix is equal to Affine.identity")
     try:
         app.cli(prog="earthmind", args=gathered(arguments), description=__doc__)
         sys.stdout.flush()

@@ -16,7 +16,7 @@ from earthmind_jax.data.masks import encode_rle
 def refer(home: Path, images: list[Path], *, name: str = "instances.json", form: str = "mixed") -> None:
     """Expressions over pictures of 40 x 60 and 33 x 50 pixels, each the block; the second has two sentences."""
     sizes = [(40, 60), (33, 50)]
-    outline = [LEFT, TOP, RIGHT - 1, TOP, RIGHT - 1, BOTTOM - 1, LEFT, BOTTOM - 1]
+    outline = [LEFT, TOP, RIGHT, TOP, RIGHT, BOTTOM, LEFT, BOTTOM]
     shapes = [[outline], encode_rle(block(*sizes[1])) if form == "mixed" else [outline]]
     instances: dict[str, Any] = {
         "info": {"description": "made for a test"},
@@ -112,7 +112,7 @@ def earthmind_data(root: Path) -> None:
     write_json(root / "multi-spectrum/ms_train.json", talks("S2A_x/patch.png"))
     for number in (1, 2, 10):
         paint(root / f"multi-spectrum/rgb_images/S2A_x/patch/rgb_{number}.png", 24, 24, number)
-    outline = [[LEFT, TOP, RIGHT - 1, TOP, RIGHT - 1, BOTTOM - 1, LEFT, BOTTOM - 1]]
+    outline = [[LEFT, TOP, RIGHT, TOP, RIGHT, BOTTOM, LEFT, BOTTOM]]
     region = {"file_name": "00001.jpg", "height": 40, "width": 60}
     marks = [{"segmentation": outline}, {"segmentation": encode_rle(block(40, 60))}]
     says = [{"from": "human", "value": "What is region1?"}, {"from": "gpt", "value": "A <ship>."}]

@@ -179,6 +179,8 @@ def _check_image(image: Image, name: str, sensors: SensorConfig) -> None:
         for path in image.paths:  # those of bands that this model does not use, too
             if not path.exists():
                 raise UserError(f"there is no file '{path}'.")
+            if path.is_file() and path.stat().st_size == 0:
+                raise UserError(f"'{path}' is empty (0 bytes); copy it again.")
         imagery.check(image, name, sensors)
         return
     path = image.paths[0]

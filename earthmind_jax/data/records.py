@@ -21,11 +21,12 @@ A line of a record file::
 ======================  ===================================================================================
 
 A mask or region is a path (picture, ``.npy``, GeoTIFF; nonzero is the object), ``{"file": path, "value": 3}`` (a value
-of a label image, or a list of some), a COCO run-length code, or polygons in pixels, on the grid of the optical image,
-or of the SAR image where it stands alone. A region may also be ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y],
-...]}`` or ``{"line": [[x, y], ...]}`` in pixels, or some of these together, with ``"background": [[x, y], ...]`` for
-points beside the object; points and lines stand for those of 16 x 16 cells laid over the image that they touch, the
-visual tokens of the published models. The mask decoder gets the points themselves, the corners of boxes, and masks.
+of a label image, or a list of some), a COCO run-length code, or polygons ``[[x1, y1, x2, y2, ...], ...]`` in pixels,
+(0, 0) the outer corner of the first one, on the grid of the optical image, or of the SAR image where it stands alone. A
+region may also be ``{"box": [x0, y0, x1, y1]}``, ``{"points": [[x, y], ...]}`` or ``{"line": [[x, y], ...]}`` in
+pixels, or some of these together, with ``"background": [[x, y], ...]`` for points beside the object; points and lines
+stand for those of 16 x 16 cells laid over the image that they touch, the visual tokens of the published models. The
+mask decoder gets the points themselves, the corners of boxes, and masks.
 
 With several dates a mask holds on all of them, or is ``{"dates": [mask of the first date, null, ...]}``, null where it
 is not known; the first five dates reach the model, and a region lies on the last of those.

@@ -15,6 +15,7 @@ from earthmind_jax.data.masks import decode_rle, draw_polygons, encode_rle
 from earthmind_jax.data.records import Record, RecordTurn, Sample, Turn, read_jsonl, write_jsonl
 from earthmind_jax.data.tokenizer import train_bpe
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.burn import burn
 
 RUN = get_config()
 TOKENIZER = train_bpe(["Where is the river? It is [SEG].", "Is there a lake? Yes."] * 3, 300)
@@ -262,6 +263,23 @@ def test_run_length_codes():
     assert union[4, 4]
     assert not union[6, 6]
     assert union.dtype == bool
+
+
+def test_polygons_cover_the_pixels_whose_centres_they_hold():
+    box = np.zeros((9, 12), bool)
+    box[2:7, 3:11] = True
+    np.testing.assert_array_equal(draw_polygons([[3, 2, 11, 2, 11, 7, 3, 7]], (9, 12)), box)
+    np.testing.assert_array_equal(draw_polygons([[2.6, 1.6, 11.4, 1.6, 11.4, 7.4, 2.6, 7.4]], (9, 12)), box)
+    assert draw_polygons([[-1e8, -5, 1e8, -5, 1e8, 99, -1e8, 99]], (9, 12)).all()
+    assert not draw_polygons([[20, 20, 30, 20, 30, 30]], (9, 12)).any()
+    rows, columns = np.nonzero(draw_polygons([[4.1, 3.1, 4.3, 3.1, 4.3, 3.3, 4.1, 3.3]], (9, 12)))
+    assert (rows.tolist(), columns.tolist()) == ([3], [4]), "it lies between the centres of pixels"
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # beside GDAL's, edges through no centre
+        corners = rng.random((7, 2)) * 16 - 2
+        shape = {"type": "Polygon", "coordinates": [[*corners.tolist(), corners[0].tolist()]]}
+        drawn = draw_polygons([corners.ravel().tolist()], (9, 12))
+        np.testing.assert_array_equal(drawn, burn([(shape, 1)], (9, 12)))
 
 
 def test_record_files(tmp_path):

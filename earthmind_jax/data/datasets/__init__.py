@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earthmind_jax.config import one_of
-from earthmind_jax.data.archives import is_archive
+from earthmind_jax.data.archives import MACOS, is_archive
 from earthmind_jax.data.records import Line, read_lines
 from earthmind_jax.errors import UserError
 
@@ -62,7 +62,13 @@ def recognise(root: str | Path) -> str:
         return _recognised(Path(root))
 
 
+def _not_packed(path: str | Path) -> None:
+    if is_archive(Path(path)):
+        raise UserError(f"'{path}' is an archive; unpack it first: earthmind data unpack {path}")
+
+
 def _recognised(root: Path) -> str:
+    _not_packed(root)
     if not root.is_dir():
         raise UserError(f"There is no directory '{root}'; give the folder that holds the data set.")
     matches = _matches(root)
@@ -95,7 +101,8 @@ def _around(root: Path) -> Iterator[Path]:
     """Folders that may have been meant: the one above, those below, and those below an only one."""
     yield root.absolute().parent
     for _ in range(3):
-        below = sorted(itertools.islice((path for path in root.iterdir() if path.is_dir()), 100))
+        folders = (path for path in root.iterdir() if path.is_dir() and path.name != MACOS and path.name[0] != ".")
+        below = sorted(itertools.islice(folders, 100))
         yield from below
         if len(below) != 1:
             return
@@ -108,6 +115,7 @@ def read(root: str | Path, name: str | None = None, split: str | None = None) ->
     split = split or dataset.splits[0]
     one_of(f"split of {dataset.title}", split, dataset.splits)
     with _permitted(root):
+        _not_packed(root)
         if not Path(root).is_dir():
             raise UserError(f"There is no directory '{root}'; give the folder that holds {dataset.title}.")
         return _readable(dataset.read(Path(root), split), root)
@@ -130,8 +138,7 @@ def _permitted(root: str | Path) -> Iterator[None]:
 def lines(path: str | Path, name: str = "", split: str = "") -> Iterator[Line]:
     """The lines of a record file, or of a data set in a directory (see :func:`read`)."""
     with _permitted(path):
-        if is_archive(Path(path)):
-            raise UserError(f"'{path}' is an archive; unpack it first: earthmind data unpack {path}")
+        _not_packed(path)
         if Path(path).is_dir() or name or split:
             return read(path, name or None, split or None)
     return read_lines(path)

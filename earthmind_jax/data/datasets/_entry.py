@@ -167,9 +167,9 @@ def pictures(place: Path) -> list[str]:
 
 
 def size(root: Path, name: str, declared: tuple[Any, Any] | None = None) -> tuple[int, int]:
-    """Rows and columns of a picture, from its header; UserError where they are not those that an entry declares."""
+    """Rows and columns of a picture, from its header; UserError where an entry declares them and they are others."""
     shape = picture_header(str(root / name))[0]
-    if declared is not None and declared != shape:
+    if declared not in (None, (None, None), shape):
         rows, columns = (shown(side) for side in declared)
         raise UserError(f"'{root / name}' is {shape[0]} x {shape[1]} but the annotation says {rows} x {columns}.")
     return shape

@@ -15,17 +15,23 @@ LEAST_SHARE = 0.001  # of an image that a class must cover to be asked for
 
 
 def map_turns(
-    path: Path, relative: str, name: str, classes: Mapping[int, str], background: frozenset[int] = frozenset({0})
+    path: Path,
+    relative: str,
+    name: str,
+    classes: Mapping[int, str],
+    size: tuple[int, int],
+    background: frozenset[int] = frozenset({0}),
 ) -> list[dict[str, Any]]:
     """A question for the classes of a label map, and one for the mask of each that covers enough of it.
 
     Args:
       path, relative: the label map, as it is opened and as records write it.
       classes: label value -> name.
+      size: rows and columns of the image that it is of.
       background: values that mean nothing.
 
     Raises:
-      UserError: the map cannot be read, or has a value that is no class.
+      UserError: the map cannot be read, is of another size, or has a value that is no class.
     """
     from earthmind_jax.geo.raster import read_raster
 
@@ -33,6 +39,9 @@ def map_turns(
     if len(raster.data) != 1 or raster.data.dtype.kind not in "ui":
         shape = " x ".join(map(str, raster.data.shape))
         raise UserError(f"'{path}' is no map of labels: it has {shape} values of {raster.data.dtype}.")
+    if raster.data.shape[1:] != size:
+        rows, columns = raster.data.shape[1:]
+        raise UserError(f"'{path}' is {rows} x {columns} but its image {size[0]} x {size[1]}.")
     values, counts = np.unique(raster.data[0][raster.valid], return_counts=True)
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
     wrong = [value for value in found if value not in classes and value not in background]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.config import nearest
+from earthmind_jax.data.archives import MACOS
 from earthmind_jax.data.datasets import _json
 from earthmind_jax.data.datasets._entry import (
     PICTURES,
@@ -32,7 +33,7 @@ def from_folders(root: Path, place: str, classes: Mapping[str, str]) -> Iterator
     Args:
       classes: the name of a class's folder -> the class in words.
     """
-    names = [name for name in listed(root / place) if (root / place / name).is_dir() and name != "__MACOSX"]
+    names = [name for name in listed(root / place) if (root / place / name).is_dir() and name != MACOS]
     question = ask(classes)
     for name in names:
         if name not in classes:

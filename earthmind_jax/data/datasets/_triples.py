@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earthmind_jax.data.datasets._entry import size
 from earthmind_jax.data.datasets._folders import stems, subfolder
 from earthmind_jax.data.datasets._labels import map_turns, question_of_classes
 from earthmind_jax.data.records import Line, make_line
@@ -70,7 +71,8 @@ class Triples:
         try:
             if labels is not None:
                 path = labels / sar.name
-                turns = map_turns(path, relative(path), name, self._coding(path))
+                image = sar if optical is None else optical / sar.name
+                turns = map_turns(path, relative(path), name, self._coding(path), size(root, relative(image)))
             if optical is not None:
                 values["optical"] = self.optical_image(optical / sar.name, relative(optical / sar.name))
             values["sar"] = self.sar_image(sar, relative(sar))

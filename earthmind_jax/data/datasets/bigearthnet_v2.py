@@ -63,13 +63,15 @@ def _line(root: Path, there: list[str], row: dict[str, Any]) -> Line:
         for column, name in named.items():
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise UserError(f"column '{column}': {shown(name)} is no name of a patch.")
-        turns = label_turns(row["labels"] or [], of_19=True)
+        if not isinstance(row["labels"], list):
+            raise UserError(f"column 'labels' must be a list of names, not {shown(row['labels'])}.")
+        turns = label_turns(row["labels"], of_19=True)
     except UserError as error:
         return Line(where, None, (f": {error}",))
     tile = patch.rsplit("_", 2)[0]
     if MAPS in there:
         path = f"{MAPS}/{tile}/{patch}/{patch}_reference_map.tif"
-        for label in dict.fromkeys(row["labels"] or ()):
+        for label in dict.fromkeys(row["labels"]):
             turns.append(ask_mask(label.lower(), patch, {"file": path, "value": sorted(NOMENCLATURE[label])}))
     images = {
         "optical": sentinel2(f"{S2}/{tile}/{patch}", patch) if S2 in there else None,
@@ -82,7 +84,7 @@ DATASET = Dataset(
     title=TITLE,
     splits=("train", "validation", "test"),
     read=read,
-    found=lambda root: (root / TABLE).is_file() and ((root / S2).is_dir() or (root / S1).is_dir()),
+    found=lambda root: (root / S2).is_dir() or (root / S1).is_dir(),
     layout="""
         metadata.parquet                                  patch_id, labels, split, s1_name of each patch (needs pyarrow)
         BigEarthNet-S2/<tile>/<patch>/                    <patch>_B01.tif ... <patch>_B12.tif

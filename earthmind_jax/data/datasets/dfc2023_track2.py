@@ -13,10 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from earthmind_jax.data.datasets import Dataset, _json
 from earthmind_jax.data.datasets._buildings import building_turns
-from earthmind_jax.data.datasets._entry import identity, line, mapping, picture, shown, size, text, unique
+from earthmind_jax.data.datasets._entry import broken, identity, line, mapping, picture, shown, size, text, unique
 from earthmind_jax.data.datasets._folders import require_folder, stems
+from earthmind_jax.data.datasets._refer import mask
 from earthmind_jax.data.masks import decode, encode_rle
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
@@ -50,19 +53,35 @@ def _outlined(root: Path, split: str, path: Path) -> Iterator[Line]:
         key = identity(annotation, "image_id")
         if key is None:
             raise UserError(f"'{path}' has an annotation without 'image_id': {shown(annotation)}.")
-        outlines[key].append(annotation.get("segmentation"))
+        outlines[key].append(annotation)
+    categories = _categories(path)
     for number, image in enumerate(_json.items(path, "images"), 1):
         name = image.get("file_name") if isinstance(image, dict) else None
         where = f"{path} image {name if isinstance(name, str) else number}"
-        yield line(where, root, partial(_annotated, root, split, image, outlines))
+        yield line(where, root, partial(_annotated, root, split, image, outlines.pop(identity(image), []), categories))
+    for key in outlines:
+        yield broken(f"{path}", f"it has annotations of the image {key}, but no such image.")
 
 
-def _annotated(root: Path, split: str, image: Any, outlines: dict[Any, list[Any]]) -> dict[str, Any]:
+def _categories(path: Path) -> set[int | str | None]:
+    """The ids of the file's categories; none where it has no list of them."""
+    try:
+        return {identity(category) for category in _json.items(path, "categories")}
+    except UserError:  # damage is told with the images, which are read next
+        return set()
+
+
+def _annotated(
+    root: Path, split: str, image: Any, annotations: list[dict[str, Any]], categories: set[int | str | None]
+) -> dict[str, Any]:
     name = text(mapping(image), "file_name")
     values = _values(root, split, name, [])
     shape = size(root, values["optical"], (image.get("height"), image.get("width")))
-    found = outlines.get(identity(image), [])
-    return values | {"turns": building_turns(name, len(found), _union(found, shape))}
+    for annotation in annotations:
+        if categories and identity(annotation, "category_id") not in categories:
+            raise UserError(f"the category {shown(annotation.get('category_id'))} is none of the file's categories.")
+    outlines = [mask(annotation, shape) for annotation in annotations]
+    return values | {"turns": building_turns(name, len(outlines), _union(outlines, shape))}
 
 
 def _values(root: Path, split: str, name: str, turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,15 +94,9 @@ def _values(root: Path, split: str, name: str, turns: list[dict[str, Any]]) -> d
 
 def _union(outlines: list[Any], shape: tuple[int, int]) -> Any:
     """Polygons of all buildings, or their common run-length code where one has none."""
-    if all(isinstance(outline, list) and outline for outline in outlines):
-        polygons = [polygon for outline in outlines for polygon in outline]
-        if polygons:
-            decode(polygons, shape, where="segmentation")
-        return polygons
-    masks = [decode(outline, shape, where="segmentation") for outline in outlines]
-    if len({mask.shape for mask in masks} | {shape}) > 1:
-        raise UserError(f"a run-length code of another size than the image, {shape[0]} x {shape[1]}.")
-    return encode_rle(sum(masks[1:], start=masks[0].astype(int)))
+    if all(isinstance(outline, list) for outline in outlines):
+        return [polygon for outline in outlines for polygon in outline]
+    return encode_rle(np.logical_or.reduce([decode(outline, shape, where="segmentation") for outline in outlines]))
 
 
 DATASET = Dataset(

@@ -77,18 +77,22 @@ def _numbers(path: Path) -> set[int]:
 
 def _values(root: Path, place: str, found: Element, thing: Element, key: str, region: bool) -> dict[str, Any]:
     image = picture(root, place, child_text(found, "filename"), (".jpg",))
-    edges = []
-    for edge in ("xmin", "ymin", "xmax", "ymax"):
-        words = child_text(thing, f"bndbox/{edge}")
-        try:
-            edges.append(float(words))
-        except ValueError as error:
-            raise UserError(f"<bndbox><{edge}> must be a number, not '{words[:40]}'.") from error
-    outline, phrase = box(edges, size(root, image)), child_text(thing, "description")
+    edges = [_number(thing, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    declared = [_number(found, f"size/{side}") for side in ("height", "width") if found.find("size") is not None]
+    shape = size(root, image, (declared[0], declared[1]) if declared else None)
+    outline, phrase = box(edges, shape), child_text(thing, "description")
     turn: dict[str, Any] = {"question": DRAW_BOX.format(phrase), "answer": ANSWER, "mask": outline}
     if region:
         turn = {"question": DESCRIBE, "answer": phrase, "region": outline}
     return {"id": key, "optical": image, "turns": [turn]}
+
+
+def _number(element: Element, path: str) -> float:
+    words = child_text(element, path)
+    try:
+        return float(words)
+    except ValueError as error:
+        raise UserError(f"<{path.replace('/', '><')}> must be a number, not '{words[:40]}'.") from error
 
 
 DATASET = Dataset(

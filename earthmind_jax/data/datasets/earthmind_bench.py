@@ -74,7 +74,7 @@ def _turn(entry: dict[str, Any], options: bool) -> dict[str, Any]:
 
 def _multispectral(root: Path) -> Iterator[Line]:
     """Scene classification with all bands: ``ms_sar/ms/img/{id}_B01.tif`` ... beside ``ms_sar/sar/img/{id}.png``."""
-    home, name = "ms_sar", "ms_scene_classification_qa.json"
+    home, name = folder(root, "ms_sar", *(f"{place}/ms_sar" for place in _IMAGES)), "ms_scene_classification_qa.json"
     paths = [root / notes / name for notes in (home, ".", *_NOTES)]
     path = next((path for path in paths if path.is_file()), None) or require_file(paths[0])
 

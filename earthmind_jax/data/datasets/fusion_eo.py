@@ -15,7 +15,7 @@ from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
 TITLE = "FusionEO"
-IMAGES = ("pair_data/train", "train")
+IMAGES = ("pair_data/train", "train", ".")
 TEXTS = "final_all.json"
 
 
@@ -49,7 +49,7 @@ DATASET = Dataset(
     found=_found,
     layout="""
         final_all.json                                    [{"image": "000123.png", "conversations": [...]}, ...]
-        pair_data/train/rgb/img/000123.png, pair_data/train/sar/img/000123.png
+        pair_data/train/rgb/img/000123.png, pair_data/train/sar/img/000123.png (or without the outer folders)
     """,
     licence="as the repository of EarthMind-data says; parts are for research only",
     source="https://huggingface.co/datasets/sy1998/EarthMind-data (Multisensor_RS_Data)",

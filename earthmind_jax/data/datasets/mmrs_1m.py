@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from earthmind_jax.data.datasets import Dataset, _json, _llava
-from earthmind_jax.data.datasets._entry import PICTURES, box, folder, line, mapping, picture, polygons, size, text
+from earthmind_jax.data.datasets._entry import (
+    PICTURES,
+    box,
+    folder,
+    line,
+    mapping,
+    picture,
+    polygons,
+    shown,
+    size,
+    text,
+)
 from earthmind_jax.data.records import Line
 from earthmind_jax.errors import UserError
 
@@ -23,9 +34,10 @@ _TASKS = ("classification", "caption", "vqa", "rsvg", "detection")
 _NOTES = ("data/json", "json")
 _SKIPPED = re.compile(r"\.|.*total", re.IGNORECASE)  # hidden files, and one of all entries of the others
 _SAR = re.compile(r"hrsid|hrisd|ssdd|sar[-_ ]?(?:ship|v2)|(?:^|[/_-])sar(?:[/_.-]|$)", re.IGNORECASE)
-_NUMBER = r"\s*-?\d+(?:\.\d+)?(?:e-?\d+)?\s*"
+_NUMBER = r"\s*-?(?:\d+(?:\.\d*)?|\.\d+)(?:e-?\d+)?\s*"
 _BOX = rf"(?:{_NUMBER},){{3}}{_NUMBER}(?:(?:,{_NUMBER}){{4}})?"
 _BOXES = re.compile(rf"\[({_BOX}(?:;{_BOX})*);?\]")
+_NUMBERS = re.compile(r"\[[\d\s.,;e-]*\]")
 _ROUNDING = 0.01  # of the square's side: what the decimals of a published box may put it out of the image
 
 
@@ -63,9 +75,13 @@ def _values(root: Path, path: Path, entry: Any, number: int, drawn: bool) -> dic
         image = picture(root, ".", name, PICTURES)
     except UserError:
         image = picture(root, ".", name.removeprefix("data/") if name.startswith("data/") else f"data/{name}", PICTURES)
-    sensor = "sar" if _SAR.search(f"{path.name}/{name}") else "optical"
+    sensor = "sar" if _SAR.search(f"{path.parent.name}/{path.name}/{name}") else "optical"
     turns = _llava.turns(entry.get("conversations"))
-    if any(_BOXES.search(f"{turn['question']}\n{turn['answer'] or ''}") for turn in turns):
+    said = "\n".join(f"{turn['question']}\n{turn['answer'] or ''}" for turn in turns)
+    for found in _NUMBERS.findall(said):
+        if re.search(r"\.\d", found) and "," in found and not _BOXES.fullmatch(found):
+            raise UserError(f"the boxes {shown(found)} must have four numbers each, or eight where they are oriented.")
+    if _BOXES.search(said):
         shape = size(root, image)
         turns = [_turn(turn, shape, drawn) for turn in turns]
     return {"id": key, sensor: image, "turns": turns}

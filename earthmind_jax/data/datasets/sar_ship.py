@@ -38,8 +38,16 @@ def read(root: Path, split: str) -> Iterator[Line]:
         yield _line(root, folder / name)
     known = {Path(name).stem for name in chips}
     for name in stems(folder, (".txt",)):
-        if name.startswith(SATELLITES) and Path(name).stem not in known:
+        if Path(name).stem not in known and (name.startswith(SATELLITES) or _has_boxes(folder / name)):
             yield Line(f"{folder / name}", None, (": there is no chip that these boxes are of.",))
+
+
+def _has_boxes(path: Path) -> bool:
+    """Whether a text file holds boxes, and not such as the names of the classes."""
+    try:
+        return bool([_box(text, number) for number, text in enumerate(read_names(path), 1)])
+    except UserError:
+        return False
 
 
 def _folder(root: Path) -> Path | None:
@@ -84,10 +92,8 @@ def _box(text: str, number: int) -> Box:
 
 
 def _corners(box: Box, width: int, height: int) -> list[float]:
-    """The box as a polygon over the pixels that it covers (a polygon is drawn through the centres of its corners)."""
-    x1, y1, x2, y2 = (round(side * size) for side, size in zip(box, (width, height, width, height), strict=True))
-    x1, y1 = min(x1, width - 1), min(y1, height - 1)
-    x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
+    """The box as a polygon in pixels."""
+    x1, y1, x2, y2 = (side * size for side, size in zip(box, (width, height, width, height), strict=True))
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 

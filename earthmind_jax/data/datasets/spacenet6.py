@@ -42,8 +42,13 @@ def read(root: Path, split: str) -> Iterator[Line]:
         raise UserError(f"'{root}' has no folder {SAR} for the split {split}, nor one below {PLACES[split][1]}.")
     labels = require_folder(folder, TITLE, LABELS) if split == "train" else None
     sides = _orientations(folder / ORIENTATIONS)
-    for name in stems(folder / SAR, (".tif", ".tiff")):
+    tiles = stems(folder / SAR, (".tif", ".tiff"))
+    for name in tiles:
         yield _line(root, folder, labels, name, sides)
+    seen = {Path(name).stem.replace(SAR, "Buildings") for name in tiles}
+    for name in stems(labels, (".geojson",)) if labels else ():
+        if Path(name).stem not in seen:
+            yield Line(f"{labels}/{name}", None, (": there is no SAR tile that these buildings are of.",))
 
 
 def _place(root: Path, split: str) -> Path | None:
@@ -73,7 +78,7 @@ def _line(root: Path, folder: Path, labels: Path | None, name: str, sides: dict[
     optical = next((o for o in (RGB, RGBNIR) if labels and (folder / o).is_dir()), None)
     values: dict[str, Any] = {"id": f"{strip}_{tile}", "optical": None}
     if optical is not None:
-        file = (folder / optical / f"{head}{optical}_{strip}_{tile}.tif").relative_to(root).as_posix()
+        file = (folder / optical / f"{head}{optical}_{strip}_{tile}{path.suffix}").relative_to(root).as_posix()
         described = {"file": file, "bands": ["R", "G", "B", None], "stretch": OPTICAL_RANGE, "nodata": 0}
         values["optical"] = file if optical == RGB else described
     bands = ["HH", "HV", None, "VV"]

@@ -116,8 +116,8 @@ def _objects(root: Path, split: str) -> Iterator[Line]:
     name = f"Annotations_{split}"
     place, notes = _images(root, split), folder(root, f"{name}/{name}", name)
 
-    def turn(thing: Any, shape: tuple[int, int]) -> dict[str, Any]:
-        corners = numbers(mapping(thing).get("obj_corner"), 8, "field 'obj_corner'")
+    def turn(thing: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
+        corners = numbers(thing.get("obj_corner"), 8, "field 'obj_corner'")
         outline = [value * shape[1 - i % 2] for i, value in enumerate(corners)]
         phrase = text(thing, "referring_sentence")
         return {"question": DRAW_BOX.format(phrase), "answer": ANSWER, "mask": polygons([outline], shape)}
@@ -125,7 +125,8 @@ def _objects(root: Path, split: str) -> Iterator[Line]:
     def values(entry: Any, path: Path) -> dict[str, Any]:
         image = picture(root, place, text(mapping(entry), "image"), (".png",))
         shape = size(root, image)
-        turns = [turn(thing, shape) for thing in sequence(entry, "objects")]
+        things = [mapping(thing) for thing in sequence(entry, "objects")]
+        turns = [turn(thing, shape) for thing in things if thing.get("referring_sentence")]
         return {"id": f"{split}/{path.stem}", "optical": image, "turns": turns}
 
     for path in (root / notes / name for name in listed(root / notes) if name.endswith(".json")):
@@ -134,8 +135,16 @@ def _objects(root: Path, split: str) -> Iterator[Line]:
         except UserError as error:
             yield broken(str(path), str(error))
             continue
-        if not (isinstance(entry, dict) and entry.get("objects") == []):  # there is nothing to ask about some images
+        if not _is_silent(entry):
             yield line(str(path), root, partial(values, entry, path))
+
+
+def _is_silent(entry: Any) -> bool:
+    """Whether an image has no object, or none with an expression, so that there is nothing to ask about."""
+    things = entry.get("objects") if isinstance(entry, dict) else None
+    return isinstance(things, list) and not any(
+        thing.get("referring_sentence") if isinstance(thing, dict) else True for thing in things
+    )
 
 
 _NAMES = ("VRSBench_train.json", "Annotations_train", "Annotations_val", *(name for name, _ in _EVALUATION.values()))

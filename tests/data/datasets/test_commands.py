@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import published_layouts as layouts
 import pytest
+import rasterio
 import support
 
 from configs import tiny
@@ -49,6 +50,29 @@ def test_check_takes_a_directory(tmp_path, capsys):
     assert "nowhere" in err
     code, _, err = support.run(capsys, "data", "check", tmp_path / "lbl")
     assert (code, f"'{tmp_path}' has the layout of whu_opt_sar; give that folder" in err) == (2, True)
+
+
+def test_what_an_archive_leaves_around_a_data_set(tmp_path, capsys):
+    inner = tmp_path / "unpacked" / "track2"
+    inner.mkdir(parents=True)
+    layouts.dfc2023_track2(inner)
+    for name in ("__MACOSX/unpacked", ".Trashes"):
+        (tmp_path / name).mkdir(parents=True)
+    code, _, err = support.run(capsys, "data", "check", tmp_path)
+    assert (code, f"'{inner}' has the layout of dfc2023_track2; give that folder" in err) == (2, True)
+    packed = tmp_path / "a.zip"
+    packed.write_bytes(b"PK")
+    code, _, err = support.run(capsys, "data", "convert", packed, tmp_path / "out.jsonl")
+    assert (code, f"'{packed}' is an archive; unpack it first" in err) == (2, True)
+
+
+def test_rasters_without_a_place_are_no_news(tmp_path, capsys, recwarn):
+    layouts.dfc2023_track2(tmp_path)
+    support.run(capsys, "data", "list")
+    recwarn.clear()
+    with rasterio.open(tmp_path / "train/sar/P0001.tif") as dataset:
+        assert dataset.transform.is_identity
+    assert not recwarn.list
 
 
 def test_problems_beyond_those_kept_are_counted(tmp_path, capsys, monkeypatch):

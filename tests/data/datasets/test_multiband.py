@@ -157,6 +157,13 @@ def test_spacenet6(tmp_path):
     assert (test.optical, test.turns[0].answer) == (None, None)
 
 
+def test_spacenet6_with_names_in_capitals(tmp_path):
+    layouts.spacenet6(tmp_path)
+    for path in (tmp_path / "train").rglob("*.tif"):
+        path.rename(path.with_suffix(".TIF"))
+    assert [sample.optical.shape for sample in samples(tmp_path)] == [(30, 26, 3)] * 2
+
+
 def test_spacenet6_with_a_sliver_of_a_building(tmp_path):
     layouts.spacenet6(tmp_path)
     (labels,) = (tmp_path / "train/AOI_11_Rotterdam/geojson_buildings").glob("*_tile_8680.geojson")
@@ -185,7 +192,7 @@ def test_dfc2023(tmp_path):
     first, second = samples(tmp_path)
     mask = masked(first, "buildings")
     assert mask.shape == (34, 40)
-    assert (mask[3:9, 2:10].all(), mask[10:31, 20:30].all(), mask[0].any()) == (True, True, False)
+    assert (mask[3:8, 2:9].all(), mask[10:30, 20:29].all(), mask.sum()) == (True, True, 5 * 7 + 20 * 9)
     assert first.turns[0].answer == "2"
     assert [turn.answer for turn in second.turns] == ["0"]
     (unanswered,) = samples(tmp_path, "val")
@@ -310,6 +317,14 @@ def test_fusion_eo(tmp_path):
     assert asked(first) == {"<image>\nIs there a river in the image?": "Yes"}
     assert asked(second) == {"<image>\nWhat crosses the river?": "Eine Brücke.", "How many?": "1"}
     assert first.sar.shape == (40, 52, 3)
+
+
+def test_fusion_eo_without_its_outer_folders(tmp_path):
+    layouts.fusion_eo(tmp_path)
+    for path in (tmp_path / "pair_data/train").iterdir():
+        path.rename(tmp_path / path.name)
+    assert datasets.recognise(tmp_path) == "fusion_eo"
+    assert [line.record.optical for line in datasets.read(tmp_path)] == ["rgb/img/000123.png", "rgb/img/brücke.png"]
 
 
 def test_fusion_eo_beside_other_parts_is_earthmind_data(tmp_path):

@@ -57,6 +57,7 @@ def coco(**changes: object) -> Change:
 BROKEN_LINES = (
     (layouts.bigearthnet_v1, delete(f"{V1}_B03.tif"), "field 'optical': there is no file"),
     (layouts.bigearthnet_v1, delete(f"{V1}_B01.tif"), "_B01.tif"),  # a band that this model does not use
+    (layouts.bigearthnet_v1, text(f"{V1}_B09.tif", ""), "_B09.tif' is empty (0 bytes)"),
     (layouts.bigearthnet_v1, cut(f"{V1}_B04.tif", 0.05), "_B04.tif cannot be opened as a raster"),
     (layouts.bigearthnet_v1, delete(f"{V1}_labels_metadata.json"), "_labels_metadata.json' cannot be read"),
     (layouts.bigearthnet_v1, cut(f"{V1}_labels_metadata.json"), "_labels_metadata.json' is not JSON"),
@@ -77,6 +78,11 @@ BROKEN_LINES = (
     (layouts.so2sat_lcz42, lambda root: layouts.so2sat_lcz42(root, label=np.full((5, 17), 1 / 17)), "single 1"),
     (layouts.spacenet6, delete(f"{SN6}/geojson_buildings/{SN6_TILE}"), f"{SN6_TILE}' cannot be read"),
     (layouts.spacenet6, text(f"{SN6}/geojson_buildings/{SN6_TILE}", "{"), f"{SN6_TILE}' is not JSON"),
+    (
+        layouts.spacenet6,
+        delete(f"{SN6}/SAR-Intensity/{SN6_TILE.replace('Buildings', 'SAR-Intensity').replace('geojson', 'tif')}"),
+        f"{SN6_TILE}: there is no SAR tile",
+    ),
     (layouts.spacenet6, text(f"{SN6}/geojson_buildings/{SN6_TILE}", "[1]"), "no GeoJSON collection"),
     (
         layouts.spacenet6,
@@ -100,10 +106,14 @@ BROKEN_LINES = (
         "the name is not SN6_",
     ),
     (layouts.dfc2023_track2, delete("train/sar/P0001.tif"), "train/sar/P0001.tif'."),
-    (layouts.dfc2023_track2, coco(segmentation=[[1, 2, 3]]), "a polygon is a list of at least three points"),
-    (layouts.dfc2023_track2, coco(segmentation=None), "segmentation must be"),
-    (layouts.dfc2023_track2, coco(segmentation={"size": [3, 3], "counts": [9]}), "of another size than the image"),
-    (layouts.dfc2023_track2, coco(segmentation={"size": [3, 3], "counts": [8]}), "the runs cover 8 pixels"),
+    (layouts.dfc2023_track2, coco(segmentation=[[1, 2, 3]]), "a polygon must be at least three points"),
+    (layouts.dfc2023_track2, coco(segmentation=None), "the annotation has an empty segmentation"),
+    (layouts.dfc2023_track2, coco(segmentation=[]), "the annotation has an empty segmentation"),
+    (layouts.dfc2023_track2, coco(segmentation=[[90, 90, 99, 90, 99, 99]]), "a polygon lies outside the image"),
+    (layouts.dfc2023_track2, coco(segmentation={"size": [3, 3], "counts": [9]}), "the image is [34, 40]"),
+    (layouts.dfc2023_track2, coco(segmentation={"size": [34, 40], "counts": [8]}), "the runs cover 8 pixels"),
+    (layouts.dfc2023_track2, coco(category_id=2), "the category 2 is none of the file's categories"),
+    (layouts.dfc2023_track2, coco(image_id=99), "it has annotations of the image 99, but no such image"),
     (
         layouts.dfc2023_track2,
         edited(COCO, lambda told: told["images"][0].pop("height") and None),
@@ -141,7 +151,12 @@ BROKEN_LINES = (
     (
         layouts.open_earth_map_sar,
         lambda root: layouts.tif(root / "train/labels/TrainArea_001.tif", np.ones((1, 33, 70), np.uint8)),
-        "they do not match",
+        "TrainArea_001.tif' is 33 x 70 but its image",
+    ),
+    (
+        layouts.whu_opt_sar,
+        lambda root: layouts.tif(root / "lbl/NH49E001013.tif", np.zeros((1, 74, 110), np.uint8)),
+        "NH49E001013.tif' is 74 x 110 but its image 37 x 55",
     ),
     (layouts.multi_res_sar, delete("High-Resolution/L/1.png"), "there is no optical image '1'"),
     (layouts.multi_res_sar, delete("High-Resolution/R/1.png"), "there is no SAR image '1'"),
@@ -152,6 +167,7 @@ BROKEN_LINES = (
     (layouts.sar_ship, text(f"{SHIP}.txt", "0 0.5 0.5 nan 0.1\n"), "lies outside of the image"),
     (layouts.sar_ship, text(f"{SHIP}.txt", "0 0.5 0.5 0.1 0.1\n0 128 64 20 20\n"), "line 2 of its boxes"),
     (layouts.sar_ship, text(f"{SHIP}.txt", "3 0.5 0.5 0.1 0.1\n"), "the class 3; the only one is 0"),
+    (layouts.sar_ship, text("ship_dataset_v0/a.txt", "0 0.5 0.5 0.1 0.1\n"), "a.txt: there is no chip"),
     (layouts.sar_ship, text(f"{SHIP}.jpg", "no picture"), "cannot be read as a picture"),
     (layouts.fusion_eo, edited("final_all.json", lambda told: [{"image": "../x.png"}]), "leads out of the data set"),
     (layouts.fusion_eo, edited("final_all.json", lambda told: [3]), "the entry must be an object, not 3"),
@@ -248,9 +264,13 @@ def test_a_table_that_is_broken(tmp_path):
     line, unpaired = datasets.read(tmp_path)
     assert unpaired.problems[0].startswith(": column 's1_name': None is no name of a patch")
     assert line.problems[0].startswith(": there is no label 'Bare rock' in its nomenclature.")
+    row = {"patch_id": ["a"], "labels": [None], "s1_name": ["b"], "split": ["train"]}
+    parquet.write_table(arrow.table(row), path)
+    (line,) = datasets.read(tmp_path)
+    assert line.problems[0] == ": column 'labels' must be a list of names, not None."
     path.unlink()
     with pytest.raises(UserError, match=r"There is no '.*metadata.parquet', the table of BigEarthNet v2"):
-        list(datasets.read(tmp_path, "bigearthnet_v2"))
+        list(datasets.read(tmp_path))
 
 
 def test_a_table_without_the_library(tmp_path, monkeypatch):

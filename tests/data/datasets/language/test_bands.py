@@ -61,3 +61,12 @@ def test_bands_are_named_and_brought_together(bench):
     data = dataclasses.replace(tiny.get_config().data, turns=8)
     example = encode_sample(sample, support.model(), data, support.tokenizer())
     assert "Which?\nA. wet\nB. dry" in support.tokenizer().decode(example.prompt.tokens)
+
+
+def test_bands_beside_the_other_images(bench):
+    (bench / "json").mkdir()
+    (bench / "ms_sar/ms_scene_classification_qa.json").rename(bench / "json/ms_scene_classification_qa.json")
+    (bench / "test").mkdir()
+    (bench / "ms_sar").rename(bench / "test/ms_sar")
+    first, _ = datasets.read(bench, "earthmind_bench", "ms_scene_classification")
+    assert (len(first.record.optical["bands"]), first.record.sar) == (12, "test/ms_sar/sar/img/scene[1].png")

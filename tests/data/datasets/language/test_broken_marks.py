@@ -187,6 +187,12 @@ CASES = {
         setting(DETECTION, 0, "conversations", 1, "value", to="<p>a ship</p>[0.1,0.1,0.9,0.2]"),
         r"entry 1: the box .*does not lie in the image of 40 x 80",
     ),
+    "boxes of three numbers": (
+        "mmrs_1m",
+        "detection",
+        setting(DETECTION, 0, "conversations", 1, "value", to="<p>two ships</p>[0.1,0.4,0.5,0.6;0.1,0.4,0.5]"),
+        r"entry 1: the boxes '\[0.1,.*' must have four numbers each",
+    ),
     "boxes inverted": (
         "mmrs_1m",
         "detection_boxes",

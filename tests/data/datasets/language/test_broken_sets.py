@@ -139,7 +139,7 @@ CASES = {
         removing("json/object_counting_all_unmatched.json"),
         "no file",
     ),
-    "bands missing": ("earthmind_bench", "ms_scene_classification", lambda r: None, "no file .*ms_scene"),
+    "bands missing": ("earthmind_bench", "ms_scene_classification", lambda r: None, "no folder .*ms_sar"),
 }
 
 

@@ -117,6 +117,12 @@ CASES = {
         replacing(DIOR, "<xmax>25<", "<xmax>71<"),
         r"00002.xml object 0: the box .*image of 50 x 70",
     ),
+    "boxes of an image of another size": (
+        "dior_rsvg",
+        "train",
+        replacing(DIOR, "<width>70<", "<width>140<"),
+        r"object 0: .*00002.jpg' is 50 x 70 but the annotation says 50.0 x 140.0",
+    ),
     "box inverted": ("dior_rsvg", "train", replacing(DIOR, "<ymax>20<", "<ymax>3<"), r"object 0: the box .*inverted"),
     "box that is no number": (
         "dior_rsvg",

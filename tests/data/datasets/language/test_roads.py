@@ -24,7 +24,8 @@ from earthmind_jax.data.records import parse_record, record_values
 CFG = support.model()
 DATA = dataclasses.replace(tiny.get_config().data, turns=8, masks_per_sample=8)
 
-OUTLINE = [5, 8, 24, 8, 24, 19, 5, 19]
+SIDES = ("height", "width")
+OUTLINE = [5, 8, 25, 8, 25, 20, 5, 20]
 SPLITS = {
     "aid": {"all": 3, "geochat": 2},
     "dior_rsvg": {"train": 2, "val": 1, "test": 1, "train_regions": 2, "val_regions": 1, "test_regions": 1},
@@ -100,10 +101,10 @@ def test_every_reader_says_what_it_is():
     assert not any(name.startswith("_") for name in datasets.names())
 
 
-def block(shape, extra=0):
-    """The box that lies in every image, with ``extra`` rows and columns at its ends (boxes are drawn with theirs)."""
+def block(shape):
+    """The box that lies in every image."""
     mask = np.zeros(shape, bool)
-    mask[8 : 20 + extra, 5 : 25 + extra] = True
+    mask[8:20, 5:25] = True
     return mask
 
 
@@ -128,7 +129,7 @@ def test_masks_and_regions_lie_where_they_are_annotated(build, name, split):
 def test_boxes_are_drawn_where_they_are(build, split):
     first, second = records(build("dior_rsvg"), "dior_rsvg", split)
     turn = load_record(first, SensorConfig()).turns[0]
-    np.testing.assert_array_equal(turn.region if turn.region is not None else turn.masks[0], block((50, 70), 1))
+    np.testing.assert_array_equal(turn.region if turn.region is not None else turn.masks[0], block((50, 70)))
     assert "the Öltank & its pier" in (first.turns[0].answer + first.turns[0].question)
     assert second.optical == "JPEGImages/00011.JPG"
 
@@ -138,7 +139,16 @@ def test_oriented_boxes_of_vrsbench(build):
     mask = load_record(record, SensorConfig()).turns[1].masks[0]
     rows, columns = np.nonzero(mask)
     assert mask.shape == (50, 40)
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 30, 10, 30)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (10, 29, 10, 29)
+
+
+def test_objects_of_vrsbench_without_an_expression_are_left_out(build):
+    root = build("vrsbench")
+    setting("Annotations_val/P0003_0002.json", "objects", 0, to={"obj_cls": "ship", "referring_sentence": ""})(root)
+    (record,) = records(root, "vrsbench", "val_boxes")
+    assert len(record.turns) == 1
+    edit(root, "Annotations_val/P0003_0002.json", lambda values: values["objects"].pop() and None)
+    assert not records(root, "vrsbench", "val_boxes")
 
 
 def test_boxes_of_vrsbench_end_at_the_edge_of_the_image(build):
@@ -169,7 +179,15 @@ def test_boxes_of_mmrs_1m_lose_their_padding(build):
     assert not pier[30, 10]
     region = load_record(records(root, "mmrs_1m", "rsvg")[0], SensorConfig()).turns[0].region
     rows, columns = np.nonzero(region)  # of 60 x 30 pixels; the square is 60 x 60
-    assert (rows.min(), columns.min(), columns.max()) == (30, 0, 15)
+    assert (rows.min(), columns.min(), columns.max()) == (30, 0, 14)
+
+
+def test_the_sensor_of_mmrs_1m_is_in_the_names_of_files_or_their_folder(build):
+    root = build("mmrs_1m")
+    (root / "data/json/caption/SARV2").mkdir()
+    (root / "data/json/caption/UCM.json").rename(root / "data/json/caption/SARV2/train.json")
+    (line,) = datasets.read(root, "mmrs_1m", "caption")
+    assert (line.record.sar, line.record.optical) == ("data/caption/UCM/1.tif", None)
 
 
 def test_oriented_boxes_of_mmrs_1m_lose_their_padding(build):
@@ -218,6 +236,18 @@ def test_conversations_of_several_turns_and_without_images(build, write_pairs):
     captions, asked = records(root, "earthmind_data", "rsvg")
     assert [turn.answer for turn in captions.turns] == ["the first ship", "ein zweites Schiff größer"]
     assert asked.turns[0].question == "What is {region}?"
+
+
+def test_instances_that_declare_no_size(build):
+    root = build("rrsis_d")
+    edit(
+        root,
+        "rrsisd/instances.json",
+        lambda values: [values["images"][i].pop(k) for i in (0, 1) for k in SIDES] and None,
+    )
+    for record in records(root, "rrsis_d", "train"):
+        sample = load_record(record, SensorConfig())
+        np.testing.assert_array_equal(sample.turns[0].masks[0], block(sample.optical.shape[:2]))
 
 
 def test_specks_of_an_outline_are_left_out(build):
