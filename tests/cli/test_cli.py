@@ -185,6 +185,13 @@ def test_bad_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "o").exists()
 
 
+def test_a_path_that_no_file_can_have(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = "x" * 5000 + ".tif", ("--checkpoint", work / "model")
+    refused(capsys, "info", path, says="too long")
+    refused(capsys, "ask", "x", *model, "--optical", path, says="xxx")
+    refused(capsys, "segment", *model, "--optical", work / "a_s2.tif", "--prompts", path, says="too long")
+
+
 def test_missing_band_and_no_data(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = {
         "driver": "GTiff",
