@@ -93,8 +93,9 @@ def test_ask_for_the_reason(
     refused(capsys, "segment", "x", *model, *pair, "--explain", "/dev/null", says="is no page")
     assert (work / "a_s2.tif").read_bytes() == held
     refused(capsys, "ask", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
     refused(capsys, "segment", "x", *model, *pair, "--out", tmp_path / "new", says="is not yours to write to")
+    refused(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "r.html", says="is not yours to write to")
     monkeypatch.undo()
     refused(capsys, "ask", "x", *model, *pair, "--max-new", 0, says="--max-new")
     refused(capsys, "ask", *model, *pair, says="--batch")
@@ -195,8 +196,8 @@ def test_bad_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_path_that_no_file_can_have(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, model = "x" * 5000 + ".tif", ("--checkpoint", work / "model")
-    refused(capsys, "info", path, says="too long")
-    refused(capsys, "ask", "x", *model, "--optical", path, says="xxx")
+    refused(capsys, "info", path, says="does not exist")
+    refused(capsys, "ask", "x", *model, "--optical", path, says="does not exist")
     refused(capsys, "segment", *model, "--optical", work / "a_s2.tif", "--prompts", path, says="too long")
 
 
