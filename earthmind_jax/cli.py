@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong (one sentence on 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -165,6 +166,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except PermissionError as error:
         print(f"error: '{error.filename}' may not be read; change its permissions.", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        print(f"error: a path of {len(name)} letters is too long ('{name[:60]}...'); check it.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ def info(
 
     if not files:
         raise UserError("Name one or two rasters, or a checkpoint directory.")
-    folders = [file for file in files if (file / CHECKPOINT).is_file()]
+    folders = [file for file in files if os.path.isfile(file / CHECKPOINT)]  # says no, too, where it may not look
     if len(folders) > 1:
         raise UserError(f"Name one checkpoint directory, not {len(folders)} ({' '.join(map(str, folders))}).")
     facts = [_checkpoint_facts(file) for file in folders]

@@ -34,6 +34,8 @@ def check_directory(path: Path | None, *inputs: Path | None) -> None:
         existing = existing.parent
     if existing is not None and not existing.is_dir():
         raise UserError(f"{path} cannot be a directory: {existing} is a file; choose another place.")
+    if existing is not None:
+        _require_writable(existing, path)
 
 
 def check_page(path: Path | None) -> None:
@@ -42,6 +44,26 @@ def check_page(path: Path | None) -> None:
         raise UserError(f"{path} is a directory; name the page to write, such as {path / 'reason.html'}.")
     if path is not None and not path.absolute().parent.is_dir():
         raise UserError(f"The directory {path.absolute().parent} of {path.name} does not exist; create it first.")
+    if path is not None and path.exists() and not _is_page(path):
+        raise UserError(
+            f"{path} is there already and is no page, which would take its place; name the page to write, such as "
+            f"{path.stem}.html."
+        )
+    if path is not None:
+        _require_writable(path.absolute().parent, path)
+
+
+def _require_writable(folder: Path, path: Path | None) -> None:
+    own = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
+    if not os.access(folder, os.W_OK | os.X_OK, **own):
+        raise UserError(f"{path} cannot be written: {folder} is not yours to write to; choose another place.")
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def words_after(*options: tuple[Path, ...]) -> tuple[tuple[str, ...], tuple[tuple[Path, ...], ...]]:

@@ -193,8 +193,11 @@ def _record(values: dict[str, Any], where: str, root: Path) -> Record:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records, one line each. The file appears when it is complete; WorkError where it cannot be written."""
+    """Write records, one line each. The file appears when it is complete; UserError where ``path`` is no place for one,
+    WorkError where it cannot be written."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device would be gone, with the file in its place
+        raise UserError(f"'{path}' is no regular file; give the name of the file to write.")
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8") as file:

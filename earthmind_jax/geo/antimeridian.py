@@ -66,7 +66,8 @@ def bounding_box(shape: dict[str, Any]) -> list[float]:
         eastern = [s for s in spans if s[:, 0].max() == 180]
         western = [s for s in spans if s[:, 0].min() == -180]
         if not any(np.ptp(s[:, 0]) == 360 for s in spans):
-            west, east = min(s[:, 0].min() for s in eastern), max(s[:, 0].max() for s in western)
+            first, last = min(s[:, 0].min() for s in eastern), max(s[:, 0].max() for s in western)
+            west, east = (first, last) if first > last else (west, east)  # unless both meet: all the way round
     return [round(float(value), DECIMALS) for value in (west, south, east, north)]
 
 

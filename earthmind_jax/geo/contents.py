@@ -19,6 +19,7 @@ from earthmind_jax.geo.quality import QUALITY_BANDS
 from earthmind_jax.geo.radiometry import SENSORS
 from earthmind_jax.geo.sensor_guess import MEASURED, RADAR, measured
 from earthmind_jax.geo.snap_tag import snap_band_names
+from earthmind_jax.geo.vrt_sources import source_names
 
 BAND_NAME_TAGS = ("netcdf_varname", "bandname", "band_name", "name", "common_name", "polarization", "polarisation",
                   "polarimetric_interp")  # fmt: skip
@@ -80,6 +81,9 @@ def contents(
     if not any(texts) and dataset.driver == "GTiff":
         named = _maxar_bands(dataset) or snap_band_names(dataset.name)
         texts = [named[i - 1] for i in keep] if len(named) == dataset.count else texts
+    if not any(texts) and told is None and product is None and dataset.driver == "VRT":
+        texts, source, reason = source_names(dataset, keep)
+        sensor, why = (source, reason) if sensor is None and source is not None else (sensor, why)
     names, guess, notes = name_bands(
         texts,
         dataset.dtypes[keep[0] - 1],

@@ -79,7 +79,14 @@ def _read_other(path: Path, crs: str | None) -> tuple[Prompt, ...]:
     import pyogrio
 
     try:
-        meta, _, shapes, columns = pyogrio.raw.read(path)
+        # Tables without geometry, such as the styles that QGIS keeps, are no layers to choose from.
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if len(layers) > 1:
+            raise UserError(
+                f"'{path}' holds {len(layers)} layers ({', '.join(layers[:5])}), and which is meant is not said; give "
+                f"a file of one (ogr2ogr one.gpkg {path} {layers[0]})."
+            )
+        meta, _, shapes, columns = pyogrio.raw.read(path, layer=layers[0] if layers else None)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as vector data ({error}).") from error
     given = _agreed(crs, meta["crs"], f"'{path}'")

@@ -30,6 +30,7 @@ MOST_POSITIONS = 256  # in each direction: more do not change a mean
 SOURCE_VALUES = 2**23  # read from a file at once
 MIN_OVERLAP = 0.1
 NOWHERE = "nothing of it lies here"
+UNCHANGED = "same grid, nothing resampled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def align(
             f"the first covers {place.extent()}, the second {grid.extent()}."
         )
     ratio = _size_ratio(place, grid)
-    notes = [*aligned.notes, f"{how}; covers {overlap:.1%} of the reference, pixel size ratio {ratio:.2f}"]
+    notes = [*aligned.notes, _covers(how, overlap, ratio)]
     aligned = replace(aligned, transform=grid.transform, crs=grid.crs, notes=notes, window=None)
     return Aligned(aligned, overlap, ratio)
 
@@ -216,20 +217,39 @@ def _onto(
     source: Raster, place: Grid | Control, grid: Grid, kind: str, split: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """(data, valid, what was done). Invalid pixels take no part in the resampling."""
-    if isinstance(place, Grid) and place.matches(grid):
-        return source.data, source.valid, "same grid, nothing resampled"
-    shrinks = split != (1, 1)
+    power = source.unit == "dB"
+    how = _how(place, grid, kind, split, power)
+    if how == UNCHANGED:
+        return source.data, source.valid, how
     if kind == "label":
         data, valid = classes(source.data, source.valid, place, grid, split)
-        return data, valid, f"labels taken from the {'most frequent' if shrinks else 'nearest'} pixel"
-    power = source.unit == "dB"
+        return data, valid, how
     values = np.asarray(source.data, np.float32)
     data, valid = continuous(10 ** (values / 10) if power else values, source.valid, place, grid, split)
     with np.errstate(divide="ignore", invalid="ignore"):
         data = 10 * np.log10(data) if power else data
     valid &= np.isfinite(data).all(0)
     data = np.where(valid, data, FILL.get(source.unit, 0.0)).astype(np.float32)
-    return data, valid, f"resampled by {'average' if shrinks else 'bilinear'}" + (" in linear power" if power else "")
+    return data, valid, how
+
+
+def alignment(place: Grid, grid: Grid, power: bool, overlap: float) -> str:
+    """What is done to bring a continuous image onto a grid, in words; both are whole scenes. ``power``: it is in dB."""
+    how = _how(place, grid, "reflectance", _split(grid, place), power)
+    return _covers(how, overlap, _size_ratio(place, grid))
+
+
+def _how(place: Grid | Control, grid: Grid, kind: str, split: tuple[int, int], power: bool) -> str:
+    if isinstance(place, Grid) and place.matches(grid):
+        return UNCHANGED
+    shrinks = split != (1, 1)
+    if kind == "label":
+        return f"labels taken from the {'most frequent' if shrinks else 'nearest'} pixel"
+    return f"resampled by {'average' if shrinks else 'bilinear'}" + (" in linear power" if power else "")
+
+
+def _covers(how: str, overlap: float, ratio: float) -> str:
+    return f"{how}; covers {overlap:.1%} of the reference, pixel size ratio {ratio:.2f}"
 
 
 def _size_ratio(place: Grid | Control, grid: Grid) -> float:

@@ -130,6 +130,10 @@ def require_file(name: str) -> None:
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise UserError(
+                f"{name} cannot be reached ({error.strerror}); check the permissions of its folder."
+            ) from error
         what = "is a link to a file that is not there" if os.path.islink(name) else "does not exist"
         raise UserError(f"{name or 'The empty path'} {what}; check the path.") from error
     if stat.S_ISDIR(mode):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from affine import Affine
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.acquired import days_between
 from earthmind_jax.geo.align import MIN_OVERLAP, align, pair_shift
 from earthmind_jax.geo.contents import contents
 from earthmind_jax.geo.describe import Description, georeference
+from earthmind_jax.geo.grid import Grid
+from earthmind_jax.geo.onto import alignment
 from earthmind_jax.geo.radiometry import SENSORS
 from earthmind_jax.geo.raster import Raster, open_raster
 from earthmind_jax.geo.told import Told
@@ -47,7 +51,10 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
             apart = f"the images do not overlap: the optical covers {first.grid.extent()}, SAR {second.grid.extent()}"
             return facts | {"overlap": 0.0, "warnings": [apart]}
         ratio = sar.facts["gsd_m"] / optical.facts["gsd_m"]
-        facts |= {"overlap": round(found.overlap, 4), "gsd_ratio": round(ratio, 3), "alignment": found.raster.notes[-1]}
+        facts |= {"overlap": round(found.overlap, 4), "gsd_ratio": round(ratio, 3)}
+        # In words of the files' own pixels: those of the overviews may be brought together in another way.
+        power = found.raster.unit == "dB"
+        facts |= {"alignment": alignment(_whole(sar), _whole(optical), power, found.overlap)}
         facts |= _seen(first.valid, found.raster.valid)
         size = optical.shape or (optical.facts["height"], optical.facts["width"])
         facts |= _shift(first, found.raster, size)
@@ -67,6 +74,14 @@ def pair_facts(optical: Description, sar: Description) -> dict[str, Any]:
     if days is not None and days > APART_DAYS:
         warnings.append(f"the images are {days:.0f} days apart")
     return facts | {"warnings": warnings}
+
+
+def _whole(one: Description) -> Grid:
+    """The grid of the scene that a description's overview is of."""
+    assert one.overview is not None
+    small, (height, width) = one.overview.grid, one.shape or (one.facts["height"], one.facts["width"])
+    transform = small.transform @ Affine.scale(small.width / width, small.height / height)
+    return replace(small, transform=transform, height=height, width=width)
 
 
 def _looks_like(file: str | os.PathLike[str]) -> str | None:

@@ -112,6 +112,12 @@ def band_of(name: str) -> str | None:
     return f"{family or ''}{number}"
 
 
+def other_of(name: str) -> str | None:
+    """What a file is named after that is no band (AOT, WVP); None without any."""
+    found = _OTHER.search(name.rpartition(".")[0])
+    return found.group(2) if found else None
+
+
 def _size(name: str) -> int:
     """Pixel size at the end of a name; 0 where it is not told."""
     found = _SIZE.search(name.rpartition(".")[0])

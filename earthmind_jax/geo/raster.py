@@ -22,11 +22,12 @@ from earthmind_jax.geo.bands_on_grid import FILL, Raster
 from earthmind_jax.geo.contents import Contents, Wanted, contents, data_bands
 from earthmind_jax.geo.counterparts import choose
 from earthmind_jax.geo.grid import require_map
-from earthmind_jax.geo.opening import open_raster, read_masks, read_values, require_room
+from earthmind_jax.geo.opening import file_stamp, open_raster, read_masks, read_values, require_room
 from earthmind_jax.geo.products import product_in
 from earthmind_jax.geo.quality import quality_note, quality_valid
 from earthmind_jax.geo.radiometry import unknown
 from earthmind_jax.geo.reflectance import DOUBTFUL
+from earthmind_jax.geo.sample import file_sample
 
 __all__ = [
     "FILL",
@@ -65,7 +66,7 @@ def read_raster(
     with open_raster(path, labels) as dataset:
         wanted = bands if isinstance(bands, Wanted) else Wanted(bands=None if bands is None else tuple(bands))
         scene = contents(dataset, sensor, wanted.names, wanted.kind)
-        stored, called, notes = _chosen(scene, wanted, dataset.name)
+        stored, called, notes = _chosen(scene, wanted, dataset)
         place = dict(zip((*scene.bands, *scene.others), (*scene.indexes, *scene.other_indexes), strict=True))
         indexes = [place[name] for name in stored]
         full = Window(0, 0, dataset.width, dataset.height)
@@ -145,22 +146,42 @@ def peek_bands(path: str | os.PathLike[str], bands: Sequence[str], sensor: str |
             select(bands, names, dataset.name)
 
 
-def _chosen(scene: Contents, wanted: Wanted, path: str) -> tuple[list[str], list[str], list[str]]:
+def empty_bands(scene: Contents, dataset: rasterio.DatasetReader) -> tuple[str, ...]:
+    """Measured bands that hold nothing but zeros and nodata while others hold something: a container that was not
+    filled, and no measurement. A picture of 8 bits may well be without a colour."""
+    if len(scene.bands) == 1 or dataset.dtypes[scene.indexes[0] - 1] == "uint8":
+        return ()
+    stamp = file_stamp(dataset.name)
+    return file_sample(dataset.name, scene.indexes, scene.bands, scene.quality, stamp).empty
+
+
+def empty_note(empty: Sequence[str]) -> str:
+    """What is said of :func:`empty_bands`."""
+    return f"left out, since nothing but zeros and nodata is in them: {' '.join(empty)}"
+
+
+def _chosen(scene: Contents, wanted: Wanted, dataset: rasterio.DatasetReader) -> tuple[list[str], list[str], list[str]]:
     """(names in the file, names that the caller knows them by, notes) of the bands to read."""
-    notes = list(scene.notes)
+    path, notes = dataset.name, list(scene.notes)
+    empty = empty_bands(scene, dataset) if wanted.kind is not None else ()
+    there = [name for name in scene.bands if name not in empty]
+    if empty:
+        notes.append(empty_note(empty))
     if wanted.bands is None:
-        return list(scene.bands), list(scene.bands), notes
+        return there, there, notes
     if wanted.kind is None:
         every = [*scene.bands, *scene.others]
         stored = [every[i] for i in select(wanted.bands, every, path)]
         return stored, stored, notes
     try:
-        positions, called, more = choose(wanted.bands, scene.bands, path, wanted.kind)
+        positions, called, more = choose(wanted.bands, there, path, wanted.kind)
     except UserError as error:
         if any(DOUBTFUL in note for note in notes):  # what they are comes before which are there
             raise UserError(f"{path} is {unknown(scene.bands, notes)}") from error
+        if empty:
+            raise UserError(f"{error} Nothing but zeros and nodata is in {' '.join(empty)}.") from error
         raise
-    return [scene.bands[i] for i in positions], called, notes + more
+    return [there[i] for i in positions], called, notes + more
 
 
 def nothing_valid(raster: Raster) -> UserError:

@@ -64,12 +64,15 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     require_measured(raster)
     digital, scaled = np.asarray(raster.data, np.float32), _scaled(raster)
     sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
+    nameless = any("names no bands" in note for note in raster.notes)
     if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
         notes = [ALREADY]
+        if nameless:
+            _require_possible(sample, raster.path or raster.name)
         return raster.calibrated(digital, raster.valid & ~_fill(raster, digital, 1.0, notes), "reflectance", notes)
     sample = sample_between(sample, *(bound / (scaled[0][0] if scaled else 1 / QUANTIFICATION) for bound in POSSIBLE))
     _require_numbers(raster, sample, scaled)
-    if any("names no bands" in note for note in raster.notes):
+    if nameless:
         _require_order(sample, raster.path or raster.name)
     scale, quantity_note = scaled[0] if scaled else _quantification(raster)
     if offset is not None:
@@ -181,10 +184,27 @@ def detect_offset(values: np.ndarray, bands: tuple[str, ...]) -> tuple[float, bo
 
 
 @lru_cache(maxsize=16)
+def _require_possible(sample: SceneSample, name: str) -> None:
+    """UserError where nameless bands of floating point are mostly no reflectance: indices, features of a network."""
+    values, _ = sample.known
+    impossible = ((values < POSSIBLE[0]) | (values > POSSIBLE[1])).any(0)
+    if impossible.size and impossible.mean() > 0.5:
+        raise UserError(
+            f"{name} names no bands, and {impossible.mean():.0%} of its pixels hold numbers that are no reflectance; "
+            "where it is an optical image all the same, name its bands in order with --bands."
+        )
+
+
+@lru_cache(maxsize=16)
 def _require_order(sample: SceneSample, name: str) -> None:
-    """UserError where nameless bands lie in the order of their names as text, B8A last: it looks like B08 and unlike
-    anything else."""
+    """UserError where nameless bands are darker than any scene (counts, classes), or lie in the order of their names as
+    text, B8A last: it looks like B08 and unlike anything else."""
     values, bands = sample.known
+    if values.size and (bright := float(np.percentile(values, 99))) <= PERCENT_BELOW:
+        raise UserError(
+            f"{name} names no bands and holds numbers up to about {bright:.3g}: no scene of Sentinel-2 is that dark; "
+            "where it is an optical image all the same, name its bands in order with --bands."
+        )
     if not {"B08", "B8A"} <= set(bands) or values.shape[-1] < 100:
         return
     for band, most in zip(bands, values.max(-1), strict=True):

@@ -29,11 +29,13 @@ class SceneSample:
       values: float32 [C h w], as stored.
       valid: bool [h w], true where every band that has data at all holds a measurement.
       bands: C names.
+      empty: those that hold nothing but zeros and nodata, where others hold something.
     """
 
     values: np.ndarray
     valid: np.ndarray
     bands: tuple[str, ...]
+    empty: tuple[str, ...] = ()
 
     @cached_property
     def known(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -57,7 +59,9 @@ def sample_of(values: np.ndarray, valid: np.ndarray, bands: tuple[str, ...]) -> 
     finite = valid & np.isfinite(values)
     some = finite.any((1, 2))
     every = finite[some].all(0) if some.any() else np.zeros(values.shape[1:], bool)
-    return SceneSample(values, every, bands)
+    something = (finite & (values != 0)).any((1, 2))
+    empty = tuple(np.array(bands)[~something].tolist()) if something.any() else ()
+    return SceneSample(values, every, bands, empty)
 
 
 @lru_cache(maxsize=16)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FAINTEST_DB, BRIGHTEST_DB = -100.0, 60.0  # beyond them a stored number is a fill value and not backscatter
 TURNED_DB = 1.0  # the cross-polarised band is weaker than the co-polarised one, by 5 dB and more over most ground
+COUNTS = 10.0  # a median from which on amplitudes are uncalibrated: calibrated ones are about 0.3
+LEAST_DARK_DB = -3.0  # no scene's median is above it, both polarisations together
 BRIGHT_MEDIAN_DB = -6.0  # a median above it makes one doubt that the values are power
 
 _SCALE_WORDS = {
@@ -48,6 +50,10 @@ def sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[st
             return _SCALE_WORDS[unit.lower()], f"band unit {unit}"
     if raster.descriptions and all(re.search(r"(?i)(^|[^a-z])db($|[^a-z])", text) for text in raster.descriptions):
         return "dB", f"band name {raster.descriptions[0]}"
+    if raster.descriptions and all(re.search(r"(?i)(^|[^a-z])amplitude", text) for text in raster.descriptions):
+        values = sample.known[0]
+        calibrated = values.size == 0 or float(np.median(values)) < COUNTS
+        return "amplitude" if calibrated else "dn", f"band name {raster.descriptions[0]}"
     named = _RTC_NAME.search(f"{PurePath(raster.path).name} {raster.tags.get('PRODUCT_URI', '')}")
     if named:
         return _RTC_SCALE[named.group(1)], f"the product name says so ({named.group().strip('_')})"
@@ -56,7 +62,10 @@ def sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[st
             f"{raster.path} shows decibels as {raster.dtype} between limits that it does not tell; download the band "
             "itself (Raw, as 32-bit numbers)."
         )
-    return _detect_sar_scale(sample, raster.path or raster.name)
+    scale, reason = _detect_sar_scale(sample, raster.path or raster.name)
+    if scale == "dB" and any("names no bands" in note for note in raster.notes):
+        _require_backscatter(sample, raster.path or raster.name)
+    return scale, reason
 
 
 def browser_scaling(raster: Raster) -> tuple[float, float] | None:
@@ -90,12 +99,25 @@ def _detect_sar_scale(sample: SceneSample, name: str) -> tuple[str, str]:
         few = "no" if low >= 0 else "hardly any"
         doubt = "; bright for power, so give the scale if it is amplitude" if _bright(middle) else ""
         return "linear", f"{few} negative values and a median of {middle:.3g}{doubt}"
-    if middle >= 10 and bool((values == np.rint(values)).all()):
+    if middle >= COUNTS and bool((values == np.rint(values)).all()):
         return "dn", f"large whole numbers (median {middle:.0f}): uncalibrated amplitude"
     raise UserError(
         f"{name} has a median of {middle:.4g} and nothing below 0: its scale is unclear; {remedy}, or calibrate it "
         "first where it is intensity (DN squared) that was not."
     )
+
+
+@lru_cache(maxsize=16)
+def _require_backscatter(sample: SceneSample, name: str) -> None:
+    """UserError where what nothing but its count of bands and its signs make dB is none: two indices, a shift in x and
+    in y."""
+    values, bands = sample.known
+    middle = float(np.median(values))
+    if len(bands) > 1 and middle > LEAST_DARK_DB:
+        raise UserError(
+            f"{name} names no bands, and a median of {middle:.2g} is hardly backscatter in dB; where it is, name them "
+            f"with --sar-bands {' '.join(bands)}, and of an optical image with --bands."
+        )
 
 
 def _bright(median: float) -> bool:
@@ -114,5 +136,6 @@ def require_order(sample: SceneSample, scale: str, name: str) -> None:
         turned = f"{bands[1]} {bands[0]}"
         raise UserError(
             f"{name} names no bands and its second one is {above:.1f} dB stronger than its first: they seem to be "
-            f"{turned}, in which order SNAP writes them; name them with --sar-bands {turned}."
+            f"{turned}, in which order SNAP writes them; name them with --sar-bands {turned}, or, of an optical image, "
+            "with --bands."
         )

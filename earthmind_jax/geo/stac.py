@@ -44,6 +44,7 @@ MEDIA_TYPES = {
     ".png": "image/png",
     ".html": "text/html",
 }
+LONGEST = 90.0  # degrees of an edge: one of more than half a turn would be taken for the other way round
 STRAIGHT = 0.05  # pixels by which an edge may leave the footprint's points aside
 UNKNOWN_START = "1970-01-01T00:00:00Z"
 _SENTINEL1 = re.compile(r"S1[A-D]_(IW|EW|WV|S[1-6])_(GRD|SLC|RTC)\w?_+1?[A-Z]?(SH|SV|DH|DV)")
@@ -132,8 +133,10 @@ def _outline(grid: Grid) -> np.ndarray:
     moved = np.append(True, (np.diff(ring, axis=0) != 0).any(1))  # corners stand twice in an outline
     ring = ring[moved]
     ring = ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+    ring[:, 0] = np.unwrap(ring[:, 0], period=360)  # which is no longer clear once there are corners only
     degree = np.radians(1) * EARTH_RADIUS
-    return np.asarray(shapely.simplify(shapely.LinearRing(ring), STRAIGHT * grid.gsd / degree).coords)
+    simple = shapely.simplify(shapely.LineString(ring), STRAIGHT * grid.gsd / degree)
+    return np.asarray(shapely.segmentize(simple, LONGEST).coords)
 
 
 def _sources(inputs: Mapping[str, str | os.PathLike[str]]) -> tuple[list[np.datetime64], dict[str, Any]]:

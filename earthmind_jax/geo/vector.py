@@ -96,12 +96,13 @@ class Polygons:
     def _areas(self) -> list[float]:
         """Square metres of every region."""
         dense = self._dense
-        flat = _regrouped(np.stack(project(self.grid.crs, _equal_area(self.grid), *_points(dense)), -1), dense)
-        areas = []
-        for parts in flat:
-            rings = [[abs(signed_area(ring)) for ring in rings] for rings in parts]
-            areas.append(sum(outer - sum(holes) for outer, *holes in rings))
-        return areas
+        around, whole = _equal_area(self.grid)
+        flat = project(self.grid.crs, around, *_points(dense))
+        if not np.isfinite(flat).all():  # the other side of the Earth
+            flat = project(self.grid.crs, whole, *_points(dense))
+        flat = _regrouped(np.stack(flat, -1), dense)
+        sizes = ([[abs(signed_area(ring)) for ring in rings] for rings in parts] for parts in flat)
+        return [sum(outer - sum(holes) for outer, *holes in rings) for rings in sizes]
 
 
 def trace_polygons(
@@ -272,11 +273,12 @@ def _densify(ring: Ring, step: float) -> Ring:
     return np.concatenate([between, ring[:1]])
 
 
-def _equal_area(grid: Grid) -> CRS:
-    """Lambert azimuthal equal-area around the image's centre."""
-    x, y = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))
-    longitude, latitude = (float(value[0]) for value in project(grid.crs, WGS84, x, y))
-    return CRS.from_proj4(f"+proj=laea +lat_0={latitude:.6f} +lon_0={longitude:.6f} +datum=WGS84 +units=m")
+def _equal_area(grid: Grid) -> list[CRS]:
+    """Equal-area projections: Lambert's azimuthal one around the image's centre, a cylindrical one for all of it."""
+    middle = to_map(grid.transform, np.array([grid.width / 2]), np.array([grid.height / 2]))
+    longitude, latitude = (float(value[0]) for value in project(grid.crs, WGS84, *middle))
+    at = f"+lon_0={longitude:.6f} +datum=WGS84 +units=m"
+    return [CRS.from_proj4(f"+proj={kind} {at}") for kind in (f"laea +lat_0={latitude:.6f}", "cea")]
 
 
 def _points(regions: Iterable[Iterable[Iterable[Ring]]]) -> np.ndarray:

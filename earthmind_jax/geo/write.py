@@ -34,12 +34,14 @@ def written_beside(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary name in the folder of ``path``, renamed to it at the end; on any failure nothing is left.
 
     Raises:
-      UserError: the folder is missing or ``path`` is a folder.
+      UserError: the folder is missing, or ``path`` is a folder or a device.
       WorkError: the writing failed (full disk, no permission).
     """
     target = Path(path)
     if target.is_dir():
         raise UserError(f"{target} is a folder; give the name of the file to write.")
+    if target.exists() and not target.is_file():  # a device would be gone, with the file in its place
+        raise UserError(f"{target} is no regular file (a pipe or a device); give the name of the file to write.")
     if not target.parent.is_dir():
         raise UserError(f"The folder {target.parent} of {target.name} does not exist; create it first.")
     beside = target.parent / f".{target.stem}.{uuid.uuid4().hex[:12]}{target.suffix}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -87,7 +88,15 @@ def test_ask_for_the_reason(
     assert page.count("<img ") >= 5
     refused(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "no" / "r.html", says="does not exist")
     refused(capsys, "ask", "x", *model, *pair, "--explain", tmp_path, says="is a directory")
+    held = (work / "a_s2.tif").read_bytes()
+    refused(capsys, "ask", "x", *model, *pair, "--explain", work / "a_s2.tif", says="is no page")
+    refused(capsys, "segment", "x", *model, *pair, "--explain", "/dev/null", says="is no page")
+    assert (work / "a_s2.tif").read_bytes() == held
     refused(capsys, "ask", "x", *model, *pair, "--out", tmp_path / "r.html", says="is a file")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    refused(capsys, "segment", "x", *model, *pair, "--out", tmp_path / "new", says="is not yours to write to")
+    refused(capsys, "ask", "x", *model, *pair, "--explain", tmp_path / "r.html", says="is not yours to write to")
+    monkeypatch.undo()
     refused(capsys, "ask", "x", *model, *pair, "--max-new", 0, says="--max-new")
     refused(capsys, "ask", *model, *pair, says="--batch")
     refused(capsys, "ask", "x", *model, *pair, "--steer", says="point at something")
@@ -183,6 +192,13 @@ def test_bad_files(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     refused(capsys, "ask", "x", "--checkpoint", tmp_path, "--optical", work / "a_s2.tif", says="not a checkpoint")
     assert not (tmp_path / "o").exists()
+
+
+def test_a_path_that_no_file_can_have(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, model = "x" * 5000 + ".tif", ("--checkpoint", work / "model")
+    refused(capsys, "info", path, says="does not exist")
+    refused(capsys, "ask", "x", *model, "--optical", path, says="does not exist")
+    refused(capsys, "segment", *model, "--optical", work / "a_s2.tif", "--prompts", path, says="too long")
 
 
 def test_missing_band_and_no_data(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

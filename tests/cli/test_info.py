@@ -116,6 +116,19 @@ def test_made_pair(tmp_path, capsys):
     assert re.search(r"overlap  \d\d\.\d%", text)
 
 
+def test_alignment_is_told_of_the_files_and_not_of_their_overviews(tmp_path, capsys):
+    """An overview has 512 rows and columns at most: the finer image would seem coarser than it is."""
+    rng = np.random.default_rng(3)
+    optical = make(tmp_path / "s2.tif", rng.integers(100, 4000, (12, 120, 120)).astype(np.uint16))
+    power = rng.gamma(4, 0.02, (2, 1200, 1200)).astype(np.float32)
+    sar = make(tmp_path / "sar.tif", power, ["VV", "VH"], transform=PLACE @ Affine.scale(0.1))
+    *_, pair = facts(capsys, optical, sar)
+    assert pair["gsd_ratio"] == pytest.approx(0.1, abs=1e-3)
+    assert pair["alignment"] == (
+        "resampled by average in linear power; covers 100.0% of the reference, pixel size ratio 0.10"
+    )
+
+
 def test_apart_and_without_a_place(tmp_path, capsys):
     array = np.random.default_rng(2).integers(1100, 4000, (12, 30, 30)).astype(np.uint16)
     power = np.full((2, 30, 30), 0.05, np.float32)

@@ -214,6 +214,18 @@ def test_unreadable(tmp_path, capfd):
     refused(code, err, path, "check its permissions")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may go everywhere")
+def test_in_a_folder_that_is_closed(tmp_path, capfd):
+    (tmp_path / "closed").mkdir()
+    path = tif(tmp_path / "closed")
+    path.parent.chmod(0)
+    try:
+        code, _, err = run(capfd, "info", path)
+    finally:
+        path.parent.chmod(0o755)
+    refused(code, err, path, "check the permissions of its folder")
+
+
 def test_the_broken_are_many():
     assert len(BROKEN) + len(ODD) >= 60
     assert reflectance().shape == (5, 48, 48)

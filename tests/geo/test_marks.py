@@ -228,6 +228,25 @@ def test_geojson_by_crs(tmp_path):
         assert mark.name in ("ship", "region1")
 
 
+def test_layers_of_a_geopackage(tmp_path):
+    """Of several it is not known which is meant; a table without geometry, as QGIS keeps its styles in, is none."""
+    import pyogrio
+
+    path, values = tmp_path / "a.gpkg", ([np.array(["x"], object)], np.array(["name"], object))
+
+    def add(layer, geometry, kind, append=True):
+        pyogrio.raw.write(path, geometry, *values, geometry_type=kind, crs="EPSG:32633", layer=layer, append=append)
+
+    shape = np.array([shapely.to_wkb(shapely.box(500100, 5599000, 500500, 5599600))], object)
+    add("fields", shape, "Polygon", append=False)
+    add("layer_styles", None, None)
+    (mark,), _ = place(read_prompts(path), UTM)
+    np.testing.assert_allclose(mark.bounds, (10, 40, 50, 100), atol=1e-6)
+    add("roads", shape, "Polygon")
+    with pytest.raises(UserError, match=r"holds 2 layers \(fields, roads\)"):
+        read_prompts(path)
+
+
 @pytest.mark.parametrize("suffix", [".gpkg", ".fgb", ".shp"])
 def test_other_vector_files(tmp_path, suffix):
     import pyogrio

@@ -104,4 +104,48 @@ def test_fill_values_of_floating_point(make_tif, fill, names, sensor):
     optical = load_pair(make_tif("a.tif", array, names=names), optical_sensor=sensor).optical
     assert not optical.valid[:10].any()
     assert optical.valid[10:].all()
-    np.testing.assert_allclose(optical.data[:, 10:], plain.data[:, 10:], atol=2 if sensor else 0)  # of 255: percentiles
+    np.testing.assert_allclose(optical.data[:, 10:], plain.data[:, 10:], atol=4 if sensor else 0)  # of 255: percentiles
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nothing"), [("uint16", 0), ("float32", 0), ("float32", np.nan), ("float32", -32768)]
+)
+def test_a_band_without_anything_in_it_is_none(make_tif, dtype, nothing):
+    """Its zeros would be a black channel of every pixel, or would make every pixel invalid."""
+    array = numbers(5, 100, 3000).astype(dtype) / (1 if dtype == "uint16" else np.float32(1e4))
+    array[3] = nothing
+    names = ["B02", "B03", "B04", "B08", "B8A"]
+    path = make_tif("a.tif", array.astype(dtype), names=names, nodata=nothing if nothing < 0 else None)
+    optical = load_pair(path, optical_bands=("B08", "B04")).optical
+    assert optical.stored == ("B8A", "B04")
+    assert optical.valid.all()
+    assert any("nothing but zeros and nodata is in them: B08" in note for note in optical.notes)
+    window = load_pair(path, optical_bands=("B08", "B04"), window=Window(3, 5, 20, 10)).optical
+    np.testing.assert_array_equal(window.data, optical.data[:, 5:15, 3:23])
+    found = describe(path)
+    assert found.facts["bands"] == ["B02", "B03", "B04", "B8A"]
+    assert found.facts["no_data_share"] == 0
+    with pytest.raises(UserError, match=r"no band 'B08'.* Nothing but zeros and nodata is in B08"):
+        load_pair(
+            make_tif("b.tif", array[:4].astype(dtype), names=names[:4], nodata=nothing if nothing < 0 else None),
+            optical_bands=("B08", "B04"),
+        )
+
+
+@pytest.mark.parametrize("nothing", [0, np.nan])
+def test_a_polarisation_without_anything_in_it_is_none(make_tif, nothing):
+    db = RNG.uniform(-20, -5, (2, 20, 20)).astype(np.float32)
+    db[1] = nothing
+    path = make_tif("a.tif", db, names=["VV", "VH"])
+    sar = load_pair(None, path, sar_bands=("VV", "VH")).sar
+    assert sar.bands == ("VV",)
+    assert sar.valid.all()
+    assert any("its channel is padded" in note for note in sar.notes)
+    assert describe(path).facts["bands"] == ["VV"]
+
+
+def test_a_picture_may_be_without_a_colour(make_tif):
+    array = numbers(3, 1, 255, dtype="uint8")
+    array[2] = 0
+    path = make_tif("a.tif", array)
+    assert load_pair(path, optical_bands=("B04", "B03", "B02"), optical_sensor="rgb8").optical.data.shape[0] == 3

@@ -17,6 +17,7 @@ from earthmind_jax.geo.describe import describe
 from earthmind_jax.geo.raster import read_raster
 from earthmind_jax.geo.told import Told
 
+RNG = np.random.default_rng(4)
 LAND_COVER = np.repeat(np.repeat(np.random.default_rng(1).choice([1, 2, 6, 9], (1, 8, 8)), 9, 1), 9, 2)
 
 
@@ -90,6 +91,25 @@ def test_a_quality_band_is_told_beside_its_image(make_tif, name):
     assert describe(path).kind == "labels"
     with pytest.raises(UserError, match=r"looks like a label raster: a quality band"):
         load_images({"optical": path}, SensorConfig())
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "message"),
+    [
+        (RNG.normal(0, 1, (12, 40, 40)).astype(np.float32), "optical", "no bands, and .* hold numbers that are no ref"),
+        (RNG.integers(0, 50, (12, 40, 40)).astype(np.uint16), "optical", "numbers up to about 49: no scene of"),
+        (RNG.normal(15, 5, (13, 40, 40)).astype(np.int16), "optical", "no scene of Sentinel-2 is that dark"),
+        (RNG.normal(0, 1, (2, 40, 40)).astype(np.float32), "sar", "hardly backscatter in dB"),
+        (RNG.uniform(-0.6, 0.9, (2, 40, 40)).astype(np.float32), "sar", "hardly backscatter in dB"),
+    ],
+)
+def test_the_count_of_bands_alone_makes_no_sensor(make_tif, array, kind, message):
+    """Indices, counts and features of a network may have as many as Sentinel-1 or -2."""
+    path = make_tif("a.tif", array)
+    with pytest.raises(UserError, match=message):
+        describe(path)
+    with pytest.raises(UserError, match=message):
+        load_pair(*((path,) if kind == "optical" else (None, path)))
 
 
 def test_heights_and_temperatures_are_told_apart_by_the_caller(make_tif):

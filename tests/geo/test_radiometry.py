@@ -179,6 +179,15 @@ def test_scale_is_told_by_the_file(make_tif, tags, units, names, scale):
     np.testing.assert_allclose(raster.data, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("middle", "scale"), [(0.3, "amplitude"), (120.5, "dn")])
+def test_amplitude_by_the_names_of_snap(make_tif, middle, scale):
+    values = (RNG.gamma(4, middle / 4, (2, 40, 40)) + 0.01).astype(np.float32)
+    raster = calibrate(read_raster(make_tif("a.tif", values, names=["Amplitude_VV", "Amplitude_VH"])), "s1")
+    assert raster.decided["scale"] == scale
+    one = 1 if scale == "amplitude" else 500
+    np.testing.assert_allclose(raster.data[:, raster.valid], 20 * np.log10(values / one)[:, raster.valid], atol=1e-3)
+
+
 def test_scale_as_told_wins(make_tif):
     raster = read_raster(make_tif("a.tif", np.full((2, 8, 8), 0.5, np.float32), tags={"scale": "dB"}))
     np.testing.assert_allclose(to_db(raster, scale="linear").data, 10 * np.log10(0.5), atol=1e-5)

@@ -8,6 +8,7 @@ import rasterio
 from sensor_files import FINE, RNG, numbers, said
 
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo.contents import Wanted
 from earthmind_jax.geo.radiometry import SENSORS, calibrate
 from earthmind_jax.geo.raster import read_raster
 
@@ -92,6 +93,62 @@ def test_single_band_files_of_a_product(make_tif):
     for name in ("T32TQM_20230610T074621_B04_10m.jp2.tif", "T32TQM_20230610T074621_B8A_20m.tif"):
         raster = read_raster(make_tif(name.replace(".jp2", ""), numbers(1)))
         assert (raster.sensor, raster.bands[0] in name) == ("s2_l2a", True)
+
+
+def stacked(folder, files, across=1):
+    """A virtual raster as gdalbuildvrt -separate makes it: a nameless band of the first band of each file, or of the
+    files of several tiles (``across``)."""
+    text = f'<VRTDataset rasterXSize="{40 * across}" rasterYSize="40"><SRS>EPSG:32632</SRS>'
+    text += "<GeoTransform>500000, 10, 0, 5000000, 0, -10</GeoTransform>"
+    for number, start in enumerate(range(0, len(files), across), 1):
+        text += f'<VRTRasterBand dataType="UInt16" band="{number}">'
+        for column, file in enumerate(files[start : start + across]):
+            text += (
+                f'<ComplexSource><SourceFilename relativeToVRT="1">{file}</SourceFilename><SourceBand>1</SourceBand>'
+                f'<DstRect xOff="{40 * column}" yOff="0" xSize="40" ySize="40"/></ComplexSource>'
+            )
+        text += "</VRTRasterBand>"
+    (folder / "a.vrt").write_text(f"{text}</VRTDataset>")
+    return folder / "a.vrt"
+
+
+@pytest.mark.parametrize(
+    ("names", "sensor", "bands"),
+    [
+        (
+            [f"T32TQM_20230610T074621_{b}.tif" for b in ("B02", "B03", "B04", "B11", "B8A")],
+            "s2_l2a", ("B02", "B03", "B04", "B11", "B8A"),
+        ),
+        # twelve bands, as many as Level-2A has, and yet others
+        (
+            [f"T32TQM_20230610T074621_{b}_20m.tif" for b in
+             ("AOT", "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B11", "B12", "B8A", "WVP")],
+            "s2_l2a", ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B11", "B12", "B8A"),
+        ),
+        (
+            [f"LC08_L2SP_191028_20230610_20230615_02_T1_SR_B{n}.TIF" for n in (5, 4, 3)],
+            "landsat_l2", ("SR_B5", "SR_B4", "SR_B3"),
+        ),
+        ([f"HLS.L30.T32TQM.2023161T095801.v2.0.B0{n}.tif" for n in (4, 5)], "reflectance", ("red", "nir08")),
+        (["one.tif", "two.tif", "three.tif"], None, ("band_1", "band_2", "band_3")),
+    ],
+)  # fmt: skip
+def test_bands_of_a_virtual_raster_are_named_after_its_files(make_tif, tmp_path, names, sensor, bands):
+    for number, name in enumerate(names):
+        make_tif(name, numbers(1) + number)
+    raster = read_raster(stacked(tmp_path, names))
+    assert (raster.sensor, raster.bands) == (sensor, bands)
+    told = read_raster(tmp_path / "a.vrt", Wanted(names=tuple(f"x{i}" for i in range(len(names)))))
+    assert told.bands == tuple(f"x{i}" for i in range(len(names)))
+
+
+def test_bands_of_a_virtual_mosaic(make_tif, tmp_path):
+    files = [f"T32T{tile}_20230610T074621_{band}.tif" for band in ("B04", "B03", "B02") for tile in ("PM", "QM")]
+    for name in files:
+        make_tif(name, numbers(1))
+    assert read_raster(stacked(tmp_path, files, across=2)).bands == ("B04", "B03", "B02")
+    for nameless in ([files[i] for i in (0, 2, 1, 3, 4, 5)], [files[0]] * 6):
+        assert read_raster(stacked(tmp_path, nameless, across=2)).bands[0] == "band_1"
 
 
 def test_registry_is_whole(make_tif):

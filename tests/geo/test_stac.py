@@ -115,6 +115,31 @@ def test_every_grid(tmp_path, grid_case):
     assert item["properties"]["proj:code"] == crs
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform", "shape", "bbox"),
+    [
+        ("EPSG:4326", from_origin(-180, 90, 1, 1), (180, 360), [-180, -90, 180, 90]),
+        ("EPSG:4326", from_origin(0, 90, 1, 1), (180, 360), [-180, -90, 180, 90]),
+        ("EPSG:4326", from_origin(-180, 90, 1, 1), (90, 360), [-180, 0, 180, 90]),
+        ("EPSG:4326", from_origin(100, 50, 1, 1), (90, 200), [100, -40, -60, 50]),
+        ("EPSG:4326", from_origin(-100, 50, 1, 1), (90, 195), [-100, -40, 95, 50]),
+        ("EPSG:3857", from_origin(-20037508.3427, 1e7, 100187.541714, 1e5), (200, 400), None),
+    ],
+)
+def test_more_than_half_way_round_the_world(tmp_path, crs, transform, shape, bbox):
+    grid = Grid(transform, CRS.from_user_input(crs), *shape, name="world")
+    write_mask_cog(tmp_path / "mask.tif", np.ones(shape, bool), transform, crs)
+    item = stac.stac_item("world", grid, {"mask": tmp_path / "mask.tif"}, tmp_path, software={})
+    footprint = shapely.from_geojson(json.dumps(item["geometry"]))
+    assert footprint.is_valid
+    west, south, east, north = item["bbox"]
+    if bbox is not None:
+        assert item["bbox"] == pytest.approx(bbox, abs=1e-6)
+    turn = east - west if east > west else 360 + east - west
+    assert turn == pytest.approx(min(360, shape[1]), abs=1e-3)
+    assert footprint.area == pytest.approx(turn * (north - south), rel=1e-6)
+
+
 def test_the_antimeridian_is_cut(tmp_path):
     grid = Grid(from_origin(179.995, 10.0, 0.0001, 0.0001), CRS.from_epsg(4326), 100, 150)
     item = check(stac_item("one", grid, {}, tmp_path))

@@ -274,3 +274,15 @@ def test_around_a_pole(name, crs):
     assert total == pytest.approx(mask.sum() * grid.gsd**2, rel=0.01)
     back = rasterise(collection, grid) > 0
     assert (back & mask).sum() / (back | mask).sum() > 0.999
+
+
+def test_areas_on_the_other_side_of_the_earth():
+    """The projection round the middle of the image has no place for it."""
+    mask = np.zeros((180, 360), np.uint8)
+    mask[60:70, 5:30] = mask[150:] = 1
+    features = polygons(mask, from_origin(-180, 90, 1, 1), "EPSG:4326")["features"]
+    radius = 6371007.18  # of the sphere of the same area as WGS84's
+    steps = np.radians([30, 20])
+    box = radius**2 * np.radians(25) * -np.diff(np.sin(steps))[0]
+    cap = 2 * np.pi * radius**2 * (1 - np.sin(np.radians(60)))
+    assert [f["properties"]["area_m2"] for f in features] == pytest.approx([box, cap], rel=0.01)

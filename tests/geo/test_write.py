@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -134,6 +136,13 @@ def test_bad_requests(tmp_path, name, mask, crs, message):
         write_mask_cog(tmp_path / name, mask, HERE, crs)
     assert str(error.value).endswith(".")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif is no regular file"):
+        write_mask_cog(tmp_path / "a.tif", np.ones((4, 4), bool), HERE, "EPSG:32632")
+    assert stat.S_ISFIFO((tmp_path / "a.tif").stat().st_mode)
 
 
 def test_band_names_must_fit(tmp_path):
