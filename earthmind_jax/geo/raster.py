@@ -186,7 +186,8 @@ def _chosen(scene: Contents, wanted: Wanted, dataset: rasterio.DatasetReader) ->
 
 def nothing_valid(raster: Raster) -> UserError:
     """The sentence for an image without a single measurement."""
-    return UserError(f"{raster.path} has no valid pixel: all are nodata ({raster.nodata}), masked or not a number.")
+    nodata = "never written" if raster.nodata is None else f"nodata ({raster.nodata})"
+    return UserError(f"{raster.path} has no valid pixel: all are {nodata}, masked or not a number.")
 
 
 def require_georeference(raster: Raster, purpose: str = "a map") -> CRS:

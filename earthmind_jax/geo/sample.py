@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio.enums import Interleaving
 from rasterio.windows import Window
 
 from earthmind_jax.geo.opening import open_raster, read_masks, read_values
@@ -17,6 +19,7 @@ from earthmind_jax.geo.quality import quality_valid
 
 LARGEST = 1e6  # beyond it a stored number is a fill value (NetCDF's is 9.97e36) and no measurement
 SAMPLE_SIDE = 512  # rows and columns at most
+SPARSE = 0.001  # of what it declares, below which a file may lack most of its blocks: the best compression leaves more
 CACHED_VALUES = 2**26  # of one row of blocks that GDAL is to keep while it is sampled
 
 
@@ -115,15 +118,40 @@ def _decimated(
     )
     block = dataset.block_shapes[0]
     chunk = block[1] * max(1, CACHED_VALUES // (block[0] * block[1] * len(indexes)))
+    sparse = _is_sparse(dataset, len(indexes))
     for first, last in _runs(rows // block[0]):
+        row = rows[first] // block[0]
+        written = _written(dataset, indexes, row)[columns // block[1]] if sparse else np.ones(len(columns), bool)
+        values[:, first:last], valid[:, first:last] = 0, False
         for left in range(0, dataset.width, chunk):
             inside = slice(*np.searchsorted(columns, (left, left + chunk)))
+            if not written[inside].any():
+                continue
             for i in range(first, last):
                 window = Window(left, rows[i], min(chunk, dataset.width - left), 1)
                 picked = columns[inside] - left
                 values[:, i, inside] = read_values(dataset, indexes, "float32", window=window)[:, 0, picked]
-                valid[:, i, inside] = read_masks(dataset, indexes, indexes, window=window)[:, 0, picked]
+                seen = read_masks(dataset, indexes, indexes, window=window)[:, 0, picked]
+                valid[:, i, inside] = seen & written[inside]
     return values, valid
+
+
+def _is_sparse(dataset: rasterio.DatasetReader, count: int) -> bool:
+    """Whether a GeoTIFF is so much smaller than what it declares that most of it can never have been written."""
+    try:
+        size = os.stat(dataset.name).st_size
+    except OSError:  # within an archive
+        return False
+    declared = dataset.height * dataset.width * count * np.dtype(dataset.dtypes[0]).itemsize
+    return dataset.driver == "GTiff" and size < SPARSE * declared
+
+
+def _written(dataset: rasterio.DatasetReader, indexes: list[int], row: int) -> np.ndarray:
+    """bool for each block in a row of blocks: whether the file has it. What it lacks GDAL fills, which takes long."""
+    count = -(-dataset.width // dataset.block_shapes[0][1])
+    indexes = indexes[:1] if dataset.interleaving is Interleaving.pixel else indexes  # which has blocks for all bands
+    names = [f"BLOCK_OFFSET_{block}_{row}" for block in range(count)]
+    return np.array([any(dataset.get_tag_item(name, "TIFF", bidx=index) for index in indexes) for name in names])
 
 
 def _runs(numbers: np.ndarray) -> list[tuple[int, int]]:

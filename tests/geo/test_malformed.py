@@ -34,7 +34,6 @@ NO_PLACE = {"png_with_alpha", "animated"}  # pictures
 # What info describes although nothing can be made of it: labels, a picture, another sensor, no place on the map.
 DESCRIBED = {
     "palette", "png_of_16_bits", "unknown_names", "no_names", "missing_band", "no_crs", "identity_transform",
-    "huge_size_little_data",
 }  # fmt: skip
 
 

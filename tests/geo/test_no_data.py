@@ -11,6 +11,7 @@ from sensor_files import FINE, RNG, TRUE_COLOUR, numbers
 
 from earthmind_jax.data.read import load_images
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo import sample
 from earthmind_jax.geo.align import load_pair
 from earthmind_jax.geo.describe import describe
 from earthmind_jax.geo.radiometry import calibrate
@@ -149,3 +150,42 @@ def test_a_picture_may_be_without_a_colour(make_tif):
     array[2] = 0
     path = make_tif("a.tif", array)
     assert load_pair(path, optical_bands=("B04", "B03", "B02"), optical_sensor="rgb8").optical.data.shape[0] == 3
+
+
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_blocks_that_were_never_written(tmp_path, monkeypatch, interleave):
+    """A file that declares 40 times more than a whole tile of Sentinel-2 and holds next to nothing is known at once."""
+    side, block = 60000, 512
+    profile = {
+        "driver": "GTiff", "width": side, "height": side, "count": 12, "dtype": "uint16", "interleave": interleave,
+        "tiled": True, "blockxsize": block, "blockysize": block, "compress": "deflate", "BIGTIFF": "YES",
+        "SPARSE_OK": True, "crs": "EPSG:32632", "transform": Affine(10, 0, 500000, 0, -10, 5000000),
+    }  # fmt: skip
+    names = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+    for name, written in (("empty.tif", False), ("part.tif", True)):
+        with rasterio.open(tmp_path / name, "w", **profile) as file:
+            file.descriptions = names
+            if written:
+                part = RNG.integers(500, 4000, (12, 2 * block, 2 * block)).astype(np.uint16)
+                file.write(part, window=Window(5 * block, 7 * block, 2 * block, 2 * block))
+    read = []
+
+    def counted(*given, **options):
+        read.append(given)
+        return read_values(*given, **options)
+
+    read_values = sample.read_values
+    monkeypatch.setattr(sample, "read_values", counted)
+    with pytest.raises(UserError, match=r"empty\.tif has no valid pixel: all are never written"):
+        describe(tmp_path / "empty.tif")
+    assert not read
+    with rasterio.open(tmp_path / "part.tif") as file:
+        seen = sample.file_sample(file.name, tuple(range(1, 13)), tuple(names), None, None)
+    assert 0 < len(read) < 20
+    centres = ((np.arange(sample.SAMPLE_SIDE) + 0.5) * side / sample.SAMPLE_SIDE).astype(int)
+    rows, columns = (centres - first * block for first in (7, 5))
+    rows_in, columns_in = ((at >= 0) & (at < 2 * block) for at in (rows, columns))
+    np.testing.assert_array_equal(seen.valid, rows_in[:, None] & columns_in)
+    np.testing.assert_array_equal(
+        seen.values[:, rows_in][:, :, columns_in], part[:, rows[rows_in]][:, :, columns[columns_in]]
+    )
