@@ -89,7 +89,7 @@ def percentiles(
     return float(first), float(second)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)  # the files of a series, each of which is asked for in every strip
 def file_sample(
     path: str, indexes: tuple[int, ...], bands: tuple[str, ...], quality: tuple[int, str] | None, stamp: Any
 ) -> SceneSample:

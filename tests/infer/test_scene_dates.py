@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 
 import numpy as np
 import pyogrio
@@ -19,6 +20,7 @@ from earthmind_jax.config import SensorConfig
 from earthmind_jax.data.dates import load_dates
 from earthmind_jax.data.encode import sensor_frames
 from earthmind_jax.errors import UserError
+from earthmind_jax.geo import sample
 from earthmind_jax.geo.told import Told
 from earthmind_jax.infer import scene_read
 from earthmind_jax.infer.predictor import EarthMind
@@ -196,6 +198,25 @@ def test_parts_of_every_date_are_read_as_the_whole_is(series, folder):
             np.testing.assert_array_equal(seen, known[cut])
             np.testing.assert_array_equal(valid, known[cut])
             assert np.abs(got.astype(int) - frames[:, cut]).max() <= 1
+
+
+def test_each_file_of_a_series_is_sampled_once(tmp_path, monkeypatch):
+    """Decisions about a scene rest on a look at all of it, which no strip of it repeats."""
+    pair = scenes.write(tmp_path, "pair", SIZE)
+    dates = {name: [tmp_path / f"{name}_{day}.tif" for day in DAYS[:5]] for name in pair}
+    for name, paths in dates.items():
+        for path in paths:
+            shutil.copy(pair[name], path)
+    taken, decimated = [], sample._decimated
+
+    def counted(dataset, *given):
+        taken.append(dataset.name)
+        return decimated(dataset, *given)
+
+    monkeypatch.setattr(sample, "_decimated", counted)
+    reader = SceneReader(dates, scenes.model().config.sensors)
+    assert len(list(reader.rows(iter([(0, 20), (13, SIZE[0])])))) == 2
+    assert sorted(taken) == sorted(str(path) for paths in dates.values() for path in paths)
 
 
 def test_what_cannot_be_drawn(series, tmp_path):
