@@ -5,7 +5,6 @@ They are decoded to bool [height width].
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from earthmind_jax.errors import UserError
 
@@ -150,34 +149,17 @@ def draw_polygons(polygons: Sequence[Any], shape: tuple[int, int], where: str = 
     They cover the pixels whose centres they hold, so that a box of 4 x 2 is 8 pixels, as for COCO's own tools; where
     none holds a centre, those that they pass through.
     """
-    covered = np.zeros(shape, bool)
+    from earthmind_jax.geo.burn import covered
+
+    shapes = []
     for polygon in polygons:
         good = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
         if not good or not all(isinstance(v, int | float) and abs(v) < 1e9 for v in polygon):
             shown = _SHORT.repr(polygon)
             raise UserError(f"{where}: a polygon is a list of at least three points x1, y1, x2, y2, ..., not {shown}.")
-        _fill(covered, np.asarray(polygon, np.float64).reshape(-1, 2))
-    if covered.any():
-        return covered
-    canvas = Image.new("1", (shape[1], shape[0]))
-    for polygon in polygons:
-        ImageDraw.Draw(canvas).polygon([math.floor(v) for v in polygon], fill=1)
-    return np.asarray(canvas)
-
-
-def _fill(covered: Mask, corners: np.ndarray) -> None:
-    """Marks the pixels whose centres lie in a polygon: those with an odd number of its edges on their left."""
-    rows, columns = covered.shape
-    ends = np.array([corners[:, 1].min(), corners[:, 1].max()])
-    first, last = np.clip(np.ceil(ends - 0.5), 0, rows).astype(int)
-    crossed = np.zeros((last - first, columns + 1), bool)
-    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        top, bottom = np.clip(np.ceil(np.sort([y1, y2]) - 0.5), first, last).astype(int)
-        if top < bottom:
-            row = np.arange(top, bottom)
-            x = x1 + (row + 0.5 - y1) * ((x2 - x1) / (y2 - y1))
-            crossed[row - first, np.clip(np.ceil(x - 0.5), 0, columns).astype(int)] ^= True
-    covered[first:last] |= np.logical_xor.accumulate(crossed[:, :-1], axis=1)
+        corners = list(zip(polygon[::2], polygon[1::2], strict=True))
+        shapes.append({"type": "Polygon", "coordinates": [[*corners, corners[0]]]})
+    return covered(shapes, shape)
 
 
 MARKS = ("box", "points", "line")

@@ -18,7 +18,7 @@ from shapely.geometry.base import BaseGeometry
 
 from earthmind_jax.errors import UserError
 from earthmind_jax.geo.bend import Misplaced, check_valid, to_pixels
-from earthmind_jax.geo.burn import burn
+from earthmind_jax.geo.burn import burn, covered
 from earthmind_jax.geo.grid import Grid, known_crs, require_map
 from earthmind_jax.geo.prompts import Prompt
 
@@ -71,7 +71,7 @@ class Mark:
         where there are neither."""
         inside = None if self.mask is None else self.mask.copy()
         if self.area is not None:
-            drawn = draw(self.area, self.shape)
+            drawn = covered([self.area], self.shape)
             inside = drawn if inside is None else inside | drawn
         return inside
 
@@ -81,7 +81,7 @@ class Mark:
         drawn = self.drawn()
         inside = np.zeros(self.shape, bool) if drawn is None else drawn
         if self.box is not None:
-            inside |= draw(shapely.box(*self.box), self.shape)
+            inside |= covered([shapely.box(*self.box)], self.shape)
         own = [*map(shapely.Point, self.points[self.labels == 1]), *self.lines]
         return inside | touched(own, self.shape, cells) if own else inside
 
@@ -118,15 +118,6 @@ class Mark:
         there = any(part is not None for part in (box, area, mask)) or lines or (self.labels[inside] == 1).any()
         points = self.points[inside] - (left, top)
         return Mark(self.name, shape, points, self.labels[inside], lines, box, area, mask) if there else None
-
-
-def draw(geometry: BaseGeometry, shape: tuple[int, int]) -> np.ndarray:
-    """bool [H W]: pixels whose centre lies in a geometry; those that it touches where there are none."""
-    for touching in (False, True):
-        drawn = burn([(geometry, 1)], shape, all_touched=touching)
-        if drawn.any():
-            break
-    return drawn.astype(bool)
 
 
 def touched(geometries: Iterable[BaseGeometry], shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
