@@ -75,7 +75,7 @@ def to_db(
         notes.append(f"numbers x {own[0]:g} {own[1]:+g} ({whose})")
     scale, reason = sar_scale(raster, sample, scale)
     notes.append(f"SAR scale {scale}: {reason}")
-    if any("names no bands" in note for note in raster.notes):
+    if raster.nameless:
         require_order(sample, scale, raster.path or raster.name)
     one: float | SceneCalibration = 1.0
     if scale == "dn":

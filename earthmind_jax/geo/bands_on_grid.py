@@ -76,6 +76,11 @@ class Raster:
         return os.path.basename(self.path) or "the image"
 
     @property
+    def nameless(self) -> bool:
+        """Whether the file names no bands, so that their count alone says what they are."""
+        return any("names no bands" in note for note in self.notes)
+
+    @property
     def georeferenced(self) -> bool:
         return self.crs is not None and not self.transform.almost_equals(Affine.identity())
 

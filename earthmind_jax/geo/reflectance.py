@@ -64,15 +64,14 @@ def to_reflectance(raster: Raster, *, offset: float | None = None) -> Raster:
     require_measured(raster)
     digital, scaled = np.asarray(raster.data, np.float32), _scaled(raster)
     sample = sample_between(raster.scene_sample(), -LARGEST, LARGEST)
-    nameless = any("names no bands" in note for note in raster.notes)
     if scaled is None and raster.dtype.startswith("float") and is_reflectance(sample.known[0]):
         notes = [ALREADY]
-        if nameless:
+        if raster.nameless:
             _require_possible(sample, raster.path or raster.name)
         return raster.calibrated(digital, raster.valid & ~_fill(raster, digital, 1.0, notes), "reflectance", notes)
     sample = sample_between(sample, *(bound / (scaled[0][0] if scaled else 1 / QUANTIFICATION) for bound in POSSIBLE))
     _require_numbers(raster, sample, scaled)
-    if nameless:
+    if raster.nameless:
         _require_order(sample, raster.path or raster.name)
     scale, quantity_note = scaled[0] if scaled else _quantification(raster)
     if offset is not None:

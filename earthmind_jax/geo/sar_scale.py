@@ -63,7 +63,7 @@ def sar_scale(raster: Raster, sample: SceneSample, told: str | None) -> tuple[st
             "itself (Raw, as 32-bit numbers)."
         )
     scale, reason = _detect_sar_scale(sample, raster.path or raster.name)
-    if scale == "dB" and any("names no bands" in note for note in raster.notes):
+    if scale == "dB" and raster.nameless:
         _require_backscatter(sample, raster.path or raster.name)
     return scale, reason
 

@@ -3,7 +3,7 @@ pointed at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -132,23 +132,30 @@ def _windowed_together(
         seer = WindowModel(model.engine, filled, side, views, max_new=max_new, whole=True)
         canvas = Blend(shape, len(group) * dates)
         said = [""] * len(group)
-        for first in range(0, len(places), seer.batch_size):
-            batch = places[first : first + seer.batch_size]
-            drawn = seer(seer.stack([seer.window(frames.window(*place)) for place in batch]))
-            for i, place in enumerate(batch):
-                canvas.add(place, drawn.probability[i, ..., : len(group) * dates])
-                if start == 0:
-                    looked = drawn.weights[i, ..., 0]
-                    weights = stretched(looked, drawn.probability.shape[1:3])
-                    fusion.add(place, weights, weights.sum(-1) > 0)
-                for k in range(len(group)):
-                    if drawn.found[i, k] or not said[k]:
-                        said[k] = drawn.texts[i * seer.count + k]
+        for place, probability, looked, words, found in _looks(seer, frames, places):
+            canvas.add(place, probability[..., : len(group) * dates])
+            said = [text if drew or not old else old for old, text, drew in zip(said, words, found, strict=False)]
+            if start == 0:
+                weights, overview = stretched(looked, seer.shape), looked
+                fusion.add(place, weights, weights.sum(-1) > 0)
         texts += said
         for k in range(len(group)):
             probability = canvas.mean(channels=slice(k * dates, (k + 1) * dates))
             masks.append(dated_masks(np.moveaxis(probability, -1, 0), images))
-    return masks, texts, fusion.mean() if large else looked
+    return masks, texts, fusion.mean() if large else overview
+
+
+def _looks(
+    seer: WindowModel, frames: Rows, places: Sequence[tuple[slice, slice]]
+) -> Iterator[tuple[tuple[slice, slice], np.ndarray, np.ndarray, list[str], np.ndarray]]:
+    """Each window of a scene with what the model draws there: probability [h w K*D], the fusion weights [n n 2] of the
+    first question, the K answers, and which of them have a ``[SEG]``."""
+    for start in range(0, len(places), seer.batch_size):
+        batch = places[start : start + seer.batch_size]
+        drawn = seer(seer.stack([seer.window(frames.window(*place)) for place in batch]))
+        for i, place in enumerate(batch):
+            texts = drawn.texts[i * seer.count : (i + 1) * seer.count]
+            yield place, drawn.probability[i], drawn.weights[i, ..., 0], texts, drawn.found[i]
 
 
 def answer_of(

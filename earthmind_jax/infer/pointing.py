@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -169,11 +168,11 @@ def draw(
             else:
                 states = made.seg_states[:, :1].repeat(len(members), 1)
         logits = None if prompts is None else engine.masks(batch, fused, states, prompts)[0][0]
-        found: Iterable[np.ndarray] = repeat(np.zeros((dates, *part.shape), np.float32))
+        found: Iterable[np.ndarray] = np.zeros((len(members), dates, *part.shape), np.float32)
         if logits is not None:
             each = logits[:dates].swapaxes(0, 1) if logits.ndim == 4 else logits[:, None]
             found = upsample_each(each[: len(members)], part.shape)
-        for i, values in zip(members, found, strict=False):
+        for i, values in zip(members, found, strict=True):
             drawn[i] = paste(np.moveaxis(values, 0, -1).astype(np.float32), window, images.shape)
         weights = stretched(overview(token_grid(fused.weights)[0]), part.shape)
         fusion.add(window, weights, weights.sum(-1) > 0)

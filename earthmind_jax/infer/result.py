@@ -189,10 +189,8 @@ class Answer:
 
                 written.append(write_panel(self, place / "panel.png"))
             names = [*(path.name for path in written), ANSWER]
-            written.append(place / ANSWER)
-            answer = self.to_dict() | {"files": names}
             former = _files_of(directory / ANSWER)
-            write_text(written[-1], json.dumps(answer, indent=2, ensure_ascii=False))
+            write_text(place / ANSWER, json.dumps(self.to_dict() | {"files": names}, indent=2, ensure_ascii=False))
         with writing(directory):
             for name in former - set(names):
                 (directory / name).unlink(missing_ok=True)

@@ -78,9 +78,10 @@ def _numbers(path: Path) -> set[int]:
 def _values(root: Path, place: str, found: Element, thing: Element, key: str, region: bool) -> dict[str, Any]:
     image = picture(root, place, child_text(found, "filename"), (".jpg",))
     edges = [_number(thing, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
-    declared = [_number(found, f"size/{side}") for side in ("height", "width") if found.find("size") is not None]
-    shape = size(root, image, (declared[0], declared[1]) if declared else None)
-    outline, phrase = box(edges, shape), child_text(thing, "description")
+    declared = None
+    if found.find("size") is not None:
+        declared = _number(found, "size/height"), _number(found, "size/width")
+    outline, phrase = box(edges, size(root, image, declared)), child_text(thing, "description")
     turn: dict[str, Any] = {"question": DRAW_BOX.format(phrase), "answer": ANSWER, "mask": outline}
     if region:
         turn = {"question": DESCRIBE, "answer": phrase, "region": outline}
